@@ -1,0 +1,110 @@
+"""One block's attention as a criterion sees it, and the entropy of attention from queries and keys."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from entropatch.entropy import check_order, reference_attention_entropy, working_dtype
+
+
+def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = None) -> Tensor:
+    """Rényi entropy of each query's attention distribution over the keys, in nats.
+
+    p_i = softmax_j(scale · q_i·k_j) and H_α(p_i) = log(Σ_j p_ij^α) / (1 - α): Definitions 1 to 3 of arXiv 2604.03803.
+    To follow the paper pass the queries and keys of the patch tokens only, without class or register tokens.
+
+    Args:
+        q: queries (…, n, d), any floating dtype.
+        k: keys (…, m, d), same leading shape, width and device.
+        order: α in (0, ∞]; 1 is Shannon, `math.inf` the min-entropy.
+        scale: factor of the logits; 1/√d when None.
+
+    Returns:
+        Entropies (…, n) in nats, between 0 and log m; float32, or float64 for float64 input.
+
+    Raises:
+        ValueError: order ≤ 0 or NaN; shapes that do not fit; no keys.
+    """
+    order = check_order(order)
+    if q.ndim < 2 or k.ndim != q.ndim or q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(
+            "q and k must be (…, n, d) and (…, m, d) with the same leading shape and width, "
+            f"but got {tuple(q.shape)} and {tuple(k.shape)}."
+        )
+    if k.shape[-2] == 0:
+        raise ValueError(f"k must hold at least one key, but got shape {tuple(k.shape)}.")
+    return reference_attention_entropy(q, k, order, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+class BlockAttention:
+    """The attention of one block during one forward pass; a criterion asks it for what it needs.
+
+    What nobody asks for is never computed, so the block's own fused attention stays fused.
+
+    Attributes:
+        q, k, v: (batch, heads, tokens, head width), exactly as the model's own attention multiplies them: after
+            norm1, the projection, any q/k norm and any rotary embedding. Prefix tokens come first.
+        scale: factor of the logits; 1/√d unless the model says otherwise.
+        num_prefix_tokens: class, distillation and register tokens; never scored.
+        has_class_token: whether token 0 is a class token.
+        block: index of the block, 0-based.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        num_prefix_tokens: int = 0,
+        has_class_token: bool = False,
+        dropout: float = 0.0,
+        block: int = 0,
+    ):
+        self.q, self.k, self.v = q, k, v
+        self.scale = q.shape[-1] ** -0.5 if scale is None else scale
+        self.num_prefix_tokens = num_prefix_tokens
+        self.has_class_token = has_class_token
+        self.dropout = dropout
+        self.block = block
+        self._class_attention: Tensor | None = None
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens that are scored: all but the prefix tokens."""
+        return self.q.shape[2] - self.num_prefix_tokens
+
+    def entropy(self, order: float) -> Tensor:
+        """Entropy of each patch's attention over the patches, per head: (batch, heads, patches), in nats."""
+        patches = slice(self.num_prefix_tokens, None)
+        return attention_entropy(self.q[:, :, patches], self.k[:, :, patches], order, self.scale)
+
+    def class_attention(self) -> Tensor:
+        """The class token's attention weights on the patches, per head: (batch, heads, patches).
+
+        The softmax runs over all tokens, so a row sums to less than one. One row per head is computed, never n×n.
+        """
+        if not self.has_class_token:
+            raise ValueError("class_attention() needs a class token, but this model has none; use Renyi(order).")
+        if self._class_attention is not None and not torch.is_grad_enabled():
+            return self._class_attention
+        dtype = working_dtype(self.q)
+        with torch.autocast(self.q.device.type, enabled=False):
+            logits = (self.q[:, :, :1].to(dtype) * self.scale) @ self.k.to(dtype).transpose(-2, -1)
+        row = logits.softmax(-1)[:, :, 0, self.num_prefix_tokens :]
+        self._class_attention = row
+        return row
+
+    def matrix(self) -> Tensor:
+        """The whole attention matrix over all tokens: (batch, heads, tokens, tokens). Quadratic memory."""
+        dtype = working_dtype(self.q)
+        with torch.autocast(self.q.device.type, enabled=False):
+            logits = (self.q.to(dtype) * self.scale) @ self.k.to(dtype).transpose(-2, -1)
+        return logits.softmax(-1)
+
+    def output(self) -> Tensor:
+        """Attention output before the projection: (batch, heads, tokens, head width), by PyTorch's fused kernel."""
+        return F.scaled_dot_product_attention(self.q, self.k, self.v, dropout_p=self.dropout, scale=self.scale)

@@ -1,0 +1,25 @@
+"""The `entropatch` command: a thin shell over the library, one file per subcommand."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import typer
+
+app = typer.Typer(
+    name="entropatch",
+    help="Prune, compare and inspect Vision Transformers by attention entropy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# Each file of this package that holds a subcommand registers it on `app` when imported.
+COMMANDS: tuple[str, ...] = ()
+
+
+def main() -> None:
+    """Entry point of the `entropatch` command."""
+    for name in COMMANDS:
+        import_module(f"entropatch.cli.{name}")
+    app()

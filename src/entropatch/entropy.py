@@ -1,0 +1,128 @@
+"""Shannon and Rényi entropy of attention: the maths, in nats.
+
+Aizawa & Igaue 2026 ("Rényi Attention Entropy for Patch Pruning", arXiv 2604.03803), Definitions 1 to 3:
+
+    H_1(p)     = -Σ_j p_j log p_j                      Shannon, the limit order → 1
+    H_α(p)     = log(Σ_j p_j^α) / (1 - α)              Rényi, 0 < α < ∞, α ≠ 1
+    H_∞(p)     = -log max_j p_j                        min-entropy
+
+Everything is computed in float32, or in float64 for float64 input. These functions are the readable reference;
+`entropatch.kernels` holds faster twins of `reference_attention_entropy`, tested against it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Inside this distance from 1 the log1p/expm1 form is used; outside it, the two log-sum-exps. Both are accurate at
+# the border: the first needs |order - 1| small enough that p^(order - 1) of a representable p does not overflow, the
+# second divides its rounding error by |1 - order|.
+NEAR_ONE = 0.25
+
+
+def check_order(order: float) -> float:
+    """Return `order` as a float, or raise ValueError (order must lie in (0, ∞]) / TypeError (not a number)."""
+    if isinstance(order, bool) or not isinstance(order, (int, float)):
+        raise TypeError(f"order must be a real number in (0, inf], but got {order!r} of type {type(order).__name__}.")
+    value = float(order)
+    if math.isnan(value):
+        raise ValueError("order must be a number in (0, inf], but got NaN; use 1.0 for Shannon entropy.")
+    if value == 0:
+        raise ValueError(
+            "order must be greater than 0, but got 0: the entropy of order 0 counts the non-zero probabilities, which "
+            "a softmax never has any of, so it is log n for every patch and ranks nothing. Use a small positive order."
+        )
+    if value < 0:
+        raise ValueError(f"order must be greater than 0, but got {order!r}: Rényi entropy is defined for order > 0.")
+    return value
+
+
+def check_probabilities(probs: Tensor, dim: int) -> None:
+    """Raise ValueError unless `probs` is a floating tensor, non-negative, summing to one along `dim`."""
+    if not probs.is_floating_point():
+        raise TypeError(f"probs must be a floating-point tensor, but got {probs.dtype}; convert it with probs.float().")
+    if probs.numel() == 0 or torch.compiler.is_compiling():
+        return
+    wide = probs.detach().to(working_dtype(probs))
+    if not bool((wide >= 0).all()):
+        raise ValueError(f"probs must be non-negative, but the smallest value is {wide.min().item():g} (or NaN).")
+    # Rounding n probabilities to the input's precision moves their sum by at most about eps per unit of mass.
+    tolerance = max(1e-3, 4 * torch.finfo(probs.dtype).eps)
+    error = (wide.sum(dim) - 1).abs().max().item()
+    if not error <= tolerance:
+        raise ValueError(
+            f"probs must sum to 1 along dim={dim}, but a sum is off by {error:g} (allowed {tolerance:g}); "
+            "apply softmax first, or divide by the sum."
+        )
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype entropies are computed in: float64 for float64 input, float32 for everything else."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def renyi_entropy(probs: Tensor, order: float, dim: int = -1) -> Tensor:
+    """Rényi entropy of probability vectors, in nats.
+
+    H_α(p) = log(Σ_j p_j^α) / (1 - α), with its limits H_1 = -Σ p log p (Shannon) and H_∞ = -log max p.
+    0 ≤ H_α ≤ log n; H_α never increases with α. Definitions 2 and 3 of arXiv 2604.03803.
+
+    Args:
+        probs: probabilities, any shape, floating point; sums to one along `dim`.
+        order: α in (0, ∞]; `math.inf` gives the min-entropy. Orders next to 1 lose no precision.
+        dim: the dimension that sums to one.
+
+    Returns:
+        Entropies in nats, shaped as `probs` without `dim`; float32, or float64 for float64 input.
+
+    Raises:
+        ValueError: order ≤ 0 or NaN; negative probabilities; sums that are not one.
+        TypeError: `probs` is not floating point.
+    """
+    order = check_order(order)
+    check_probabilities(probs, dim)
+    return entropy_from_log_probs(probs.to(working_dtype(probs)).log(), order, dim)
+
+
+def entropy_from_logits(logits: Tensor, order: float, dim: int = -1) -> Tensor:
+    """Rényi entropy of softmax(logits) along `dim`, in nats, without leaving log space.
+
+    With LSE = log-sum-exp, H_α = (LSE(α x) - α LSE(x)) / (1 - α) and H_1 = LSE(x) - Σ p x.
+    Finite for logits of any finite size. Shapes, dtypes and errors as in `renyi_entropy`.
+    """
+    order = check_order(order)
+    return entropy_from_log_probs(torch.log_softmax(logits.to(working_dtype(logits)), dim), order, dim)
+
+
+def entropy_from_log_probs(log_probs: Tensor, order: float, dim: int = -1) -> Tensor:
+    """Rényi entropy of exp(log_probs) along `dim`, in nats; -inf stands for probability zero. `order` is checked."""
+    if math.isinf(order):
+        entropy = -log_probs.amax(dim)
+    elif order == 1.0:
+        entropy = -_expected(log_probs, log_probs, dim)
+    elif abs(order - 1) < NEAR_ONE:
+        # H = -log(1 + Σ p (p^t - 1)) / t with t = order - 1: every term has the same sign, so nothing cancels.
+        t = order - 1
+        entropy = -torch.log1p(_expected(log_probs, torch.expm1(t * log_probs), dim)) / t
+    else:
+        # Σ p^α may exceed float range for log_probs far below zero only downwards, which log-sum-exp handles.
+        entropy = torch.logsumexp(order * log_probs, dim) / (1 - order)
+    return entropy.clamp_min(0)
+
+
+def _expected(log_probs: Tensor, values: Tensor, dim: int) -> Tensor:
+    """Σ_j p_j values_j, where p = 0 contributes nothing whatever the value there (x log x → 0)."""
+    probs = log_probs.exp()
+    return (probs * values.masked_fill(probs == 0, 0)).sum(dim)
+
+
+def reference_attention_entropy(q: Tensor, k: Tensor, order: float, scale: float) -> Tensor:
+    """Entropy of each query's attention over the keys, forming the whole matrix: (…, n, d), (…, m, d) -> (…, n)."""
+    dtype = working_dtype(q)
+    # Autocast would turn the product back into half precision.
+    with torch.autocast(q.device.type, enabled=False):
+        logits = (q.to(dtype) * scale) @ k.to(dtype).transpose(-2, -1)
+    return entropy_from_logits(logits, order)

@@ -1,0 +1,264 @@
+"""`prune_` and `unprune_`: swapping the classes of a stock model's blocks, and swapping them back.
+
+Surgery changes the class of a model and of its blocks to a subclass that knows about pruning. No module is replaced,
+so parameters, buffers, hooks and state_dict keys stay as they were, and copies and pickles work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from entropatch.config import PruneConfig
+from entropatch.criteria import Criterion, Renyi
+from entropatch.surgery.errors import UnsupportedModelError
+from entropatch.surgery.stage import Decision, Stage
+
+if TYPE_CHECKING:
+    from entropatch.surgery.tracing import Trace
+
+ATTRIBUTE = "_entropatch"
+
+
+class Adapter(Protocol):
+    """What one model library's file offers to surgery. All functions take the model, stock or pruned."""
+
+    supported: str
+
+    def recognises(self, model: nn.Module) -> bool: ...
+    def blocks(self, model: nn.Module) -> list[nn.Module]: ...
+    def refuse_parts(self, model: nn.Module) -> None: ...
+    def refuse_setting(self, model: nn.Module, config: PruneConfig) -> None: ...
+    def swap(self, model: nn.Module) -> None: ...
+    def unswap(self, model: nn.Module) -> None: ...
+    def check_inputs(self, model: nn.Module) -> tuple[Tensor, dict[str, Any]]: ...
+    def stock_forward(self, block: nn.Module, x: Tensor, **inputs: Any) -> Tensor: ...
+    def split_forward(self, block: nn.Module, decision: Decision, x: Tensor, **inputs: Any) -> Tensor: ...
+    def num_prefix_tokens(self, model: nn.Module) -> int: ...
+    def has_class_token(self, model: nn.Module) -> bool: ...
+    def norm(self, model: nn.Module) -> nn.Module: ...
+
+
+@dataclass
+class Pruning:
+    """What a pruned model carries: its setting and its stages."""
+
+    config: PruneConfig
+    stages: list[Stage]
+    adapter: Adapter
+    num_prefix_tokens: int
+
+    def norm(self, model: nn.Module) -> nn.Module:
+        return self.adapter.norm(model)
+
+    @property
+    def recorder(self) -> Trace | None:
+        return self.stages[0].recorder
+
+    @property
+    def keeps_all(self) -> bool:
+        return all(stage.keep_rate == 1 for stage in self.stages)
+
+    @contextmanager
+    def listen(self, recorder: Trace) -> Iterator[None]:
+        """Let `recorder` hear every stage, and whoever listened before afterwards."""
+        before = self.recorder
+        self.set_recorder(recorder)
+        try:
+            yield
+        finally:
+            self.set_recorder(before)
+
+    def set_recorder(self, recorder: Trace | None) -> None:
+        for stage in self.stages:
+            stage.recorder = recorder
+
+
+def adapters() -> list[Adapter]:
+    """One adapter per model library that is installed."""
+    from entropatch.surgery.timm_vit import TimmAdapter
+
+    return [TimmAdapter()]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`'s wrapper."""
+    return getattr(model, "_orig_mod", model)
+
+
+def pruning_of(model: nn.Module) -> Pruning:
+    """What a pruned model carries. Raises ValueError for a model that is not pruned."""
+    pruning = getattr(model, ATTRIBUTE, None)
+    if not isinstance(pruning, Pruning):
+        raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
+    return pruning
+
+
+def pruning_config(model: nn.Module) -> PruneConfig:
+    """The setting a pruned model works with. Raises ValueError for a model that is not pruned."""
+    return pruning_of(unwrap(model)).config
+
+
+def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -> nn.Module:
+    """Prune patch tokens of a stock Vision Transformer inside its forward pass; in place.
+
+    In each pruning block, after the attention residual and before the second norm and MLP, the k = ceil(ρ·n) patches
+    with the highest importance stay, in raster order; prefix tokens always stay (arXiv 2604.03803). Parameters,
+    buffers and state_dict keys do not change. `keep_rate=1.0` gives the stock model's output exactly. On a model that
+    is pruned already only the setting changes: keywords replace the named fields, a config replaces all of them.
+
+    Every block that changes is first run once, keeping all, against its original on random tokens, and must agree.
+
+    Args:
+        model: a timm `VisionTransformer`, `VisionTransformerDistilled` or `Eva`; prune before `torch.compile`.
+        config: a complete setting; or None, and its fields as keywords.
+        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction); `order=2.0` is short for
+            `criterion=Renyi(order=2.0)`.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnsupportedModelError: the model, or a part of it, is not understood; it is left as it was.
+        ValueError, TypeError: the setting is out of range, or does not fit the model.
+    """
+    pruning = getattr(model, ATTRIBUTE, None)
+    config = _settle(config, fields, pruning.config if isinstance(pruning, Pruning) else PruneConfig())
+    adapter = pruning.adapter if isinstance(pruning, Pruning) else _find_adapter(model)
+    adapter.refuse_parts(model)
+    adapter.refuse_setting(model, config)
+    blocks = adapter.blocks(model)
+    stages = [
+        Stage(
+            block,
+            rate,
+            config.criterion,
+            config.reduction,
+            adapter.num_prefix_tokens(model),
+            adapter.has_class_token(model),
+        )
+        for block, rate in config.schedule(len(blocks)).items()
+    ]
+    if not isinstance(pruning, Pruning):
+        adapter.swap(model)
+    try:
+        _check_blocks(
+            model, adapter, [stage for stage in stages if getattr(blocks[stage.block], ATTRIBUTE, None) is None]
+        )
+    except Exception:
+        if not isinstance(pruning, Pruning):
+            adapter.unswap(model)
+        raise
+    for block in blocks:
+        block.__dict__.pop(ATTRIBUTE, None)
+    for stage in stages:
+        blocks[stage.block].__dict__[ATTRIBUTE] = stage
+    listener = pruning.recorder if isinstance(pruning, Pruning) else None
+    model.__dict__[ATTRIBUTE] = new = Pruning(config, stages, adapter, adapter.num_prefix_tokens(model))
+    new.set_recorder(listener)
+    return model
+
+
+def unprune_(model: nn.Module) -> nn.Module:
+    """The stock model again: same classes, parameters and state_dict; in place.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model is not pruned.
+    """
+    pruning = pruning_of(model)
+    for block in pruning.adapter.blocks(model):
+        block.__dict__.pop(ATTRIBUTE, None)
+    pruning.adapter.unswap(model)
+    del model.__dict__[ATTRIBUTE]
+    return model
+
+
+def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneConfig) -> PruneConfig:
+    """The setting meant by the arguments of `prune_`."""
+    if config is not None:
+        if not isinstance(config, PruneConfig):
+            raise TypeError(f"config must be a PruneConfig, but got {config!r}; name the field, as in keep_rate=0.7.")
+        if fields:
+            raise TypeError(f"give prune_ a config or its fields as keywords, not both; got {sorted(fields)} as well.")
+        return config
+    unknown = set(fields) - set(PruneConfig.__dataclass_fields__) - {"order"}
+    if unknown:
+        known = ", ".join([*PruneConfig.__dataclass_fields__, "order"])
+        raise TypeError(f"prune_ takes the fields {known}, but got {', '.join(sorted(unknown))}.")
+    if "order" in fields:
+        if "criterion" in fields:
+            raise TypeError("order=… is short for criterion=Renyi(order=…); give one of the two, not both.")
+        fields = {key: value for key, value in fields.items() if key != "order"} | {"criterion": Renyi(fields["order"])}
+    return dataclasses.replace(current, **fields)
+
+
+def _find_adapter(model: nn.Module) -> Adapter:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModelError("the model is compiled already; prune it first, then call torch.compile on it.")
+    known = adapters()
+    for adapter in known:
+        if adapter.recognises(model):
+            return adapter
+    kind = type(model)
+    wrapped = next(
+        (name for name, child in model.named_modules() if name and any(a.recognises(child) for a in known)), None
+    )
+    hint = f" It holds one as .{wrapped}: prune that." if wrapped else ""
+    supported = "; ".join(adapter.supported for adapter in known)
+    raise UnsupportedModelError(
+        f"{kind.__module__}.{kind.__qualname__} is not supported.{hint} Supported: {supported}."
+    )
+
+
+def _check_blocks(model: nn.Module, adapter: Adapter, stages: list[Stage]) -> None:
+    """Run every newly changed block once, keep-all, against its original on random tokens."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            x, inputs = adapter.check_inputs(model)
+            if x.is_meta:  # there are no values to compare
+                return
+            blocks = adapter.blocks(model)
+            for stage in stages:
+                _check_block(blocks[stage.block], stage, adapter, x, inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _check_block(block: nn.Module, stage: Stage, adapter: Adapter, x: Tensor, inputs: dict[str, Any]) -> None:
+    n = x.shape[1] - stage.num_prefix_tokens
+    # Never score here: the criterion may be slow or stateful, and what is checked is the block.
+    decision = Decision(dataclasses.replace(stage, criterion=_KeepAll()), n, n, stock_attention=False)
+    expected = adapter.stock_forward(block, x, **inputs)
+    got = adapter.split_forward(block, decision, x, **inputs)
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(x.dtype, 64 * torch.finfo(x.dtype).eps)
+    # The residual stream x itself agrees trivially, so errors are measured against what the block added to it.
+    error = (got - expected).abs().max().item()
+    size = (expected - x).abs().max().item()
+    if not error <= tolerance * max(size, 1e-6) + torch.finfo(x.dtype).eps * x.abs().max().item() * 8:
+        raise UnsupportedModelError(
+            f"block {stage.block} ({type(block).__mro__[1].__name__}) does not behave as entropatch expects: split at "
+            f"its middle it differs from the original by {error:g} where it adds up to {size:g} (dtype {x.dtype}). "
+            "A part of it was changed or this version of the model library computes it differently."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _KeepAll(Criterion):
+    """Every patch alike; only for the check at surgery."""
+
+    def importance(self, attention: Any) -> Tensor:
+        return attention.q.new_zeros(attention.q.shape[0], attention.num_patches)
