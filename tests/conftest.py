@@ -1,0 +1,20 @@
+"""Settings shared by all tests."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Wall-clock limits per example make a busy machine fail; `CI` replays the same examples on every run.
+settings.register_profile("entropatch", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "entropatch")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same random numbers, alone or in company."""
+    torch.manual_seed(0)

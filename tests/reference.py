@@ -1,0 +1,166 @@
+"""Slow twins of entropatch in float64: plain loops over one image, written from the definitions, none of its code.
+
+Exponentials, logarithms and powers are taken with 60 decimal digits where cancellation or overflow would spoil float64,
+so a twin is right for every order, next to 1 too, and for logits of any size.
+
+Shapes are those of one image: q, k, v (heads, tokens, d), x (tokens, width); prefix tokens come first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
+from fractions import Fraction
+
+import numpy as np
+
+Row = Sequence[float]
+FUSED = -1  # stands for a fused token in lists of original patch numbers
+
+_DIGITS = Context(prec=60, Emax=MAX_EMAX, Emin=MIN_EMIN)
+
+
+# --- entropy of one row ------------------------------------------------------------------------------------------
+
+
+def renyi_entropy(probs: Row, order: float) -> float:
+    """H_α(p) in nats, by its definition; p is divided by its sum first."""
+    with localcontext(_DIGITS):
+        weights = [Decimal(float(p)) for p in probs if p > 0]
+        total = sum(weights)
+        return float(_entropy([(w / total).ln() for w in weights], order))
+
+
+def entropy_of_logits(logits: Row, order: float) -> float:
+    """H_α(softmax(logits)) in nats; no logit is too large or too small."""
+    with localcontext(_DIGITS):
+        values = [Decimal(float(x)) for x in logits]
+        log_total = sum((x - max(values)).exp() for x in values).ln() + max(values)
+        return float(_entropy([x - log_total for x in values], order))
+
+
+def _entropy(log_probs: list[Decimal], order: float) -> Decimal:
+    top = max(log_probs)
+    if order == math.inf:
+        return -top
+    if order == 1:
+        return -sum((x.exp() * x for x in log_probs), Decimal(0))
+    alpha = Decimal(float(order))
+    # Σ p^α with max p^α drawn out. 60 digits leave 40 after the 16 that dividing by 1 - α costs at worst.
+    log_power_sum = alpha * top + sum((alpha * (x - top)).exp() for x in log_probs).ln()
+    return log_power_sum / (1 - alpha)
+
+
+def softmax(logits: Row) -> list[float]:
+    top = max(logits)
+    weights = [math.exp(x - top) for x in logits]
+    total = math.fsum(weights)
+    return [w / total for w in weights]
+
+
+# --- attention of one image --------------------------------------------------------------------------------------
+
+
+def attention_logits(q: np.ndarray, k: np.ndarray, scale: float) -> list[list[float]]:
+    """scale · q_i·k_j of one head: (n, d), (m, d) -> n rows of m."""
+    return [[scale * math.fsum(float(a) * float(b) for a, b in zip(qi, kj, strict=True)) for kj in k] for qi in q]
+
+
+def attention_entropies(q: np.ndarray, k: np.ndarray, order: float, scale: float) -> list[float]:
+    """Entropy of each query's attention over the keys of one head: (n, d), (m, d) -> n values."""
+    return [entropy_of_logits(row, order) for row in attention_logits(q, k, scale)]
+
+
+def patch_attention(q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int) -> list[list[list[float]]]:
+    """Definition 1: per head, each patch's attention over the patches, prefix tokens being neither query nor key."""
+    return [
+        [softmax(row) for row in attention_logits(qh[num_prefix:], kh[num_prefix:], scale)]
+        for qh, kh in zip(q, k, strict=True)
+    ]
+
+
+def patch_entropies(q: np.ndarray, k: np.ndarray, order: float, scale: float, num_prefix: int) -> list[list[float]]:
+    """Entropy of each patch per head: (heads, patches)."""
+    return [attention_entropies(qh[num_prefix:], kh[num_prefix:], order, scale) for qh, kh in zip(q, k, strict=True)]
+
+
+def full_attention(q: np.ndarray, k: np.ndarray, scale: float) -> list[list[list[float]]]:
+    """Softmaxed attention over all tokens, per head."""
+    return [[softmax(row) for row in attention_logits(qh, kh, scale)] for qh, kh in zip(q, k, strict=True)]
+
+
+def class_attention(q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int) -> list[list[float]]:
+    """EViT's row: token 0's attention, softmaxed over all tokens, on each patch, per head."""
+    return [softmax(attention_logits(qh[:1], kh, scale)[0])[num_prefix:] for qh, kh in zip(q, k, strict=True)]
+
+
+def mean_over_heads(per_head: Sequence[Row]) -> list[float]:
+    return [math.fsum(values) / len(values) for values in zip(*per_head, strict=True)]
+
+
+def renyi_importance(q: np.ndarray, k: np.ndarray, order: float, scale: float, num_prefix: int) -> list[float]:
+    """Low entropy = keep: minus the mean over heads of each head's entropy."""
+    return [-entropy for entropy in mean_over_heads(patch_entropies(q, k, order, scale, num_prefix))]
+
+
+def evit_importance(q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int) -> list[float]:
+    return mean_over_heads(class_attention(q, k, scale, num_prefix))
+
+
+# --- choosing and reducing ---------------------------------------------------------------------------------------
+
+
+def kept_count(keep_rate: float, n: int) -> int:
+    """k = ceil(ρ · n) for the decimal that was written, in exact fractions."""
+    return math.ceil(Fraction(str(keep_rate)) * n)
+
+
+def kept_places(scores: Row, k: int) -> list[int]:
+    """Places of the k highest scores in raster order; of equal scores the lower place wins."""
+    winners: set[int] = set()
+    for _ in range(k):
+        best = None
+        for place, score in enumerate(scores):
+            if place not in winners and (best is None or score > scores[best]):
+                best = place
+        assert best is not None
+        winners.add(best)
+    return [place for place in range(len(scores)) if place in winners]
+
+
+def kept_originals(
+    scores_of: Callable[[int, list[int]], Row], n: int, keep_rates: Sequence[float], fuse: bool = False
+) -> list[list[int]]:
+    """Original patch numbers kept after each stage; an earlier fused token that is kept appears as `FUSED`.
+
+    `scores_of(stage, present)` scores the tokens present at a stage, given by their original numbers. As in EViT the
+    fused token stands last, counts towards n, competes like any patch, and is not made when all are kept.
+    """
+    present, stages = list(range(n)), []
+    for stage, rate in enumerate(keep_rates):
+        k = kept_count(rate, len(present))
+        kept = [present[place] for place in kept_places(scores_of(stage, present), k)]
+        stages.append(kept)
+        present = [*kept, FUSED] if fuse and k < len(present) else list(kept)
+    return stages
+
+
+def dropped(x: np.ndarray, kept: Sequence[int], num_prefix: int) -> np.ndarray:
+    """The tokens that stay: the prefix tokens, then the kept patches."""
+    return np.stack([x[i] for i in range(num_prefix)] + [x[num_prefix + place] for place in kept])
+
+
+def fused_token(x: np.ndarray, weights: Row, kept: Sequence[int], num_prefix: int) -> np.ndarray:
+    """EViT's fused token: Σ weight_j · x_j over the patches that go, weights not renormalised."""
+    token = np.zeros(x.shape[1])
+    for place, weight in enumerate(weights):
+        if place not in kept:
+            for channel in range(x.shape[1]):
+                token[channel] += weight * float(x[num_prefix + place, channel])
+    return token
+
+
+def fused(x: np.ndarray, weights: Row, kept: Sequence[int], num_prefix: int) -> np.ndarray:
+    """`dropped` with the fused token appended last."""
+    return np.concatenate([dropped(x, kept, num_prefix), fused_token(x, weights, kept, num_prefix)[None]])
