@@ -22,6 +22,10 @@ from torch import Tensor
 # second divides its rounding error by |1 - order|.
 NEAR_ONE = 0.25
 
+# Orders beyond these would round to 0 or ∞ in float32, and 0 · -inf or ∞ · 0 be NaN. The entropy of any outcomes that
+# float64 can tell apart has long reached its limit there.
+SMALLEST_ORDER, LARGEST_ORDER = 1e-30, 1e30
+
 
 def check_order(order: float) -> float:
     """Return `order` as a float, or raise ValueError (order must lie in (0, ∞]) / TypeError (not a number)."""
@@ -41,9 +45,13 @@ def check_order(order: float) -> float:
 
 
 def check_probabilities(probs: Tensor, dim: int) -> None:
-    """Raise ValueError unless `probs` is a floating tensor, non-negative, summing to one along `dim`."""
+    """Raise ValueError or TypeError unless `probs` is a floating tensor, non-negative, summing to one along `dim`."""
+    if not isinstance(probs, Tensor):
+        raise TypeError(f"probs must be a torch.Tensor, but got {type(probs).__name__}; use torch.as_tensor(probs).")
     if not probs.is_floating_point():
         raise TypeError(f"probs must be a floating-point tensor, but got {probs.dtype}; convert it with probs.float().")
+    if probs.shape[dim] == 0:
+        raise ValueError(f"probs must hold at least one probability along dim={dim}, but got {tuple(probs.shape)}.")
     if probs.numel() == 0 or torch.compiler.is_compiling():
         return
     wide = probs.detach().to(working_dtype(probs))
@@ -71,7 +79,8 @@ def renyi_entropy(probs: Tensor, order: float, dim: int = -1) -> Tensor:
     0 ≤ H_α ≤ log n; H_α never increases with α. Definitions 2 and 3 of arXiv 2604.03803.
 
     Args:
-        probs: probabilities, any shape, floating point; sums to one along `dim`.
+        probs: probabilities, any shape, floating point; sums to one along `dim` up to the rounding of its dtype, and
+            is divided by that sum, so that the entropies of rounded probabilities keep their laws.
         order: α in (0, ∞]; `math.inf` gives the min-entropy. Orders next to 1 lose no precision.
         dim: the dimension that sums to one.
 
@@ -79,12 +88,14 @@ def renyi_entropy(probs: Tensor, order: float, dim: int = -1) -> Tensor:
         Entropies in nats, shaped as `probs` without `dim`; float32, or float64 for float64 input.
 
     Raises:
-        ValueError: order ≤ 0 or NaN; negative probabilities; sums that are not one.
-        TypeError: `probs` is not floating point.
+        ValueError: order ≤ 0 or NaN; negative probabilities; sums that are not one; no probabilities.
+        TypeError: `probs` is not a floating-point tensor; `order` is not a number.
     """
     order = check_order(order)
     check_probabilities(probs, dim)
-    return entropy_from_log_probs(probs.to(working_dtype(probs)).log(), order, dim)
+    wide = probs.to(working_dtype(probs))
+    # The sum is a constant to the gradient, which therefore is that of the formula above.
+    return entropy_from_log_probs(wide.log() - wide.detach().sum(dim, keepdim=True).log(), order, dim)
 
 
 def entropy_from_logits(logits: Tensor, order: float, dim: int = -1) -> Tensor:
@@ -109,6 +120,7 @@ def entropy_from_log_probs(log_probs: Tensor, order: float, dim: int = -1) -> Te
         entropy = -torch.log1p(_expected(log_probs, torch.expm1(t * log_probs), dim)) / t
     else:
         # Σ p^α may exceed float range for log_probs far below zero only downwards, which log-sum-exp handles.
+        order = min(max(order, SMALLEST_ORDER), LARGEST_ORDER)
         entropy = torch.logsumexp(order * log_probs, dim) / (1 - order)
     return entropy.clamp_min(0)
 
