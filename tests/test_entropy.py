@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import reference
 from entropatch import renyi_entropy
 from entropatch.entropy import NEAR_ONE, entropy_from_logits
 
