@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,9 +27,15 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = 
         Entropies (…, n) in nats, between 0 and log m; float32, or float64 for float64 input.
 
     Raises:
-        ValueError: order ≤ 0 or NaN; shapes that do not fit; no keys.
+        ValueError: order ≤ 0 or NaN; shapes that do not fit; no keys, or of width 0; a scale that is not finite.
+        TypeError: q or k is not floating point.
     """
     order = check_order(order)
+    for name, x in (("q", q), ("k", k)):
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{name} must be a floating-point tensor, but got {x.dtype}; convert it with {name}.float()."
+            )
     if q.ndim < 2 or k.ndim != q.ndim or q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
         raise ValueError(
             "q and k must be (…, n, d) and (…, m, d) with the same leading shape and width, "
@@ -35,6 +43,10 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = 
         )
     if k.shape[-2] == 0:
         raise ValueError(f"k must hold at least one key, but got shape {tuple(k.shape)}.")
+    if k.shape[-1] == 0:
+        raise ValueError(f"the width of q and k must be at least 1, but got shape {tuple(k.shape)}.")
+    if isinstance(scale, float) and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, but got {scale}; leave it out for 1/√d.")
     return reference_attention_entropy(q, k, order, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
