@@ -1,0 +1,75 @@
+"""The backends as operators that torch.compile, torch.export and FLOP counters see: `torch.ops.entropatch`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from entropatch.entropy import working_dtype
+from entropatch.kernels import materialised, streaming
+
+
+def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, backend: str) -> Tensor:
+    """Entropy of each query's attention over the keys, by the named backend: (B, H, n, d), (B, H, m, d) -> (B, H, n)."""
+    if backend == "reference":
+        return materialised.attention_entropy(q, k, order, scale)
+    return _attention_entropy(q, k, order, scale, backend)
+
+
+def attend_with_entropy(
+    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Attention output (B, H, N, d) over all tokens and entropy (B, H, N - num_prefix) of the patches, together."""
+    if backend == "reference":
+        return materialised.attend_with_entropy(q, k, v, order, scale, num_prefix)
+    return _attend_with_entropy(q, k, v, order, scale, num_prefix, backend)
+
+
+def _module(backend: str) -> ModuleType:
+    if backend == "triton":
+        from entropatch.kernels import triton_attention
+
+        return triton_attention
+    return streaming
+
+
+@torch.library.custom_op("entropatch::attention_entropy", mutates_args=())
+def _attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, backend: str) -> Tensor:
+    return _module(backend).attention_entropy(q, k, order, scale)
+
+
+@_attention_entropy.register_fake
+def _(q: Tensor, k: Tensor, order: float, scale: float, backend: str) -> Tensor:
+    return q.new_empty(q.shape[:-1], dtype=working_dtype(q))
+
+
+@torch.library.custom_op("entropatch::attend_with_entropy", mutates_args=())
+def _attend_with_entropy(
+    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    return _module(backend).attend_with_entropy(q, k, v, order, scale, num_prefix)
+
+
+@_attend_with_entropy.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    batch, heads, n, _ = q.shape
+    output = v.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)
+    return output, q.new_empty(batch, heads, n - num_prefix, dtype=working_dtype(q))
+
+
+@register_flop_formula(torch.ops.entropatch.attention_entropy)
+def _attention_entropy_flop(q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
+    *lead, n, d = q
+    return 2 * torch.Size(lead).numel() * n * k[-2] * d
+
+
+@register_flop_formula(torch.ops.entropatch.attend_with_entropy)
+def _attend_with_entropy_flop(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
+    batch, heads, n, d = q
+    return 2 * batch * heads * n * k[-2] * (d + v[-1])
