@@ -41,27 +41,49 @@ class Criterion(ABC):
         """Importance of each patch: (batch, patches), floating point, larger = keep. Runs without gradients."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The class name and the fields, as JSON holds them; an infinite order becomes the string "inf"."""
+        """The class name and the fields, as JSON holds them: ∞ becomes the string "inf", a tuple a list."""
         if not dataclasses.is_dataclass(self):
             raise TypeError(
                 f"{type(self).__name__} must be a dataclass to be saved; decorate it with @dataclass(frozen=True)."
             )
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"name": type(self).__name__} | {
-            key: "inf" if isinstance(value, float) and math.isinf(value) else value for key, value in fields.items()
-        }
+        fields = {field.name: _to_json(getattr(self, field.name)) for field in dataclasses.fields(self) if field.init}
+        if "name" in fields:
+            raise TypeError(f"{type(self).__name__} cannot be saved: 'name' holds the class; call its field otherwise.")
+        return {"name": type(self).__name__} | fields
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Criterion:
         """The criterion that `to_dict` described. Raises ValueError for a class that is not (yet) imported."""
-        fields = {key: math.inf if value == "inf" else value for key, value in data.items() if key != "name"}
+        if not isinstance(data, dict):
+            raise ValueError(
+                f'criterion must be an object such as {{"name": "Renyi", "order": 2.0}}, but got {data!r}.'
+            )
         name = data.get("name")
-        if name not in Criterion._known:
-            known = ", ".join(sorted(Criterion._known))
+        kind = Criterion._known.get(name) if isinstance(name, str) else None
+        if kind is None:
+            known = ", ".join(sorted(known for known in Criterion._known if not known.startswith("_")))
             raise ValueError(
                 f"criterion must be one of {known}, but got {name!r}; import the module that defines it first."
             )
-        return Criterion._known[name](**fields)
+        fields = {key: _from_json(value) for key, value in data.items() if key != "name"}
+        allowed = (
+            [field.name for field in dataclasses.fields(kind) if field.init] if dataclasses.is_dataclass(kind) else []
+        )
+        if unknown := sorted(set(fields) - set(allowed)):
+            raise ValueError(f"{name} has the fields {', '.join(allowed) or '(none)'}, but got {', '.join(unknown)}.")
+        return kind(**fields)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_to_json(item) for item in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):  # a frozen dataclass, being hashable, holds tuples
+        return tuple(_from_json(item) for item in value)
+    return float(value) if value in ("inf", "-inf") else value
 
 
 @dataclass(frozen=True)
@@ -103,6 +125,10 @@ class Random(Criterion):
     """
 
     seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, type(None))):
+            raise TypeError(f"seed must be an integer, or None for PyTorch's generator, but got {self.seed!r}.")
 
     def importance(self, attention: BlockAttention) -> Tensor:
         batch, n, device = attention.q.shape[0], attention.num_patches, attention.q.device
