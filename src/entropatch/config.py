@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -45,7 +44,7 @@ class PruneConfig:
             raise TypeError(f"criterion must be a Criterion such as Renyi(order=2.0), but got {self.criterion!r}.")
         if self.blocks is not None:
             object.__setattr__(self, "blocks", _check_blocks(self.blocks))
-        if self.reduction not in REDUCTIONS:
+        if not isinstance(self.reduction, str) or self.reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, but got {self.reduction!r}.")
         if isinstance(self.keep_rate, tuple) and self.blocks is not None and len(self.keep_rate) != len(self.blocks):
             raise ValueError(
@@ -119,7 +118,7 @@ def kept_count(rate: tuple[int, int], n: int) -> int:
 def _check_rate(rate: Any) -> float:
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
         raise TypeError(f"keep_rate must be a number in (0, 1], or one per block, but got {rate!r}.")
-    if not (math.isfinite(rate) and 0 < rate <= 1):
+    if not 0 < rate <= 1:  # NaN too
         raise ValueError(f"keep_rate must lie in (0, 1], 1 keeping every patch, but got {rate!r}.")
     return float(rate)
 

@@ -1,0 +1,230 @@
+"""Pruning settings: what is refused, the schedule, exact counts, and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from entropatch import ClassAttention, PruneConfig, Random, Renyi
+from entropatch.config import default_blocks, exact_rate, kept_count
+
+rates = st.one_of(
+    st.floats(0, 1, exclude_min=True),
+    st.integers(1, 10_000).map(lambda n: n / 10_000),
+    st.sampled_from([0.7, 0.5, 0.3, 0.55, 0.1, 1 / 3, 5e-324, 1.0]),
+)
+
+
+# --- how many stay -----------------------------------------------------------------------------------------------
+
+
+@given(rates, st.integers(1, 1_000_000))
+def test_kept_count_is_the_exact_ceiling(rate: float, n: int) -> None:
+    k = kept_count(exact_rate(rate), n)
+    assert k == reference.kept_count(rate, n)
+    assert 1 <= k <= n
+    assert k - 1 < Fraction(str(rate)) * n <= k
+
+
+@pytest.mark.parametrize(
+    ("rate", "n", "k"), [(0.55, 100, 55), (0.07, 100, 7), (0.3, 10, 3), (0.7, 10, 7), (0.29, 100, 29)]
+)
+def test_rates_are_the_decimals_that_were_written(rate: float, n: int, k: int) -> None:
+    """In floating point 0.55 · 100 is 55.000000000000007, whose ceiling is 56."""
+    assert kept_count(exact_rate(rate), n) == k
+
+
+@pytest.mark.parametrize(
+    ("rate", "counts"),
+    [(0.7, [138, 97, 68]), (0.5, [98, 49, 25]), (0.3, [59, 18, 6]), (1.0, [196, 196, 196]), (0.001, [1, 1, 1])],
+)
+def test_the_rate_compounds_over_the_blocks(rate: float, counts: list[int]) -> None:
+    n, got = 196, []
+    for _ in counts:
+        n = kept_count(exact_rate(rate), n)
+        got.append(n)
+    assert got == counts
+    stages = reference.kept_originals(lambda stage, present: [0.0] * len(present), 196, [rate] * 3)
+    assert [len(stage) for stage in stages] == counts
+
+
+def test_no_patches_keep_none() -> None:
+    assert kept_count(exact_rate(0.7), 0) == 0
+
+
+# --- where -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"),
+    [
+        (12, (3, 6, 9)),
+        (24, (6, 12, 18)),
+        (32, (8, 16, 24)),
+        (40, (10, 20, 30)),
+        (6, (1, 3, 4)),
+        (4, (1, 2, 3)),
+        (3, (0, 1, 2)),
+        (2, (0, 1)),
+        (1, (0,)),
+    ],
+)
+def test_default_blocks_stand_at_the_quarters_of_the_depth(depth: int, blocks: tuple[int, ...]) -> None:
+    assert default_blocks(depth) == blocks
+    assert PruneConfig(keep_rate=0.6).schedule(depth) == dict.fromkeys(blocks, 0.6)
+
+
+def test_schedule_pairs_blocks_with_rates() -> None:
+    assert PruneConfig(keep_rate=(0.9, 0.5), blocks=(2, 11)).schedule(12) == {2: 0.9, 11: 0.5}
+    assert PruneConfig(keep_rate=(0.9, 0.8, 0.7)).schedule(12) == {3: 0.9, 6: 0.8, 9: 0.7}
+    assert list(PruneConfig(blocks=(0, 5, 11)).schedule(12)) == [0, 5, 11]
+
+
+@pytest.mark.parametrize(
+    ("config", "depth", "message"),
+    [
+        (PruneConfig(blocks=(3, 12)), 12, r"0 … 11 for a model of depth 12, but got \(3, 12\)"),
+        (PruneConfig(keep_rate=(0.9, 0.8)), 12, r"one per block \(3, 6, 9\), but got 2 rates"),
+        (PruneConfig(keep_rate=()), 12, r"but got 0 rates"),
+        (PruneConfig(), 0, r"depth 0"),
+    ],
+)
+def test_schedules_that_do_not_fit_the_model_are_refused(config: PruneConfig, depth: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.schedule(depth)
+
+
+# --- the fields --------------------------------------------------------------------------------------------------
+
+
+def test_defaults() -> None:
+    assert PruneConfig() == PruneConfig(keep_rate=0.7, criterion=Renyi(2.0), blocks=None, reduction="drop")
+
+
+def test_is_frozen_comparable_and_hashable() -> None:
+    config = PruneConfig(keep_rate=[0.9, 0.8], blocks=[3, 6])  # type: ignore[arg-type]
+    assert config == PruneConfig(keep_rate=(0.9, 0.8), blocks=(3, 6))
+    assert hash(config) == hash(PruneConfig(keep_rate=(0.9, 0.8), blocks=(3, 6)))
+    assert config != PruneConfig(keep_rate=(0.9, 0.7), blocks=(3, 6))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.keep_rate = 0.5  # type: ignore[misc]
+    assert isinstance(PruneConfig(keep_rate=1).keep_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"keep_rate": 0}, ValueError, r"keep_rate must lie in \(0, 1\], 1 keeping every patch, but got 0"),
+        ({"keep_rate": -0.1}, ValueError, r"but got -0\.1"),
+        ({"keep_rate": 1.0000001}, ValueError, r"but got 1\.0000001"),
+        ({"keep_rate": 70}, ValueError, r"but got 70"),
+        ({"keep_rate": 10**400}, ValueError, r"but got 10000"),
+        ({"keep_rate": math.nan}, ValueError, r"but got nan"),
+        ({"keep_rate": math.inf}, ValueError, r"but got inf"),
+        ({"keep_rate": True}, TypeError, r"number in \(0, 1\], or one per block, but got True"),
+        ({"keep_rate": "0.7"}, TypeError, r"but got '0\.7'"),
+        ({"keep_rate": None}, TypeError, r"but got None"),
+        ({"keep_rate": torch.tensor(0.7)}, TypeError, r"but got tensor"),
+        ({"keep_rate": (0.7, 1.5)}, ValueError, r"but got 1\.5"),
+        ({"keep_rate": (0.7, "0.5")}, TypeError, r"but got '0\.5'"),
+        ({"keep_rate": (0.7, 0.5), "blocks": (3, 6, 9)}, ValueError, r"2 rates for 3 blocks \(3, 6, 9\)"),
+        ({"criterion": 2.0}, TypeError, r"criterion must be a Criterion such as Renyi\(order=2\.0\), but got 2\.0"),
+        ({"criterion": "renyi"}, TypeError, r"but got 'renyi'"),
+        ({"criterion": Renyi}, TypeError, r"but got <class"),
+        ({"blocks": 3}, TypeError, r"blocks must be a sequence of block indices such as \(3, 6, 9\), but got 3"),
+        ({"blocks": "369"}, TypeError, r"but got '369'"),
+        ({"blocks": {3, 6}}, TypeError, r"but got \{3, 6\}"),
+        ({"blocks": ()}, ValueError, r"one or more different 0-based indices in ascending order, but got \(\)"),
+        ({"blocks": (3, -1)}, ValueError, r"but got \(3, -1\)"),
+        ({"blocks": (-3, 6)}, ValueError, r"but got \(-3, 6\)"),
+        ({"blocks": (6, 3)}, ValueError, r"ascending order, but got \(6, 3\)"),
+        ({"blocks": (3, 3)}, ValueError, r"different.*\(3, 3\)"),
+        ({"blocks": (3.0, 6)}, TypeError, r"integers, but got 3\.0"),
+        ({"blocks": (True,)}, TypeError, r"integers, but got True"),
+        ({"reduction": "merge"}, ValueError, r"reduction must be one of drop, fuse, but got 'merge'"),
+        ({"reduction": None}, ValueError, r"reduction must be one of drop, fuse, but got None"),
+        ({"reduction": ["drop"]}, ValueError, r"but got \['drop'\]"),
+    ],
+)
+def test_fields_out_of_range_or_of_the_wrong_type_are_refused(
+    fields: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        PruneConfig(**fields)
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------
+
+configs = st.builds(
+    PruneConfig,
+    keep_rate=st.one_of(rates, st.lists(rates, min_size=2, max_size=2).map(tuple)),
+    criterion=st.one_of(
+        st.builds(Renyi, st.one_of(st.floats(1e-300, 1e300), st.just(math.inf), st.integers(1, 9))),
+        st.just(ClassAttention()),
+        st.builds(Random, st.one_of(st.none(), st.integers())),
+    ),
+    blocks=st.one_of(st.none(), st.sampled_from([(3, 6), (0, 11)])),
+    reduction=st.sampled_from(["drop", "fuse"]),
+)
+
+
+@given(configs)
+def test_json_round_trip(config: PruneConfig) -> None:
+    again = PruneConfig.from_json(config.to_json())
+    assert again == config
+    assert hash(again) == hash(config)
+
+
+def test_json_is_plain(tmp_path: Path) -> None:
+    config = PruneConfig(keep_rate=(0.9, 0.5), criterion=Renyi(math.inf), blocks=(3, 6), reduction="fuse")
+    assert json.loads(config.to_json(), parse_constant=pytest.fail) == {
+        "keep_rate": [0.9, 0.5],
+        "criterion": {"name": "Renyi", "order": "inf"},
+        "blocks": [3, 6],
+        "reduction": "fuse",
+    }
+    path = tmp_path / "prune.json"
+    path.write_text(config.to_json(), encoding="utf-8")
+    assert PruneConfig.load(path) == config
+    assert PruneConfig.load(str(path)) == config
+
+
+def test_json_fields_left_out_take_their_defaults() -> None:
+    assert PruneConfig.from_json("{}") == PruneConfig()
+    assert PruneConfig.from_json('{"criterion": {"name": "Renyi"}, "blocks": null}') == PruneConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("", ValueError, "Expecting value"),
+        ('{"keep_rate": 0.7', ValueError, "delimiter"),
+        ("[0.7]", ValueError, r"must be a JSON object, but got list"),
+        ("null", ValueError, r"must be a JSON object, but got NoneType"),
+        (
+            '{"keep_rates": 0.7, "order": 2}',
+            ValueError,
+            r"fields keep_rate, criterion, blocks, reduction, but got \['keep_rates', 'order'\]",
+        ),
+        ('{"criterion": {"name": "Entropy"}}', ValueError, r"one of .*Renyi.*but got 'Entropy'"),
+        ('{"criterion": "Renyi"}', ValueError, r"object such as"),
+        ('{"criterion": null}', ValueError, r"object such as"),
+        ('{"criterion": {"name": "Renyi", "alpha": 2}}', ValueError, r"fields order, but got alpha"),
+        ('{"keep_rate": NaN}', ValueError, r"but got nan"),
+        ('{"keep_rate": "0.7"}', TypeError, r"but got '0\.7'"),
+        ('{"blocks": 3}', TypeError, r"but got 3"),
+    ],
+)
+def test_json_that_is_not_a_setting_is_refused(text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        PruneConfig.from_json(text)
