@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig
 from entropatch.reduction import gather_tokens
 from entropatch.surgery.errors import UnsupportedModelError
@@ -34,13 +35,36 @@ class _PrunedAttention:
     def forward(self: Any, x: Tensor, *args: Any, decision: Decision | None = None, **kwargs: Any) -> Tensor:
         if decision is None:
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        q, k, v = self.split_heads(x, kwargs.get("rope"))
-        # timm's fused path leaves the scale to PyTorch, which takes 1/√d; its other path multiplies by self.scale.
-        scale = None if self.fused_attn else self.scale
-        attention = decision.score(q, k, v, scale, self.attn_drop.p if self.training else 0.0)
-        if decision.stock_attention:
+        if decision.keeps_all:
+            # Scoring leaves no mark on the graph: under gradient checkpointing the block runs again unscored.
+            with torch.no_grad():
+                decision.score(self.scored(x, kwargs.get("rope"), decision.stage))
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        return self.merge_heads(x, attention.output())
+        attention = self.scored(x, kwargs.get("rope"), decision.stage)
+        decision.score(attention)
+        return self.merge_heads(x, self.attend(attention))
+
+    def scored(self: Any, x: Tensor, rope: Tensor | None, stage: Stage) -> BlockAttention:
+        """What the criterion sees: the queries, keys and values that this module multiplies."""
+        q, k, v = self.split_heads(x, rope)
+        return BlockAttention(
+            q,
+            k,
+            v,
+            # timm's fused path leaves the scale to PyTorch, which takes 1/√d; its other path multiplies by self.scale.
+            scale=None if self.fused_attn else self.scale,
+            dropout=self.attn_drop.p if self.training else 0.0,
+            num_prefix_tokens=stage.num_prefix_tokens,
+            has_class_token=stage.has_class_token,
+            block=stage.block,
+        )
+
+    def attend(self: Any, attention: BlockAttention) -> Tensor:
+        """Attention output (batch, heads, tokens, head width), fused or not as the model was told."""
+        if self.fused_attn:
+            return attention.output()
+        weights = (attention.q * self.scale) @ attention.k.transpose(-2, -1)
+        return self.attn_drop(weights.softmax(dim=-1)) @ attention.v
 
     def merge_heads(self: Any, x: Tensor, y: Tensor) -> Tensor:
         """(batch, heads, tokens, head width) -> (batch, tokens, width): normed, gated and projected as in the stock."""
@@ -237,10 +261,11 @@ class _PrunedModel:
     """A model that tells the trace its patch grid, and gives dense intermediates although blocks prune."""
 
     def forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        recorder = self.__dict__[ATTRIBUTE].recorder
-        if recorder is not None:
-            recorder.start(self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:])))
-        return super().forward_features(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        trace = self.__dict__[ATTRIBUTE].listeners.current()
+        if trace is None:
+            return super().forward_features(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        with trace.forward_pass(self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))):
+            return super().forward_features(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward_intermediates(
         self: Any,
@@ -262,25 +287,21 @@ class _PrunedModel:
         output_dict = kwargs.pop("output_dict", False)
         pruning: Pruning = self.__dict__[ATTRIBUTE]
         grid = self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
-        recorder = pruning.recorder or Trace(pruning.config, self.num_prefix_tokens, self.norm)
-        recorder.start(grid)
-        with pruning.listen(recorder):
+        trace = pruning.listeners.current() or Trace(pruning.config, self.num_prefix_tokens, self.norm)
+        with pruning.listeners.listen(trace), trace.forward_pass(grid):
             final, taken = super().forward_intermediates(  # pyright: ignore[reportAttributeAccessIssue]
                 x,
                 indices=indices,
-                return_prefix_tokens=True,
+                # timm's Eva fails when asked for prefix tokens it does not have.
+                return_prefix_tokens=self.num_prefix_tokens > 0,
                 stop_early=stop_early,
                 output_fmt="NLC",
                 **kwargs,
             )
-        blocks, _ = feature_take_indices(len(self.blocks), indices)
-        finish = self.norm if norm else nn.Identity()
-        maps, prefixes = [], []
-        for block, tokens in zip(sorted(blocks), taken, strict=True):
-            patches, prefix = tokens if isinstance(tokens, tuple) else (tokens, None)
-            dense = finish(recorder.to_grid(patches, block, None, nn.Identity()))
-            maps.append(dense.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else dense)
-            prefixes.append(None if prefix is None else finish(prefix))
+        blocks = sorted(set(feature_take_indices(len(self.blocks), indices)[0]))
+        maps, prefixes = _dense_maps(trace, blocks, taken, grid, self.norm if norm else nn.Identity())
+        if output_fmt == "NCHW":
+            maps = [y.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() for y in maps]
         with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": maps}
@@ -288,6 +309,18 @@ class _PrunedModel:
             return result if intermediates_only else result | {"image_features": final}
         intermediates = list(zip(maps, prefixes, strict=True)) if with_prefix else maps
         return intermediates if intermediates_only else (final, intermediates)
+
+
+def _dense_maps(
+    trace: Trace, blocks: list[int], taken: list[Any], grid: tuple[int, int], norm: nn.Module
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Patch maps (batch, H·W, width) and prefix tokens of each block, from its kept tokens in NLC; both normed."""
+    pairs = [tokens if isinstance(tokens, tuple) else (tokens, None) for tokens in taken]
+    maps = [
+        norm(trace.to_grid(patches, block, None, nn.Identity()))
+        for block, (patches, _) in zip(blocks, pairs, strict=True)
+    ]
+    return maps, [norm(prefix) for _, prefix in pairs if prefix is not None]
 
 
 class PrunedVisionTransformer(_PrunedModel, VisionTransformer):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -340,17 +373,19 @@ class TimmAdapter:
 
     def refuse_parts(self, model: nn.Module) -> None:
         """Raise UnsupportedModelError for a block or attention that cannot be split, or whose forward was replaced."""
-        for i, block in enumerate(self.blocks(model)):
+        _refuse_replaced(model, "the model")
+        blocks = self.blocks(model)
+        if len({id(block) for block in blocks}) < len(blocks):
+            raise UnsupportedModelError(
+                "the model runs one block several times; each block must be a module of its own."
+            )
+        for i, block in enumerate(blocks):
             _refuse_part(block, BLOCKS, f"block {i}", "cannot be split after its attention residual")
             _refuse_part(
                 getattr(block, "attn", None),
                 ATTENTION,
                 f"the attention of block {i}",
                 "has no single softmax over its patches",
-            )
-        if "forward" in vars(model) or "forward_features" in vars(model):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} had its forward replaced on the instance; prune the stock model."
             )
 
     def refuse_setting(self, model: Any, config: PruneConfig) -> None:
@@ -370,9 +405,9 @@ class TimmAdapter:
     def swap(self, model: Any) -> None:
         for i, block in enumerate(model.blocks):
             block.__dict__[INDEX] = i
-            block.attn.__class__ = ATTENTION[type(block.attn)]
-            block.__class__ = BLOCKS[type(block)]
-        model.__class__ = MODELS[type(model)]
+            block.attn.__class__ = ATTENTION.get(type(block.attn), type(block.attn))
+            block.__class__ = BLOCKS.get(type(block), type(block))
+        model.__class__ = MODELS.get(type(model), type(model))
 
     def unswap(self, model: Any) -> None:
         for block in model.blocks:
@@ -395,11 +430,14 @@ class TimmAdapter:
             inputs = {}
         # Drawn on the CPU from a generator of its own: the user's random state stays as it was.
         tokens = model.num_prefix_tokens + height * width
-        x = torch.randn(1, tokens, model.embed_dim, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(1, tokens, model.embed_dim, generator=torch.Generator().manual_seed(0), device="cpu")
         return x.to(parameter.device, parameter.dtype), inputs
 
+    def stock_block(self, block: nn.Module) -> type:
+        return _stock(type(block), BLOCKS)
+
     def stock_forward(self, block: nn.Module, x: Tensor, **inputs: Any) -> Tensor:
-        return _stock(type(block), BLOCKS).forward(block, x, **inputs)
+        return self.stock_block(block).forward(block, x, **inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def split_forward(self, block: Any, decision: Decision, x: Tensor, **inputs: Any) -> Tensor:
         return block.split(x, decision, **inputs)
@@ -414,8 +452,9 @@ class TimmAdapter:
         return model.norm
 
 
-def _stock(pruned: type, table: dict[type, type]) -> Any:
-    return next(stock for stock, swapped in table.items() if swapped is pruned)
+def _stock(kind: type, table: dict[type, type]) -> type:
+    """The class that `kind` was before the swap; itself if it was not swapped."""
+    return next((stock for stock, swapped in table.items() if swapped is kind), kind)
 
 
 def _refuse_part(part: nn.Module | None, table: dict[type, type], what: str, why: str) -> None:
@@ -425,7 +464,16 @@ def _refuse_part(part: nn.Module | None, table: dict[type, type], what: str, why
         raise UnsupportedModelError(
             f"{what} is a {kind.__module__}.{kind.__qualname__}, which {why}. Supported: {known}."
         )
-    if "forward" in vars(part):
+    _refuse_replaced(part, what)
+
+
+def _refuse_replaced(part: nn.Module | None, what: str) -> None:
+    for method in ("forward", "forward_features", "forward_intermediates", "_pos_embed"):
+        if method in vars(part):
+            raise UnsupportedModelError(
+                f"{what} ({type(part).__name__}) had its {method} replaced on the instance; prune the stock model."
+            )
+    if getattr(part, "_compiled_call_impl", None) is not None:
         raise UnsupportedModelError(
-            f"{what} ({kind.__name__}) had its forward replaced on the instance; prune the stock model."
+            f"{what} ({type(part).__name__}) is compiled already; prune it first, then compile."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,19 +24,32 @@ class StageRecord:
         block: 0-based block index.
         scores: importance of every patch present, (batch, n); for `Renyi` the negated entropy in nats.
         patches: original patch number of each scored token, (batch, n); -1 for a fused token.
-        kept: original numbers of the kept patches, (batch, k), in raster order; -1 for a kept fused token.
-        dropped: original numbers of the dropped patches, (batch, n - k).
-        dropped_tokens: their last values, after the attention residual, (batch, n - k, width).
+        tokens: values of the scored tokens after the attention residual, (batch, n, width).
+        kept_places: which of the scored tokens were kept, (batch, k), ascending.
         fused: whether a fused token was appended after the kept ones.
     """
 
     block: int
     scores: Tensor
     patches: Tensor
-    kept: Tensor
-    dropped: Tensor
-    dropped_tokens: Tensor
+    tokens: Tensor
+    kept_places: Tensor
     fused: bool
+
+    @property
+    def kept(self) -> Tensor:
+        """Original numbers of the kept patches, (batch, k), in raster order; -1 for a kept fused token."""
+        return gather_tokens(self.patches, self.kept_places)
+
+    @property
+    def dropped(self) -> Tensor:
+        """Original numbers of the dropped patches, (batch, n - k), in raster order; -1 for a dropped fused token."""
+        return gather_tokens(self.patches, self._dropped_places)
+
+    @property
+    def dropped_tokens(self) -> Tensor:
+        """The last values of the dropped patches, after the attention residual, (batch, n - k, width)."""
+        return gather_tokens(self.tokens, self._dropped_places)
 
     @property
     def tokens_before(self) -> int:
@@ -45,7 +59,11 @@ class StageRecord:
     @property
     def tokens_after(self) -> int:
         """Patch tokens that left the stage, the fused token included."""
-        return self.kept.shape[1] + int(self.fused)
+        return self.kept_places.shape[1] + int(self.fused)
+
+    @property
+    def _dropped_places(self) -> Tensor:
+        return dropped_places(self.kept_places, self.tokens_before)
 
 
 class Trace:
@@ -56,12 +74,16 @@ class Trace:
         grid: (H, W), the patch grid of the last input; None before the first forward pass.
         stages: one `StageRecord` per pruning block, in order.
         num_prefix_tokens: class, distillation and register tokens before the patches.
+        running: whether a forward pass is on.
+        thread: identifier of the thread that opened the trace, whose forward passes it hears.
     """
 
     def __init__(self, config: PruneConfig, num_prefix_tokens: int, norm: nn.Module):
         self.config = config
         self.num_prefix_tokens = num_prefix_tokens
         self.grid: tuple[int, int] | None = None
+        self.running = False
+        self.thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
         self._norm = norm
         self._records: dict[int, StageRecord] = {}
 
@@ -85,27 +107,30 @@ class Trace:
         stages = self.stages
         return [stages[0].tokens_before, *(stage.tokens_after for stage in stages)] if stages else []
 
-    def start(self, grid: tuple[int, int]) -> None:
-        """Called by the model when a forward pass begins."""
+    @contextmanager
+    def forward_pass(self, grid: tuple[int, int]) -> Iterator[None]:
+        """Used by the model: stages record while this is open; what they recorded before is forgotten."""
         self.grid = grid
         self._records = {}
+        self.running = True
+        try:
+            yield
+        finally:
+            self.running = False
 
-    def record(self, stage: Stage, scores: Tensor, kept: Tensor, patches: Tensor) -> None:
-        """Called by a stage: its scores, the kept places, and the patch tokens before reduction."""
-        earlier = [record for block, record in self._records.items() if block < stage.block]
-        numbers = _numbers_after(max(earlier, key=lambda record: record.block)) if earlier else None
-        if numbers is None:
-            numbers = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
-        gone = dropped_places(kept, scores.shape[1])
-        self._records[stage.block] = StageRecord(
-            block=stage.block,
-            scores=scores,
-            patches=numbers,
-            kept=gather_tokens(numbers, kept),
-            dropped=gather_tokens(numbers, gone),
-            dropped_tokens=gather_tokens(patches, gone),
-            fused=stage.reduction == "fuse" and kept.shape[1] < scores.shape[1],
-        )
+    def record(self, stage: Stage, scores: Tensor, kept: Tensor, tokens: Tensor) -> None:
+        """Used by a stage: its scores, the kept places, and the patch tokens before reduction.
+
+        Differentiates nothing and keeps what it is given: what is derived from it is worked out when asked for, since
+        under gradient checkpointing this runs inside a region whose recomputation does not record.
+        """
+        earlier = max((block for block in self._records if block < stage.block), default=None)
+        if earlier is None:
+            patches = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
+        else:
+            patches = _numbers_after(self._records[earlier])
+        fused = stage.reduction == "fuse" and kept.shape[1] < scores.shape[1]
+        self._records[stage.block] = StageRecord(stage.block, scores, patches, tokens, kept, fused)
 
     def to_grid(
         self, tokens: Tensor, block: int, fill: Tensor | float | None, norm: Callable[[Tensor], Tensor]
@@ -171,7 +196,9 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     """Record the scores, kept patches and counts of every pruning stage while the block runs.
 
     The trace holds the most recent forward pass and stays readable afterwards. At `keep_rate=1` the scores are
-    recorded too, and the output remains the stock model's. Works on a model compiled after pruning.
+    recorded too, and the output remains the stock model's. Works on a model compiled after pruning. A trace hears the
+    forward passes of the thread that opened it. It keeps the tokens of every stage, and their graph where gradients
+    are on, until it is dropped.
 
     Args:
         model: a pruned model, or the `torch.compile` of one.
@@ -188,9 +215,11 @@ def trace(model: nn.Module) -> Iterator[Trace]:
         >>> trace.counts
         [196, 138, 97, 68]
     """
-    pruning = pruning_of(unwrap(model))
-    recorder = Trace(pruning.config, pruning.num_prefix_tokens, pruning.norm(unwrap(model)))
-    with pruning.listen(recorder):
+    pruning, adapter = pruning_of(model), pruning_of(model).adapter
+    model = unwrap(model)
+    with pruning.listeners.listen(
+        Trace(pruning.config, adapter.num_prefix_tokens(model), adapter.norm(model))
+    ) as recorder:
         yield recorder
 
 
