@@ -20,12 +20,14 @@ class Method:
     Attributes:
         name: short and plain, for command lines, file names and records: "renyi-2".
         label: for tables and figures: "Rényi, order 2".
+        description: what it keeps, in a sentence, for the margin of a figure.
         criterion: how patches are scored.
         reduction: what becomes of the others, "drop" or "fuse".
     """
 
     name: str
     label: str
+    description: str
     criterion: Criterion
     reduction: str = "drop"
 
@@ -44,23 +46,38 @@ class Method:
         )
 
 
+_LOW_ENTROPY = "Keeps the patches whose own attention has the lowest {}."
+
+
 def renyi_method(order: float) -> Method:
     """Pruning by Rényi entropy of the given order in (0, ∞]. Raises ValueError for any other."""
     criterion = Renyi(order)
     if math.isinf(criterion.order):
-        return Method("renyi-inf", "Rényi, order ∞", criterion)
+        return Method("renyi-inf", "Rényi, order ∞", _LOW_ENTROPY.format("min-entropy (order ∞)"), criterion)
     # repr is the shortest text that gives the same number back, so different orders never share a name.
     shown = repr(criterion.order).removesuffix(".0")
-    return Method(f"renyi-{shown}", f"Rényi, order {shown}", criterion)
+    description = _LOW_ENTROPY.format(f"Rényi entropy of order {shown}")
+    return Method(f"renyi-{shown}", f"Rényi, order {shown}", description, criterion)
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("random", "Random", Random(seed=0)),
-        Method("evit", "EViT", ClassAttention(), "fuse"),
-        Method("evit-drop", "EViT, no fused token", ClassAttention()),
-        Method("shannon", "Shannon", Renyi(order=1.0)),
+        Method("random", "Random", "Keeps patches at random.", Random(seed=0)),
+        Method(
+            "evit",
+            "EViT",
+            "Keeps the patches the class token attends to most, and fuses the others into one token.",
+            ClassAttention(),
+            "fuse",
+        ),
+        Method(
+            "evit-drop",
+            "EViT, no fused token",
+            "Keeps the patches the class token attends to most.",
+            ClassAttention(),
+        ),
+        Method("shannon", "Shannon", _LOW_ENTROPY.format("Shannon entropy"), Renyi(order=1.0)),
         renyi_method(2.0),
         renyi_method(math.inf),
     )
