@@ -1,0 +1,108 @@
+"""Images in one folder per class, under one folder per split: torchvision's ImageFolder, checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchvision.datasets import ImageFolder
+
+from entropatch.data.base import DataError, DataSet, ImageFiles
+
+TEST_SPLITS = ("val", "validation", "test")
+
+
+class _ClassFolders(ImageFolder):
+    """torchvision's ImageFolder over given class folders, numbered as given."""
+
+    def __init__(self, root: Path, numbers: dict[str, int]):
+        self._numbers = numbers
+        super().__init__(str(root), allow_empty=True)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        here = {name: number for name, number in self._numbers.items() if (Path(directory) / name).is_dir()}
+        return list(here), here
+
+
+def open_folder(root: Path | None, *, download: bool = False, test_split: str | None = None) -> DataSet:
+    """Any data set of the layout  root/train/<class>/<image>  and  root/val/<class>/<image>.
+
+    Args:
+        root: the folder that holds the splits.
+        test_split: the split to test on; by default the one that exists of val, validation and test.
+
+    Raises:
+        DataError: a split or an image is missing, a class is empty, or the splits differ in their classes.
+    """
+    del download  # there is nothing to download
+    root = existing(root, "folder")
+    train = split_folder(root, ("train",))
+    test = split_folder(root, TEST_SPLITS if test_split is None else (test_split,))
+    classes, tested = class_names(train), class_names(test)
+    if classes != tested:
+        raise DataError(
+            f"{train} and {test} must hold the same classes, but only the first has "
+            f"{_some(set(classes) - set(tested))} and only the second has {_some(set(tested) - set(classes))}."
+        )
+    return DataSet(tuple(classes), list_images([train], classes), list_images([test], classes))
+
+
+def existing(root: Path | None, name: str) -> Path:
+    """The root folder, which must be given and exist."""
+    if root is None:
+        raise DataError(f"the data set {name!r} needs its folder: give root=… (--root on the command line).")
+    if not root.is_dir():
+        raise DataError(f"the folder of the data set {name!r} must exist, but {root} is not a folder.")
+    return root
+
+
+def split_folder(root: Path, names: Sequence[str]) -> Path:
+    """The one folder of these names that exists under `root`."""
+    found = [root / name for name in names if (root / name).is_dir()]
+    if not found:
+        raise DataError(f"{root} must hold a folder named {' or '.join(names)}, but has {_some(_folders(root))}.")
+    if len(found) > 1:
+        raise DataError(f"{root} holds {_some(path.name for path in found)}; say which one to test on: test_split=….")
+    return found[0]
+
+
+def class_names(split: Path) -> list[str]:
+    """The class folders of a split, sorted."""
+    names = _folders(split)
+    if not names:
+        raise DataError(f"{split} must hold one folder per class, but holds none; sort its images into class folders.")
+    return names
+
+
+def list_images(splits: Sequence[Path], classes: Sequence[str]) -> ImageFiles:
+    """The images of these classes, gathered from one or several folders of class folders.
+
+    Raises:
+        DataError: a class has no folder, or no image.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    where = " and ".join(map(str, splits))
+    missing = [name for name in classes if not any((split / name).is_dir() for split in splits)]
+    if missing:
+        raise DataError(f"{where} must hold a folder for each class, but {len(missing)} are missing: {_some(missing)}.")
+    samples = [sample for split in splits for sample in _ClassFolders(split, numbers).samples]
+    empty = set(classes) - {classes[number] for _, number in samples}
+    if empty:
+        raise DataError(
+            f"every class folder in {where} must hold an image (.jpg, .png, .webp, …), but these are empty: "
+            f"{_some(empty)}. Fill them, or remove them from every split."
+        )
+    return ImageFiles([file for file, _ in samples], [number for _, number in samples])
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _some(names: object, most: int = 5) -> str:
+    """The first few of the names, and how many more there are."""
+    listed = sorted(names)  # type: ignore[call-overload]
+    if not listed:
+        return "nothing"
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
