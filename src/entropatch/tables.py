@@ -59,6 +59,7 @@ def write_records(
     *,
     title: str | None = None,
     about: Mapping[str, Any] | None = None,
+    table: str | None = None,
 ) -> list[Path]:
     """Write records as `stem`.md, `stem`.csv and `stem`.json into `folder`, each whole or not at all.
 
@@ -71,6 +72,7 @@ def write_records(
         title: the heading of the Markdown file.
         about: what holds for all rows (hardware, versions, settings): a list under the Markdown table, and the "about"
             object of the JSON file. The JSON file is always {"about": {…}, "records": [{…}, …]}.
+        table: the table of the Markdown file, from `markdown_table`, where it should not show every key as it is.
 
     Returns:
         The three paths: Markdown, CSV, JSON.
@@ -86,7 +88,7 @@ def write_records(
     data = {"about": _finite(about), "records": [_finite(dict(record)) for record in records]}
     # All three are made before the first is written.
     texts = {
-        "md": _markdown(columns, rows, title, about),
+        "md": _markdown(table or markdown_table(columns, rows), title, about),
         "csv": _csv(columns, rows),
         "json": json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }
@@ -98,10 +100,10 @@ def write_records(
     return paths
 
 
-def _markdown(columns: list[str], rows: list[list[Any]], title: str | None, about: Mapping[str, Any]) -> str:
+def _markdown(table: str, title: str | None, about: Mapping[str, Any]) -> str:
     head = f"# {title}\n\n" if title else ""
     foot = "".join(f"- {key}: {_cell(value)}\n" for key, value in about.items())
-    return head + markdown_table(columns, rows) + ("\n" + foot if foot else "")
+    return head + table + ("\n" + foot if foot else "")
 
 
 def _csv(columns: list[str], rows: list[list[Any]]) -> str:

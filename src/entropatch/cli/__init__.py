@@ -15,7 +15,13 @@ app = typer.Typer(
 )
 
 # Each file of this package that holds a subcommand registers it on `app` when imported.
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("bench",)
+
+
+@app.callback()
+def _subcommands() -> None:
+    # Without a callback typer runs a lone subcommand without its name.
+    pass
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ def count_flops(model: nn.Module, images: Tensor) -> Flops:
     """
     if images.ndim < 1 or images.shape[0] == 0:
         raise ValueError(f"images must be a batch of at least one image, but got shape {tuple(images.shape)}.")
-    fvcore = require("fvcore.nn", "bench")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fvcore compiles a loss of its own by TorchScript on import
+        fvcore = require("fvcore.nn", "bench")
     inner = unwrap(model)
     with _observing(inner):
         analysis = fvcore.FlopCountAnalysis(_Leaves(inner), images).set_op_handle(**HANDLES)
@@ -80,8 +83,8 @@ def count_flops_torch(model: nn.Module, images: Tensor) -> int:
     """Floating-point operations per image by `torch.utils.flop_counter`, an independent second opinion.
 
     PyTorch counts matrix products, convolutions and attention only, two operations per multiply-add; so this is twice
-    `count_flops` without its norms, for a model that runs no operator unknown to PyTorch's counter. That counter does
-    not know this package's own operators. Arguments and modes as in `count_flops`.
+    `count_flops` without its norms, for a model that runs no operator unknown to PyTorch's counter, which passes over
+    those in silence. It knows this package's own operators. Arguments and modes as in `count_flops`.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

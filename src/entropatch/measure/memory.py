@@ -1,15 +1,15 @@
-"""Peak memory of tensors during a function call."""
+"""Peak memory of tensors during a function call, and running out of memory without being killed."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from entropatch.measure.timing import synchronize
 
@@ -22,10 +22,10 @@ def peak_memory(run: Callable[[], object], device: str | torch.device = "cpu") -
 
     - CUDA: `torch.cuda.max_memory_allocated` after a reset, less the allocation before the call. (The caching
       allocator may reserve more from the driver.)
-    - CPU: every allocation and release of PyTorch's CPU allocator, in order, as `torch.profiler` records them; the peak
-      of their running sum. The resident size of the process would not do: the C library keeps freed pages, so a second
-      forward pass seems to need nothing. Not seen is memory that libraries take past PyTorch's allocator, such as
-      packing buffers of matrix products; it is small and alike for all methods.
+    - CPU: every allocation and release of PyTorch's CPU allocator, in order, as PyTorch's profiler records them; the
+      peak of their running sum. The resident size of the process would not do: the C library keeps freed pages, so a
+      second forward pass seems to need nothing. Not seen is memory that libraries take past PyTorch's allocator, such
+      as packing buffers of matrix products; it is small and alike for all methods.
 
     Args:
         run: a function without arguments.
@@ -55,20 +55,62 @@ def _cuda_peak(run: Callable[[], object], device: torch.device) -> int:
 
 
 def _cpu_peak(run: Callable[[], object]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # The tables of torch.profiler hold sums by operator; the order of single allocations is in the raw events.
+    profiler = profile(use_kineto=False, profile_memory=True)
+    with _quiet(), profiler:
         result = run()  # held until the profiler stops, so that freeing it is not part of the record
     del result
-    return max(accumulate(_allocations(profiler), initial=0))
+    assert profiler.kineto_results is not None  # set when the block above is left
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    sizes = (event.nbytes() for event in events)  # pyright: ignore[reportAttributeAccessIssue]  # missing in its stub
+    return max(accumulate(sizes, initial=0))
 
 
-def _allocations(profiler: profile) -> list[int]:
-    """Bytes of each CPU allocation (positive) and release (negative), in order of time.
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines that the profiler's backend logs when it starts and stops; 6 is above its highest level."""
+    before = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ["KINETO_LOG_LEVEL"] = before or "6"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["KINETO_LOG_LEVEL"]
 
-    The exported trace is the profiler's public record of single allocations; its tables only hold sums by operator.
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Let this process get an error when it asks for more memory than the machine has, in place of being killed.
+
+    Linux grants any request and kills the process when it uses the memory. Inside this block the data segment may grow
+    by no more than what is available now, so that PyTorch's CPU allocator fails with a RuntimeError that can be
+    handled. Does nothing on other systems, or where a lower limit is set already.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    memory = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
-    return [event["args"]["Bytes"] for event in sorted(memory, key=lambda event: event["ts"])]
+    try:
+        import resource
+
+        available, used = _meminfo("/proc/meminfo", "MemAvailable"), _meminfo("/proc/self/status", "VmData")
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = used + available
+    unlimited = resource.RLIM_INFINITY
+    if any(value != unlimited and value <= limit for value in (soft, hard)):
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _meminfo(path: str, key: str) -> int:
+    """A figure in bytes from a file of lines such as "MemAvailable:   21102344 kB"."""
+    for line in Path(path).read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise ValueError(f"{path} has no {key}")

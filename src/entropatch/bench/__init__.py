@@ -1,0 +1,16 @@
+"""The benchmark: dense and pruned variants of one model, measured in turns on one machine, into records."""
+
+from entropatch.bench.report import PAPER_TABLE_3, bench_table, check_table, table_3
+from entropatch.bench.run import BenchResult, run_bench
+from entropatch.bench.settings import BenchSettings, Variant
+
+__all__ = [
+    "PAPER_TABLE_3",
+    "BenchResult",
+    "BenchSettings",
+    "Variant",
+    "bench_table",
+    "check_table",
+    "run_bench",
+    "table_3",
+]

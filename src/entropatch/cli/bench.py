@@ -1,0 +1,104 @@
+"""`entropatch bench`: speed, memory and multiply-adds of pruning methods, measured in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from entropatch.cli import app
+
+T = TypeVar("T")
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str, typer.Option(help="A timm model; its weights are random, which does not change its speed.")
+    ] = "deit_small_patch16_224",
+    methods: Annotated[
+        str, typer.Option(help="Of dense, random, evit, evit-drop, shannon, renyi-<order>; commas between.")
+    ] = "dense,random,evit,shannon,renyi-2,renyi-inf",
+    keep_rates: Annotated[str, typer.Option(help="Keep rates in (0, 1]; commas between.")] = "0.7,0.5,0.3",
+    batch_sizes: Annotated[str, typer.Option(help="Images per call; commas between.")] = "1,16",
+    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    amp: Annotated[bool, typer.Option("--amp", help="Float32 weights under autocast to --dtype.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    compiled: Annotated[bool, typer.Option("--compile", help="Every row through torch.compile, as one graph.")] = False,
+    repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 20,
+    warmup: Annotated[int, typer.Option(help="Untimed rounds before.")] = 2,
+    output: Annotated[Path, typer.Option(help="Folder for the .md, .csv and .json files.")] = Path("entropatch-bench"),
+    name: Annotated[str, typer.Option(help="Name of those files.")] = "bench",
+    table: Annotated[int | None, typer.Option(help="3 also prints the paper's Table 3 beside this run.")] = None,
+) -> None:
+    """Measure GFLOPs, images/s, latency and peak memory of pruned models, against dense and against random pruning.
+
+    All rows take turns (A B C A B C …), so that drift hits all alike. A row that cannot be measured says why, and the
+    exit status is 1; for a setting that makes no sense it is 2.
+    """
+    from entropatch.bench import BenchSettings, bench_table, check_table, run_bench, table_3
+    from entropatch.tables import write_records
+
+    try:
+        settings = BenchSettings(
+            model=model,
+            methods=_entries(methods, str, "--methods"),
+            keep_rates=_entries(keep_rates, float, "--keep-rates"),
+            batch_sizes=_entries(batch_sizes, int, "--batch-sizes"),
+            image_size=image_size,
+            dtype=dtype,
+            amp=amp,
+            device=device,
+            compile=compiled,
+            repeats=repeats,
+            warmup=warmup,
+        )
+        if table is not None:
+            check_table(table, settings)
+        if Path(name).name != name:
+            raise ValueError(f"--name is a file name without folders, but got {name!r}; use --output for the folder.")
+    except ValueError as error:
+        _fail(str(error), 2)
+    try:
+        with _progress(settings.steps()) as step:
+            result = run_bench(settings, step)
+        shown = bench_table(result.records)
+        title = f"{settings.model} at {settings.image_size} px on {result.about['hardware']}"
+        paths = write_records(result.records, output, name, title=title, about=result.about, table=shown)
+    except (ImportError, ValueError, OSError) as error:
+        _fail(str(error), 1)
+    typer.echo(shown)
+    if table is not None:
+        typer.echo(table_3(result.records))
+    typer.echo("Written: " + ", ".join(str(path) for path in paths))
+    if result.failed:
+        _fail(f"{len(result.failed)} of {len(result.records)} rows could not be measured; their notes say why.", 1)
+
+
+def _entries(text: str, kind: Callable[[str], T], option: str) -> tuple[T, ...]:
+    """The values between commas."""
+    try:
+        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f"{option} takes numbers with commas between, but got {text!r}.") from None
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on the error stream, as the function that moves it by one."""
+    console = Console(stderr=True)
+    columns = (TextColumn("measuring"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=steps)
+        yield lambda: progress.advance(task)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"entropatch bench: {message}", err=True)
+    raise typer.Exit(status)
