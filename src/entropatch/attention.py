@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entropatch.entropy import check_order, reference_attention_entropy, working_dtype
+from entropatch import kernels
+from entropatch.entropy import attention_logits, check_order
 
 
-def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = None) -> Tensor:
+def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = None, backend: str = "auto") -> Tensor:
     """Rényi entropy of each query's attention distribution over the keys, in nats.
 
     p_i = softmax_j(scale · q_i·k_j) and H_α(p_i) = log(Σ_j p_ij^α) / (1 - α): Definitions 1 to 3 of arXiv 2604.03803.
@@ -22,12 +23,15 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = 
         k: keys (…, m, d), same leading shape, width and device.
         order: α in (0, ∞]; 1 is Shannon, `math.inf` the min-entropy.
         scale: factor of the logits; 1/√d when None.
+        backend: "auto"; or "reference" (forms the whole matrix, differentiable), "streaming" (blocks of rows) or
+            "triton" (CUDA). Where gradients are needed "auto" takes the reference.
 
     Returns:
         Entropies (…, n) in nats, between 0 and log m; float32, or float64 for float64 input.
 
     Raises:
-        ValueError: order ≤ 0 or NaN; shapes that do not fit; no keys, or of width 0; a scale that is not finite.
+        ValueError: order ≤ 0 or NaN; shapes that do not fit; no keys, or of width 0; a scale that is not finite; a
+            backend that is unknown, cannot run here, or has no gradient where one is needed.
         TypeError: q or k is not floating point.
     """
     order = check_order(order)
@@ -47,7 +51,14 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = 
         raise ValueError(f"the width of q and k must be at least 1, but got shape {tuple(k.shape)}.")
     if isinstance(scale, float) and not math.isfinite(scale):
         raise ValueError(f"scale must be finite, but got {scale}; leave it out for 1/√d.")
-    return reference_attention_entropy(q, k, order, q.shape[-1] ** -0.5 if scale is None else scale)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        if backend not in ("auto", "reference"):
+            raise ValueError(f'backend {backend!r} has no gradient; use backend="reference", or torch.no_grad().')
+        backend = "reference"
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    q4, k4 = (x.flatten(0, -4) if x.ndim > 4 else x.reshape(*(1,) * (4 - x.ndim), *x.shape) for x in (q, k))
+    entropy = kernels.attention_entropy(q4, k4, order, scale, kernels.choose_backend(backend, q))
+    return entropy.reshape(q.shape[:-1])
 
 
 class BlockAttention:
@@ -62,6 +73,7 @@ class BlockAttention:
         num_prefix_tokens: class, distillation and register tokens; never scored.
         has_class_token: whether token 0 is a class token.
         block: index of the block, 0-based.
+        backend: which of `entropatch.kernels` computes entropies here.
     """
 
     def __init__(
@@ -75,6 +87,8 @@ class BlockAttention:
         has_class_token: bool = False,
         dropout: float = 0.0,
         block: int = 0,
+        backend: str = "auto",
+        output_wanted: bool = True,
     ):
         self.q, self.k, self.v = q, k, v
         self.scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -82,6 +96,12 @@ class BlockAttention:
         self.has_class_token = has_class_token
         self.dropout = dropout
         self.block = block
+        self.backend = kernels.choose_backend(backend, q)
+        # Output and entropy come from one pass unless the output needs dropout or a gradient: the selection needs none,
+        # and the output then keeps PyTorch's differentiable fused kernel.
+        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        self._in_one_pass = output_wanted and not dropout and not differentiable
+        self._output: Tensor | None = None
         self._class_attention: Tensor | None = None
 
     @property
@@ -91,8 +111,14 @@ class BlockAttention:
 
     def entropy(self, order: float) -> Tensor:
         """Entropy of each patch's attention over the patches, per head: (batch, heads, patches), in nats."""
-        patches = slice(self.num_prefix_tokens, None)
-        return attention_entropy(self.q[:, :, patches], self.k[:, :, patches], order, self.scale)
+        order = check_order(order)
+        if self._in_one_pass and self._output is None:
+            self._output, entropy = kernels.attend_with_entropy(
+                self.q, self.k, self.v, order, self.scale, self.num_prefix_tokens, self.backend
+            )
+            return entropy
+        q, k = self.q[:, :, self.num_prefix_tokens :], self.k[:, :, self.num_prefix_tokens :]
+        return kernels.attention_entropy(q, k, order, self.scale, self.backend)
 
     def class_attention(self) -> Tensor:
         """The class token's attention weights on the patches, per head: (batch, heads, patches).
@@ -103,20 +129,20 @@ class BlockAttention:
             raise ValueError("class_attention() needs a class token, but this model has none; use Renyi(order).")
         if self._class_attention is not None and not torch.is_grad_enabled():
             return self._class_attention
-        dtype = working_dtype(self.q)
-        with torch.autocast(self.q.device.type, enabled=False):
-            logits = (self.q[:, :, :1].to(dtype) * self.scale) @ self.k.to(dtype).transpose(-2, -1)
+        logits = attention_logits(self.q[:, :, :1], self.k, self.scale)
         row = logits.softmax(-1)[:, :, 0, self.num_prefix_tokens :]
         self._class_attention = row
         return row
 
     def matrix(self) -> Tensor:
         """The whole attention matrix over all tokens: (batch, heads, tokens, tokens). Quadratic memory."""
-        dtype = working_dtype(self.q)
-        with torch.autocast(self.q.device.type, enabled=False):
-            logits = (self.q.to(dtype) * self.scale) @ self.k.to(dtype).transpose(-2, -1)
-        return logits.softmax(-1)
+        return attention_logits(self.q, self.k, self.scale).softmax(-1)
 
     def output(self) -> Tensor:
-        """Attention output before the projection: (batch, heads, tokens, head width), by PyTorch's fused kernel."""
+        """Attention output before the projection: (batch, heads, tokens, head width).
+
+        What the entropies were computed from already gave it as well; otherwise PyTorch's fused kernel does.
+        """
+        if self._output is not None:
+            return self._output
         return F.scaled_dot_product_attention(self.q, self.k, self.v, dropout_p=self.dropout, scale=self.scale)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from entropatch.criteria import Criterion, Renyi
+from entropatch.kernels.choice import check_backend
 from entropatch.reduction import REDUCTIONS
 
 
@@ -24,6 +25,7 @@ class PruneConfig:
             orders of arXiv 2604.03803 are not published.
         blocks: 0-based blocks that prune, ascending; None means ¼, ½ and ¾ of the depth: (3, 6, 9) of 12, the paper's.
         reduction: "drop" removes the other patches; "fuse" appends EViT's one fused token made of them.
+        backend: what computes the entropies: "auto", "reference", "streaming" or "triton" (see `entropatch.kernels`).
 
     Raises:
         ValueError, TypeError: a field is out of range or of the wrong type; the message names rule, value and fix.
@@ -33,6 +35,7 @@ class PruneConfig:
     criterion: Criterion = field(default_factory=Renyi)
     blocks: tuple[int, ...] | None = None
     reduction: str = "drop"
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         rates = self.keep_rate
@@ -46,6 +49,7 @@ class PruneConfig:
             object.__setattr__(self, "blocks", _check_blocks(self.blocks))
         if not isinstance(self.reduction, str) or self.reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, but got {self.reduction!r}.")
+        check_backend(self.backend)
         if isinstance(self.keep_rate, tuple) and self.blocks is not None and len(self.keep_rate) != len(self.blocks):
             raise ValueError(
                 f"keep_rate must be one number or one per block, but got {len(self.keep_rate)} rates "

@@ -7,7 +7,7 @@ Aizawa & Igaue 2026 ("Rényi Attention Entropy for Patch Pruning", arXiv 2604.03
     H_∞(p)     = -log max_j p_j                        min-entropy
 
 Everything is computed in float32, or in float64 for float64 input. These functions are the readable reference;
-`entropatch.kernels` holds faster twins of `reference_attention_entropy`, tested against it.
+`entropatch.kernels` computes the entropy of attention from queries and keys with them, and holds faster twins.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ def check_probabilities(probs: Tensor, dim: int) -> None:
         )
 
 
+def representable(order: float) -> float:
+    """`order`, moved into the range in which float32 arithmetic with it stays finite; ∞ stays ∞."""
+    return order if math.isinf(order) else min(max(order, SMALLEST_ORDER), LARGEST_ORDER)
+
+
 def working_dtype(x: Tensor) -> torch.dtype:
     """The dtype entropies are computed in: float64 for float64 input, float32 for everything else."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -120,7 +125,7 @@ def entropy_from_log_probs(log_probs: Tensor, order: float, dim: int = -1) -> Te
         entropy = -torch.log1p(_expected(log_probs, torch.expm1(t * log_probs), dim)) / t
     else:
         # Σ p^α may exceed float range for log_probs far below zero only downwards, which log-sum-exp handles.
-        order = min(max(order, SMALLEST_ORDER), LARGEST_ORDER)
+        order = representable(order)
         entropy = torch.logsumexp(order * log_probs, dim) / (1 - order)
     return entropy.clamp_min(0)
 
@@ -131,10 +136,8 @@ def _expected(log_probs: Tensor, values: Tensor, dim: int) -> Tensor:
     return (probs * values.masked_fill(probs == 0, 0)).sum(dim)
 
 
-def reference_attention_entropy(q: Tensor, k: Tensor, order: float, scale: float) -> Tensor:
-    """Entropy of each query's attention over the keys, forming the whole matrix: (…, n, d), (…, m, d) -> (…, n)."""
+def attention_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """scale · q·kᵀ in float32 or wider, also under autocast: (…, n, d), (…, m, d) -> (…, n, m)."""
     dtype = working_dtype(q)
-    # Autocast would turn the product back into half precision.
     with torch.autocast(q.device.type, enabled=False):
-        logits = (q.to(dtype) * scale) @ k.to(dtype).transpose(-2, -1)
-    return entropy_from_logits(logits, order)
+        return (q.to(dtype) * scale) @ k.to(dtype).transpose(-2, -1)

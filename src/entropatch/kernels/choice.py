@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import torch
@@ -12,7 +13,7 @@ BACKENDS = ("auto", "reference", "streaming", "triton")
 
 def check_backend(backend: str) -> str:
     """Return `backend`, or raise ValueError naming the backends there are."""
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, but got {backend!r}.")
     return backend
 
@@ -39,7 +40,7 @@ def choose_backend(backend: str, q: Tensor) -> str:
 def _why_not_triton(q: Tensor) -> str | None:
     if find_spec("triton") is None:
         return "the package triton is not installed"
-    if not q.is_cuda and not _interpreting():
+    if not q.is_cuda and not interpreting():
         return f"it needs a CUDA tensor, but the queries are on {q.device.type}"
     if q.dtype == torch.float64:
         return "it computes in float32, and the queries are float64"
@@ -48,8 +49,6 @@ def _why_not_triton(q: Tensor) -> str | None:
     return None
 
 
-def _interpreting() -> bool:
+def interpreting() -> bool:
     """Whether Triton runs its kernels on the CPU, as TRITON_INTERPRET=1 makes it."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from entropatch.entropy import working_dtype
+from entropatch.entropy import representable, working_dtype
 from entropatch.kernels import materialised, streaming
 
 
 def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, backend: str) -> Tensor:
-    """Entropy of each query's attention over the keys, by the named backend: (B, H, n, d), (B, H, m, d) -> (B, H, n)."""
+    """Entropy of each query's attention over the keys: (B, H, n, d), (B, H, m, d) -> (B, H, n), in nats."""
     if backend == "reference":
         return materialised.attention_entropy(q, k, order, scale)
-    return _attention_entropy(q, k, order, scale, backend)
+    return _attention_entropy(q, k, representable(order), scale, backend)
 
 
 def attend_with_entropy(
@@ -26,7 +26,7 @@ def attend_with_entropy(
     """Attention output (B, H, N, d) over all tokens and entropy (B, H, N - num_prefix) of the patches, together."""
     if backend == "reference":
         return materialised.attend_with_entropy(q, k, v, order, scale, num_prefix)
-    return _attend_with_entropy(q, k, v, order, scale, num_prefix, backend)
+    return _attend_with_entropy(q, k, v, representable(order), scale, num_prefix, backend)
 
 
 def _module(backend: str) -> ModuleType:
@@ -39,7 +39,8 @@ def _module(backend: str) -> ModuleType:
 
 @torch.library.custom_op("entropatch::attention_entropy", mutates_args=())
 def _attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, backend: str) -> Tensor:
-    return _module(backend).attention_entropy(q, k, order, scale)
+    with torch.autocast(q.device.type, enabled=False):
+        return _module(backend).attention_entropy(q, k, order, scale)
 
 
 @_attention_entropy.register_fake
@@ -51,7 +52,8 @@ def _(q: Tensor, k: Tensor, order: float, scale: float, backend: str) -> Tensor:
 def _attend_with_entropy(
     q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _module(backend).attend_with_entropy(q, k, v, order, scale, num_prefix)
+    with torch.autocast(q.device.type, enabled=False):
+        return _module(backend).attend_with_entropy(q, k, v, order, scale, num_prefix)
 
 
 @_attend_with_entropy.register_fake

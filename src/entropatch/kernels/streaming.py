@@ -25,25 +25,24 @@ BLOCK_LOGITS = 512 * 1024
 
 
 def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float) -> Tensor:
-    """Entropy of each query's attention over the keys: (…, n, d), (…, m, d) -> (…, n), in nats."""
-    lead, n, m = q.shape[:-2], q.shape[-2], k.shape[-2]
-    q, k = (x.reshape(-1, *x.shape[-3:]) if x.ndim > 3 else x.reshape(1, -1, *x.shape[-2:]) for x in (q, k))
-    entropy = q.new_empty(q.shape[:3], dtype=working_dtype(q))
-    heads, rows = _block_shape(q.shape[1], n, m)
-    for b in range(q.shape[0]):
-        for h in range(0, q.shape[1], heads):
+    """Entropy of each query's attention over the keys: (B, H, n, d), (B, H, m, d) -> (B, H, n), in nats."""
+    batch, all_heads, n, _ = q.shape
+    entropy = q.new_empty(batch, all_heads, n, dtype=working_dtype(q))
+    heads, rows = _block_shape(all_heads, n, k.shape[2])
+    for b in range(batch):
+        for h in range(0, all_heads, heads):
             keys = k[b, h : h + heads].to(entropy.dtype)
             for r in range(0, n, rows):
                 x = _logits(q[b, h : h + heads, r : r + rows], keys, scale)
                 entropy[b, h : h + heads, r : r + rows] = _softmax_entropy(x, order)[1]
-    return entropy.reshape(*lead, n)
+    return entropy.clamp_min_(0)
 
 
 def attend_with_entropy(
     q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int
 ) -> tuple[Tensor, Tensor]:
     """Attention output (B, H, N, d) over all tokens, and the entropy (B, H, N - num_prefix) of the patches."""
-    batch, all_heads, n, width = q.shape
+    batch, all_heads, n, _ = q.shape
     # Laid out as (B, N, H, d), what the projection after it reads.
     output = v.new_empty(batch, n, all_heads, v.shape[-1]).transpose(1, 2)
     entropy = q.new_empty(batch, all_heads, n - num_prefix, dtype=working_dtype(q))
@@ -58,7 +57,7 @@ def attend_with_entropy(
                 output[b, group, block] = attended
                 first = max(num_prefix - r, 0)  # rows of prefix tokens, which have no entropy
                 entropy[b, group, block.start + first - num_prefix : block.stop - num_prefix] = spread[:, first:]
-    return output, entropy
+    return output, entropy.clamp_min_(0)
 
 
 def _attend_block(
@@ -104,6 +103,6 @@ def _logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 def _block_shape(heads: int, n: int, m: int) -> tuple[int, int]:
     """Heads and query rows of one block, so that each thread's share of the logits fits its cache."""
-    threads = torch.get_num_threads()
-    rows = min(n, max(32, BLOCK_LOGITS // max(m, 1)))
-    return min(heads, threads * max(1, BLOCK_LOGITS // (rows * max(m, 1)))), rows
+    n, m = max(n, 1), max(m, 1)  # nothing to compute where there are none, and nothing to divide by
+    rows = min(n, max(32, BLOCK_LOGITS // m))
+    return max(1, min(heads, torch.get_num_threads() * max(1, BLOCK_LOGITS // (rows * m)))), rows

@@ -1,3 +1,5 @@
+# pyright: reportCallIssue=false
+# ruff: noqa: N803 (compile-time constants of a kernel are upper case)
 """The "triton" backend: attention output, log-sum-exp and entropy from one flash-attention pass over the keys.
 
 Per query row, keys arrive in blocks; m is the running maximum over the *patch* keys and y = x - m ≤ 0:
@@ -21,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from entropatch.entropy import NEAR_ONE
+from entropatch.kernels.choice import interpreting
 
 SHANNON, FAR, NEAR, INFINITE = (tl.constexpr(kind) for kind in range(4))
 
@@ -155,7 +158,7 @@ def _launch(
     values = k if v is None else v if v.stride(-1) == 1 else v.contiguous()
     # Laid out as (B, N, H, d), what the projection after it reads. Without values nothing is written to it.
     shape = (batch, n, heads, width) if v is not None else (1, 1, 1, 1)
-    output = torch.empty(shape, dtype=q.dtype, device=q.device).transpose(1, 2)
+    output = torch.empty(shape, dtype=values.dtype, device=q.device).transpose(1, 2)
     lse = torch.empty((batch, heads, n) if v is not None else (1,), dtype=torch.float32, device=q.device)
     entropy = torch.empty(batch, heads, n - prefix, dtype=torch.float32, device=q.device)
     block_m, block_n, warps = _block_sizes(q.dtype, width, n)
@@ -181,8 +184,8 @@ def _kind(order: float) -> tl.constexpr:
 
 
 def _dot_dtype(dtype: torch.dtype) -> tl.dtype:
-    """The type products are taken in: the input's own. Triton's interpreter multiplies bfloat16 wrongly, so not there."""
-    if dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
+    """The type products are taken in: the queries' own, but not bfloat16 under the interpreter, which fails at it."""
+    if dtype == torch.bfloat16 and interpreting():
         return tl.float32
     return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype]
 

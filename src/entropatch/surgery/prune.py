@@ -96,7 +96,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         model: a timm `VisionTransformer`, `VisionTransformerDistilled` or `Eva`; prune before `torch.compile`. To
             change the setting later pass the pruned model, or its compiled wrapper.
         config: a complete setting; or None, and its fields as keywords.
-        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction); `order=2.0` is short for
+        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, backend); `order=2.0` is short for
             `criterion=Renyi(order=2.0)`.
 
     Returns:
@@ -157,6 +157,7 @@ def _stages(model: nn.Module, pruning: Pruning) -> list[Stage]:
             config.reduction,
             adapter.num_prefix_tokens(model),
             adapter.has_class_token(model),
+            config.backend,
             pruning.listeners,
         )
         for block, rate in config.schedule(len(adapter.blocks(model))).items()
@@ -244,7 +245,7 @@ def _check_block(block: nn.Module, stage: Stage, adapter: Adapter, x: Tensor, in
     error = (got - expected).abs().max().item()
     size = (expected - x).abs().max().item()
     eps = torch.finfo(x.dtype).eps
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(x.dtype, 16 * eps)
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(x.dtype, 8 * eps)
     if not error <= tolerance * max(size, 1e-6) + eps * x.abs().max().item() * 8:
         raise UnsupportedModelError(
             f"block {stage.block} ({adapter.stock_block(block).__name__}) does not behave as entropatch expects: split "

@@ -67,6 +67,7 @@ class Stage:
     reduction: str
     num_prefix_tokens: int
     has_class_token: bool
+    backend: str = "auto"
     listeners: Listeners = field(default_factory=Listeners, compare=False)
     rate: tuple[int, int] = field(init=False)
 
@@ -123,5 +124,6 @@ class Decision:
         if self.attention is None or self.kept is None or self.scores is None:
             raise RuntimeError(f"block {self.stage.block} reduced its tokens before its attention was scored.")
         if self.trace is not None:
-            self.trace.record(self.stage, self.scores, self.kept, x[:, self.stage.num_prefix_tokens :])
+            patches = x[:, self.stage.num_prefix_tokens :]
+            self.trace.record(self.stage, self.scores, self.kept, patches, self.attention.backend)
         return x if self.keeps_all else REDUCTIONS[self.stage.reduction](x, self.kept, self.attention)

@@ -38,14 +38,15 @@ class _PrunedAttention:
         if decision.keeps_all:
             # Scoring leaves no mark on the graph: under gradient checkpointing the block runs again unscored.
             with torch.no_grad():
-                decision.score(self.scored(x, kwargs.get("rope"), decision.stage))
+                decision.score(self.scored(x, kwargs.get("rope"), decision))
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        attention = self.scored(x, kwargs.get("rope"), decision.stage)
+        attention = self.scored(x, kwargs.get("rope"), decision)
         decision.score(attention)
         return self.merge_heads(x, self.attend(attention))
 
-    def scored(self: Any, x: Tensor, rope: Tensor | None, stage: Stage) -> BlockAttention:
+    def scored(self: Any, x: Tensor, rope: Tensor | None, decision: Decision) -> BlockAttention:
         """What the criterion sees: the queries, keys and values that this module multiplies."""
+        stage = decision.stage
         q, k, v = self.split_heads(x, rope)
         return BlockAttention(
             q,
@@ -57,6 +58,8 @@ class _PrunedAttention:
             num_prefix_tokens=stage.num_prefix_tokens,
             has_class_token=stage.has_class_token,
             block=stage.block,
+            backend=stage.backend,
+            output_wanted=self.fused_attn and not decision.keeps_all,
         )
 
     def attend(self: Any, attention: BlockAttention) -> Tensor:

@@ -27,6 +27,7 @@ class StageRecord:
         tokens: values of the scored tokens after the attention residual, (batch, n, width).
         kept_places: which of the scored tokens were kept, (batch, k), ascending.
         fused: whether a fused token was appended after the kept ones.
+        backend: which of `entropatch.kernels` was there to compute entropies.
     """
 
     block: int
@@ -35,6 +36,7 @@ class StageRecord:
     tokens: Tensor
     kept_places: Tensor
     fused: bool
+    backend: str
 
     @property
     def kept(self) -> Tensor:
@@ -118,8 +120,8 @@ class Trace:
         finally:
             self.running = False
 
-    def record(self, stage: Stage, scores: Tensor, kept: Tensor, tokens: Tensor) -> None:
-        """Used by a stage: its scores, the kept places, and the patch tokens before reduction.
+    def record(self, stage: Stage, scores: Tensor, kept: Tensor, tokens: Tensor, backend: str) -> None:
+        """Used by a stage: its scores, the kept places, the patch tokens before reduction, and the backend.
 
         Differentiates nothing and keeps what it is given: what is derived from it is worked out when asked for, since
         under gradient checkpointing this runs inside a region whose recomputation does not record.
@@ -130,7 +132,7 @@ class Trace:
         else:
             patches = _numbers_after(self._records[earlier])
         fused = stage.reduction == "fuse" and kept.shape[1] < scores.shape[1]
-        self._records[stage.block] = StageRecord(stage.block, scores, patches, tokens, kept, fused)
+        self._records[stage.block] = StageRecord(stage.block, scores, patches, tokens, kept, fused, backend)
 
     def to_grid(
         self, tokens: Tensor, block: int, fill: Tensor | float | None, norm: Callable[[Tensor], Tensor]

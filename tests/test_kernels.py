@@ -1,0 +1,210 @@
+"""Every backend against the float64 twin, with a tolerance that calibrates itself.
+
+The allowed error is twice that of the plain computation in the same precision (softmax of the float32 logits, the
+formula of the definition), plus the rounding of one last operation. Triton runs under its interpreter, which must be
+chosen before Triton is imported: those tests run in one child process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from entropatch import BlockAttention, attention_entropy
+from entropatch.kernels import attend_with_entropy, choose_backend, streaming
+from entropatch.kernels import attention_entropy as kernel_entropy
+
+ORDERS = [0.3, 0.5, 0.9, 0.999, 1.0, 1 + 1e-9, 1.001, 1.2, 2.0, 3.7, 40.0, math.inf]
+# batch, heads, tokens, head width, prefix tokens
+SHAPES = [(2, 3, 70, 64, 1), (1, 2, 33, 24, 5), (1, 2, 50, 72, 0), (2, 2, 2, 16, 1), (1, 1, 1, 8, 0)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+IN_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["triton"] if IN_CHILD else ["reference", "streaming"]
+
+
+def tokens(shape: tuple[int, int, int, int, int], dtype: torch.dtype, sink: float = 1.0) -> tuple[Tensor, ...]:
+    """q, k, v as a model has them: views of one (batch, tokens, 3, heads, width) tensor; prefix keys scaled by sink."""
+    batch, heads, n, width, prefix = shape
+    generator = torch.Generator().manual_seed(0)
+    qkv = (torch.randn(batch, n, 3, heads, width, generator=generator) * 3).to(dtype)
+    qkv[:, :prefix, 1] *= sink
+    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, order: float, prefix: int) -> tuple[Tensor, Tensor]:
+    """Output and patch entropy by the definitions, in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    x = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return x.softmax(-1) @ v, definition(x[..., prefix:, prefix:].softmax(-1), order)
+
+
+def definition(p: Tensor, order: float) -> Tensor:
+    if math.isinf(order):
+        return -p.amax(-1).log()
+    if abs(order - 1) < 1e-6:
+        return -torch.special.xlogy(p, p).sum(-1)
+    return (p**order).sum(-1).log() / (1 - order)
+
+
+def plain_error(q: Tensor, k: Tensor, order: float, prefix: int, expected: Tensor) -> float:
+    """What the definition itself, computed in float32, is off by."""
+    x = q[:, :, prefix:].float() @ k[:, :, prefix:].float().transpose(-2, -1) * q.shape[-1] ** -0.5
+    error = (definition(x.softmax(-1), order) - expected).abs()
+    return error[error.isfinite()].max().item() if error.isfinite().any() else 0.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_output_and_entropy_match_the_float64_twin(backend: str, order: float, dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        prefix = shape[-1]
+        q, k, v = tokens(shape, dtype)
+        output, entropy = attend_with_entropy(q, k, v, order, q.shape[-1] ** -0.5, prefix, backend)
+        expected_output, expected = exact(q, k, v, order, prefix)
+        eps = torch.finfo(torch.float32).eps
+        allowed = 2 * plain_error(q, k, order, prefix, expected) + 16 * eps * max(1.0, math.log(shape[2]))
+        assert (entropy - expected).abs().max().item() <= allowed, shape
+        assert output.dtype == dtype
+        assert entropy.dtype == torch.float32
+        # Plain attention in the same precision rounds its probabilities and its output to the dtype.
+        plain = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
+        allowed = 2 * (plain - expected_output).abs().max().item() + 4 * torch.finfo(dtype).eps
+        assert (output - expected_output).abs().max().item() <= allowed, shape
+        alone = kernel_entropy(q[:, :, prefix:], k[:, :, prefix:], order, q.shape[-1] ** -0.5, backend)
+        torch.testing.assert_close(alone, entropy, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", [0.5, 1.0, 1.001, 2.0, math.inf])
+def test_a_prefix_token_that_takes_all_attention_costs_the_entropy_nothing(backend: str, order: float) -> None:
+    q, k, v = tokens((1, 2, 40, 16, 1), torch.float32)
+    k[:, :, :1] = q.mean(2, keepdim=True) * 400
+    q = q + 3 * q.mean(2, keepdim=True)
+    output, entropy = attend_with_entropy(q, k, v, order, 0.25, 1, backend)
+    expected_output, expected = exact(q, k, v, order, 1)
+    torch.testing.assert_close(entropy.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.double(), expected_output, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", [1e-300, *ORDERS, 1e300])
+def test_finite_for_logits_of_ten_thousand(backend: str, order: float) -> None:
+    q = torch.tensor([100.0, -100.0, 1.0, 0.0]).reshape(1, 1, 4, 1).expand(-1, -1, -1, 16) / 4
+    k = torch.tensor([100.0, 100.0, 99.9921875, -100.0]).reshape(1, 1, 4, 1).expand(-1, -1, -1, 16) / 4
+    output, entropy = attend_with_entropy(q, k, k, order, 1.0, 0, backend)
+    assert output.isfinite().all()
+    assert entropy.isfinite().all()
+    assert (entropy >= 0).all()
+    assert (entropy <= math.log(4) + 1e-5).all()
+
+
+if not IN_CHILD:
+
+    @pytest.mark.parametrize("order", [1.0, 1.1, 2.0, 3.0, math.inf])
+    def test_streaming_does_not_depend_on_its_block_size(monkeypatch: pytest.MonkeyPatch, order: float) -> None:
+        q, k, v = tokens((2, 3, 150, 16, 5), torch.float32)
+        whole = attend_with_entropy(q, k, v, order, 0.25, 5, "streaming")
+        monkeypatch.setattr(streaming, "BLOCK_LOGITS", 1)  # the smallest blocks: one head, 32 rows
+        for got, expected in zip(attend_with_entropy(q, k, v, order, 0.25, 5, "streaming"), whole, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+    def test_streaming_never_forms_the_matrix() -> None:
+        q, k, v = tokens((1, 2, 1500, 16, 1), torch.float32)
+        largest = 0
+
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                nonlocal largest
+                result = func(*args, **(kwargs or {}))
+                for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                    if isinstance(tensor, Tensor):
+                        largest = max(largest, tensor.untyped_storage().nbytes() // 4)
+                return result
+
+        with Watch():
+            streaming.attend_with_entropy(q, k, v, 2.0, 0.25, 1)
+        threads = torch.get_num_threads()
+        assert 1500 * 100 < largest <= max(threads * streaming.BLOCK_LOGITS, 3 * q.numel()) < 2 * 1500 * 1500
+
+    @pytest.mark.parametrize("backend", ["reference", "streaming"])
+    def test_autocast_does_not_lower_the_precision(backend: str) -> None:
+        q, k, v = tokens((1, 2, 60, 16, 1), torch.float32)
+        expected = attend_with_entropy(q, k, v, 2.0, 0.25, 1, backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = attend_with_entropy(q, k, v, 2.0, 0.25, 1, backend)
+        torch.testing.assert_close(got[1], expected[1], rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("op", ["attention_entropy", "attend_with_entropy"])
+    def test_operators_are_registered_properly(op: str) -> None:
+        q, k, v = (x.clone() for x in tokens((2, 2, 20, 8, 1), torch.float32))
+        args = (q, k, 2.0, 0.3, "streaming") if op == "attention_entropy" else (q, k, v, 2.0, 0.3, 1, "streaming")
+        checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+        torch.library.opcheck(getattr(torch.ops.entropatch, op).default, args, test_utils=checks)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_output_keeps_the_layout_of_its_fake(dtype: torch.dtype) -> None:
+        q, k, v = tokens((2, 3, 20, 8, 1), dtype)
+        real = torch.ops.entropatch.attend_with_entropy(q, k, v, 2.0, 0.3, 1, "streaming")
+        fakes = torch.ops.entropatch.attend_with_entropy(*(x.to("meta") for x in (q, k, v)), 2.0, 0.3, 1, "streaming")
+        for got, fake in zip(real, fakes, strict=True):
+            assert (got.shape, got.stride(), got.dtype) == (fake.shape, fake.stride(), fake.dtype)
+
+    def test_flop_counter_sees_the_operators() -> None:
+        q, k, v = tokens((2, 3, 20, 8, 1), torch.float32)
+        with FlopCounterMode(display=False) as counter:
+            attend_with_entropy(q, k, v, 2.0, 0.3, 1, "streaming")
+        assert counter.get_total_flops() == 2 * (2 * 3 * 20 * 20 * 8) * 2
+        with FlopCounterMode(display=False) as counter:
+            kernel_entropy(q, k, 2.0, 0.3, "streaming")
+        assert counter.get_total_flops() == 2 * 3 * 20 * 20 * 8 * 2
+
+    def test_choice_of_backend() -> None:
+        q = torch.zeros(1, 1, 4, 16)
+        assert choose_backend("auto", q) == "streaming"
+        assert choose_backend("reference", q) == "reference"
+        with pytest.raises(ValueError, match="must be one of auto, reference, streaming, triton, but got 'flash'"):
+            choose_backend("flash", q)
+        with pytest.raises(ValueError, match='backend "triton" cannot run here: '):
+            choose_backend("triton", q)
+
+    def test_a_backend_without_gradient_is_refused_where_one_is_needed() -> None:
+        q = torch.randn(1, 4, 8, requires_grad=True)
+        with pytest.raises(ValueError, match="has no gradient"):
+            attention_entropy(q, q, 2.0, backend="streaming")
+        attention_entropy(q, q, 2.0).sum().backward()
+        assert q.grad is not None
+        with torch.no_grad():
+            attention_entropy(q, q, 2.0, backend="streaming")
+
+    @pytest.mark.parametrize("order", [0.5, 1.0, 2.0, math.inf])
+    def test_a_block_forms_its_logits_once(order: float) -> None:
+        q, k, v = tokens((1, 2, 20, 8, 1), torch.float32)
+        with FlopCounterMode(display=False) as counter:
+            attention = BlockAttention(q, k, v, num_prefix_tokens=1)
+            attention.entropy(order)
+            attention.output()
+        assert counter.get_total_flops() == 2 * (2 * 20 * 20 * 8) * 2
+        with torch.enable_grad():  # with gradients, PyTorch's own differentiable kernel gives the output
+            q = q.detach().requires_grad_()
+            attention = BlockAttention(q, k, v, num_prefix_tokens=1)
+            with torch.no_grad():
+                attention.entropy(order)
+            assert attention.output().requires_grad
+
+    @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed on this platform")
+    def test_triton_under_its_interpreter() -> None:
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", __file__]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout[-4000:]
+        assert " passed" in result.stdout
