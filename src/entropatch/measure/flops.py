@@ -151,17 +151,23 @@ class _Leaves(nn.Module):
 
 @contextmanager
 def _observing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; every module's mode as it was afterwards."""
+    """Evaluation mode, frozen parameters and no gradients; everything as it was afterwards."""
     modes = {module: module.training for module in model.modules()}
+    # PyTorch's counter trips over views of parameters that require a gradient while gradients are off.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # In evaluation mode nn.MultiheadAttention runs as one opaque operator; without that it runs as its parts.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         with torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for module, training in modes.items():
             module.training = training
 
