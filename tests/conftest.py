@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,3 +19,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "entropatch")
 def _seeded() -> None:
     """Every test draws the same random numbers, alone or in company."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For models so small that handing work to a second thread costs more than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,178 @@
+"""Whole pruned models, built from stock timm models and attention masks: slow twins of `entropatch.surgery`.
+
+Nothing here uses entropatch. Queries and keys are those that the stock model hands to PyTorch's attention; scores are
+the loops of `reference.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import reference
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Score = Callable[[np.ndarray, np.ndarray, int], list[float]]
+"""(queries, keys, prefix tokens) of one image, (heads, tokens, d) -> importance of each patch among these tokens."""
+
+
+def renyi(order: float) -> Score:
+    def importance(q: np.ndarray, k: np.ndarray, prefix: int) -> list[float]:
+        heads = reference.patch_attention(q, k, q.shape[-1] ** -0.5, prefix)
+        return [-mean for mean in reference.mean_over_heads([[entropy(p, order) for p in rows] for rows in heads])]
+
+    return importance
+
+
+def entropy(probs: Sequence[float], order: float) -> float:
+    """Definitions 2 and 3 word for word, in nats; `reference.renyi_entropy` has more digits but takes too long here."""
+    if order == math.inf:
+        return -math.log(max(probs))
+    if order == 1:
+        return -math.fsum(p * math.log(p) for p in probs)
+    return math.log(math.fsum(p**order for p in probs)) / (1 - order)
+
+
+def evit(q: np.ndarray, k: np.ndarray, prefix: int) -> list[float]:
+    return reference.evit_importance(q, k, q.shape[-1] ** -0.5, prefix)
+
+
+@contextmanager
+def attention_inputs() -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The (q, k) of every call of PyTorch's fused attention, in order, each (batch, heads, tokens, d)."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    fused = F.scaled_dot_product_attention
+
+    def listening(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append((q.detach(), k.detach()))
+        return fused(q, k, *args, **kwargs)
+
+    with patch.object(F, "scaled_dot_product_attention", listening):
+        yield seen
+
+
+@dataclass
+class MaskedPass:
+    """One pass of a stock model whose dropped patches stay in the sequence and are masked.
+
+    Attributes:
+        logits: the model's output.
+        kept: original patch numbers kept, stage by stage, image by image.
+        scores: importance of the patches present, as `kept`.
+        near_ties: how often `kept` was taken from `follow` although the twin's own choice differed in a near tie.
+    """
+
+    logits: Tensor
+    kept: list[list[list[int]]] = field(default_factory=list)
+    scores: list[list[list[float]]] = field(default_factory=list)
+    near_ties: int = 0
+
+
+def masked_pass(
+    model: Any,
+    images: Tensor,
+    keep_rates: dict[int, float],
+    score: Score,
+    follow: Sequence[Tensor] | None = None,
+    tolerance: float = 1e-5,
+) -> MaskedPass:
+    """The dense stock model, with the patches that a stage drops masked out as keys of every later block.
+
+    In a block of `keep_rates` the attention still sees all that came in; from its middle on a dropped patch acts on
+    nothing. (What it does to itself is never read: the head gets the kept tokens alone.)
+
+    Args:
+        model: a stock timm model in evaluation mode.
+        keep_rates: the keep rate of each pruning block.
+        score: what ranks the patches.
+        follow: kept patches, stage by stage, (batch, k), of the model under test. Where float32 and this twin disagree
+            only about scores closer than `tolerance`, its choice is followed, so that later stages stay comparable.
+    """
+    prefix, batch = model.num_prefix_tokens, images.shape[0]
+    alive: list[list[int]] = []  # patch numbers, per image
+    result = MaskedPass(images)
+    blocks = list(model.blocks)
+
+    def mask(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        x = args[0]
+        if not alive:
+            alive.extend(list(range(x.shape[1] - prefix)) for _ in range(batch))
+        bias = x.new_full((batch, 1, 1, x.shape[1]), -torch.inf)
+        bias[:, :, :, :prefix] = 0
+        for image, patches in enumerate(alive):
+            bias[image, 0, 0, [prefix + patch for patch in patches]] = 0
+        return args, {**kwargs, "attn_mask": bias}
+
+    def prune(block: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if blocks.index(block) not in keep_rates:
+            return
+        stage, rate = len(result.kept), keep_rates[blocks.index(block)]
+        q, k = (x.double().numpy() for x in seen[-1])
+        scores, kept = [], []
+        for image, patches in enumerate(alive):
+            rows = [*range(prefix), *(prefix + patch for patch in patches)]
+            scores.append(score(q[image][:, rows], k[image][:, rows], prefix))
+            count = reference.kept_count(rate, len(patches))
+            own = [patches[place] for place in reference.kept_places(scores[-1], count)]
+            theirs = own if follow is None else follow[stage][image].tolist()
+            if own != theirs:
+                assert_near_tie(dict(zip(patches, scores[-1], strict=True)), own, theirs, tolerance)
+                result.near_ties += 1
+            kept.append(theirs)
+        result.scores.append(scores)
+        result.kept.append(kept)
+        alive[:] = kept
+
+    handles = [block.register_forward_pre_hook(mask, with_kwargs=True) for block in blocks]
+    handles += [block.register_forward_hook(prune) for block in blocks]
+    try:
+        with torch.no_grad(), attention_inputs() as seen:
+            features = model.forward_features(images)
+            rows = [[*range(prefix), *(prefix + patch for patch in patches)] for patches in alive]
+            left = torch.stack([features[image, places] for image, places in enumerate(rows)])
+            result.logits = model.forward_head(left)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return result
+
+
+def assert_near_tie(scores: dict[int, float], own: list[int], theirs: list[int], tolerance: float) -> None:
+    """Two choices of equally many patches may differ only by patches that score alike."""
+    assert len(own) == len(theirs), f"{len(theirs)} patches kept, {len(own)} expected"
+    assert theirs == sorted(theirs), f"kept patches {theirs} are not in raster order"
+    only_own, only_theirs = set(own) - set(theirs), set(theirs) - set(own)
+    gap = max(scores[patch] for patch in only_own) - min(scores[patch] for patch in only_theirs)
+    assert gap <= tolerance, f"kept {sorted(only_theirs)} in place of {sorted(only_own)}, which score {gap:g} higher"
+
+
+def fused_pass(model: Any, image: Tensor, keep_rates: dict[int, float]) -> tuple[Tensor, list[list[int]]]:
+    """EViT with its fused token on one image (1, 3, height, width), for timm models of plain `Block`s.
+
+    Returns the output and the original patch numbers kept at each stage, `reference.FUSED` for a fused token.
+    """
+    prefix = model.num_prefix_tokens
+    stages: list[list[int]] = []
+    with torch.no_grad(), attention_inputs() as seen:
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+        present = list(range(x.shape[1] - prefix))
+        for i, block in enumerate(model.blocks):
+            x = x + block.ls1(block.attn(block.norm1(x)))
+            if i in keep_rates:
+                q, k = (y[0].double().numpy() for y in seen[-1])
+                weights = evit(q, k, prefix)
+                count = reference.kept_count(keep_rates[i], len(present))
+                if count < len(present):
+                    kept = reference.kept_places(weights, count)
+                    x = torch.from_numpy(reference.fused(x[0].numpy(), weights, kept, prefix))[None].to(x.dtype)
+                    present = [*(present[place] for place in kept), reference.FUSED]
+                stages.append(present[:count])
+            x = x + block.ls2(block.mlp(block.norm2(x)))
+        return model.forward_head(model.norm(x)), stages
