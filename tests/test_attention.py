@@ -15,6 +15,7 @@ from torch import Tensor
 
 from entropatch import BlockAttention, attention_entropy
 
+BACKENDS = ["reference", "streaming"]  # those that run everywhere
 ORDERS = [1e-3, 0.5, 0.9, 1.0, 1 + 1e-9, 1.1, 2.0, 5.0, math.inf]
 
 
@@ -37,12 +38,13 @@ def block_attention(
 # --- attention_entropy -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("leading", [(1,), (2, 3)])
 @pytest.mark.parametrize(("n", "m"), [(5, 5), (2, 6), (6, 1)])
-def test_equals_the_definition(order: float, leading: tuple[int, ...], n: int, m: int) -> None:
+def test_equals_the_definition(backend: str, order: float, leading: tuple[int, ...], n: int, m: int) -> None:
     q, k = torch.randn(*leading, n, 4, dtype=torch.float64), torch.randn(*leading, m, 4, dtype=torch.float64)
-    got = attention_entropy(q, k, order, scale=1.7)
+    got = attention_entropy(q, k, order, scale=1.7, backend=backend)
     assert got.shape == (*leading, n)
     torch.testing.assert_close(got, expected_entropy(q, k, order, 1.7), rtol=1e-12, atol=1e-12)
 
@@ -60,26 +62,28 @@ def test_scale_is_one_over_the_root_of_the_width_unless_given() -> None:
     torch.testing.assert_close(even, torch.full_like(even, math.log(5)))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("order", ORDERS)
-def test_computes_in_float32_whatever_the_input(dtype: torch.dtype, order: float) -> None:
+def test_computes_in_float32_whatever_the_input(backend: str, dtype: torch.dtype, order: float) -> None:
     """To float32 accuracy for the very numbers given, not to that of half precision, with or without autocast."""
     q, k = torch.randn(2, 2, 9, 8).mul(2).to(dtype)
     expected = expected_entropy(q, k, order, 8**-0.5)
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = attention_entropy(q, k, order)
-    for got in (attention_entropy(q, k, order), under_autocast):
+        under_autocast = attention_entropy(q, k, order, backend=backend)
+    for got in (attention_entropy(q, k, order, backend=backend), under_autocast):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("order", [1e-300, *ORDERS, 64.0, 1e300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_logits_of_ten_thousand(order: float, dtype: torch.dtype) -> None:
+def test_logits_of_ten_thousand(backend: str, order: float, dtype: torch.dtype) -> None:
     """q·k = ±10 000, and rows whose largest logits are close or equal at that size."""
     q = torch.tensor([[100.0], [-100.0], [1.0], [0.0]], dtype=dtype)
     k = torch.tensor([[100.0], [100.0], [99.9921875], [-100.0], [0.0]], dtype=dtype)
-    got = attention_entropy(q[None], k[None], order, scale=1.0)
+    got = attention_entropy(q[None], k[None], order, scale=1.0, backend=backend)
     assert got.isfinite().all()
     expected = expected_entropy(q[None], k[None], order, 1.0)
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
@@ -89,23 +93,25 @@ def test_logits_of_ten_thousand(order: float, dtype: torch.dtype) -> None:
     st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=6),
     st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=6),
     st.sampled_from([1e-300, *ORDERS, 1e300]),
+    st.sampled_from(BACKENDS),
 )
 def test_finite_and_within_bounds_for_any_logits_up_to_ten_thousand(
-    queries: list[float], keys: list[float], order: float
+    queries: list[float], keys: list[float], order: float, backend: str
 ) -> None:
     q, k = torch.tensor(queries)[:, None], torch.tensor(keys)[:, None]
-    entropy = attention_entropy(q, k, order, scale=1.0)
+    entropy = attention_entropy(q, k, order, scale=1.0, backend=backend)
     assert (entropy >= 0).all()
     assert (entropy <= math.log(len(keys)) + 1e-5).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("order", [1e-300, *ORDERS, 1e300])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_one_patch_and_identical_patches(order: float, dtype: torch.dtype) -> None:
+def test_one_patch_and_identical_patches(backend: str, order: float, dtype: torch.dtype) -> None:
     one = torch.randn(2, 3, 1, 4).to(dtype)
-    assert (attention_entropy(one, one, order) == 0).all()
+    assert (attention_entropy(one, one, order, backend=backend) == 0).all()
     same = one.expand(2, 3, 10, 4) * 3
-    entropy = attention_entropy(same, same, order)
+    entropy = attention_entropy(same, same, order, backend=backend)
     torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(10)), rtol=0, atol=3e-6)
 
 
@@ -203,10 +209,11 @@ def test_inside_a_head_entropy_ranks_as_the_norm_does(order: float) -> None:
 # --- BlockAttention ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
 @pytest.mark.parametrize("order", [0.5, 1.0, 2.0, math.inf])
-def test_block_entropy_leaves_prefix_tokens_out_as_queries_and_as_keys(prefix: int, order: float) -> None:
-    attention = block_attention(prefix=prefix, scale=0.4)
+def test_block_entropy_leaves_prefix_tokens_out_as_queries_and_as_keys(backend: str, prefix: int, order: float) -> None:
+    attention = block_attention(prefix=prefix, scale=0.4, backend=backend)
     assert attention.num_patches == 7
     got = attention.entropy(order)
     expected = [
@@ -246,8 +253,12 @@ def test_class_attention_scored_without_gradients_still_has_them_afterwards() ->
     assert attention.q.grad.abs().sum() > 0
 
 
-def test_matrix_and_output_are_the_whole_attention() -> None:
-    attention = block_attention(scale=0.4)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scored_first", [True, False])
+def test_matrix_and_output_are_the_whole_attention(scored_first: bool, backend: str) -> None:
+    attention = block_attention(scale=0.4, backend=backend)
+    if scored_first:  # the output may then come from the same pass
+        attention.entropy(2.0)
     expected = np.array(
         [reference.full_attention(q, k, 0.4) for q, k in zip(attention.q.numpy(), attention.k.numpy(), strict=True)]
     )
