@@ -60,13 +60,13 @@ def read_image(path: str | Path) -> tuple[Image.Image, list[str]]:
             with Image.open(path) as image:
                 return _decode(image)
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{_shown(path)}: not an image file that Pillow can read.") from None
+        raise ImageError(f"{printable(path)}: not an image file that Pillow can read.") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{_shown(path)}: too large: {_one_line(error)}") from error
+        raise ImageError(f"{printable(path)}: too large: {_one_line(error)}") from error
     except MemoryError as error:
-        raise ImageError(f"{_shown(path)}: too large for the memory of this machine.") from error
+        raise ImageError(f"{printable(path)}: too large for the memory of this machine.") from error
     except Exception as error:  # Pillow's decoders let through whatever a damaged file provokes
-        raise ImageError(f"{_shown(path)}: cannot be read as an image: {_one_line(error)}") from error
+        raise ImageError(f"{printable(path)}: cannot be read as an image: {_one_line(error)}") from error
 
 
 def cropped(image: Image.Image, model: nn.Module) -> Image.Image:
@@ -129,19 +129,24 @@ def sample_photographs() -> dict[str, Image.Image]:
     return {name: load_image(path) for name, path in files.items()}
 
 
+def printable(path: str | Path) -> str:
+    """The path for a message: as it is, or quoted and escaped if a line break or a control character is in it."""
+    return text if (text := str(path)).isprintable() else repr(text)
+
+
 def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise ImageError(f"{_shown(path)}: no such file.") from None
+        raise ImageError(f"{printable(path)}: no such file.") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{_shown(path)}: cannot be opened: {_one_line(error)}") from error
+        raise ImageError(f"{printable(path)}: cannot be opened: {_one_line(error)}") from error
     if stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"{_shown(path)}: a folder; name the image files in it.")
+        raise ImageError(f"{printable(path)}: a folder; name the image files in it.")
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{_shown(path)}: not a regular file.")
+        raise ImageError(f"{printable(path)}: not a regular file.")
     if status.st_size == 0:
-        raise ImageError(f"{_shown(path)}: the file is empty.")
+        raise ImageError(f"{printable(path)}: the file is empty.")
 
 
 def _decode(image: Image.Image) -> tuple[Image.Image, list[str]]:
@@ -224,11 +229,6 @@ def _middle(image: Image.Image) -> Image.Image:
     width, height = (min(side, longest) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
-
-
-def _shown(path: Path) -> str:
-    """The path on one line, whatever characters are in it."""
-    return text if (text := str(path)).isprintable() else repr(text)
 
 
 def _one_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from entropatch.config import PruneConfig
 from entropatch.criteria import Renyi
 from entropatch.images import cropped, to_tensor
 from entropatch.methods import Method, find_method
-from entropatch.surgery import Trace, prune_, pruning_config, trace, unprune_
+from entropatch.surgery import Trace, UnsupportedModelError, prune_, pruning_config, trace, unprune_
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,31 @@ def inspect_image(
         entropy=dict(zip(wanted, maps, strict=True)),
         stages=stages,
     )
+
+
+def possible_methods(model: nn.Module, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Which of the named methods this model can be pruned by: their names, and the others with the reason why not.
+
+    A model without a class token, for example, cannot be pruned by EViT.
+
+    Raises:
+        ValueError: an unknown method.
+        UnsupportedModelError: the model cannot be pruned by any of them.
+    """
+    with _left_as_found(model):
+        outcomes = {name: _refusal(model, find_method(name)) for name in names}
+    refused = {name: error for name, error in outcomes.items() if error is not None}
+    if refused and len(refused) == len(outcomes):
+        raise next(iter(refused.values()))
+    return [name for name in outcomes if name not in refused], {name: str(error) for name, error in refused.items()}
+
+
+def _refusal(model: nn.Module, method: Method) -> UnsupportedModelError | None:
+    try:
+        prune_(model, method.config(keep_rate=1.0))
+    except UnsupportedModelError as error:
+        return error
+    return None
 
 
 def entropy_orders(methods: Sequence[Method]) -> tuple[float, ...]:

@@ -1,0 +1,230 @@
+"""`entropatch visualize`: what a model's pruning sees and keeps of any image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from entropatch.cli import app
+
+DEFAULT_METHODS = ("evit", "shannon")
+DEFAULT_ORDERS = ("2",)
+# Written into each PNG, so that the picture of another file, or a photograph, is never replaced.
+SOURCE_KEY = "entropatch-source"
+
+
+@app.command()
+def visualize(
+    images: Annotated[list[Path], typer.Argument(help="Image files of any kind.", metavar="IMAGE...")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A timm model, with the weights timm names for it. Default: DINOv2 ViT-S/14 at 224 px."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A checkpoint of that model instead, .safetensors or .pth.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the model's input in pixels, if not its own.")] = None,
+    order: Annotated[
+        list[str] | None,
+        typer.Option(help="Rényi orders in (0, inf], commas between; 1 is Shannon. Default: 2", metavar="O[,O]..."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Methods to show beside them, of evit, evit-drop, shannon, random, renyi-O; commas between. "
+            "Default: evit,shannon, as far as the model allows",
+            metavar="M[,M]...",
+        ),
+    ] = None,
+    keep_rate: Annotated[float, typer.Option(help="Share of the patches that each stage keeps, in (0, 1].")] = 0.7,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("entropatch-pictures"),
+    svg: Annotated[bool, typer.Option("--svg", help="Write each picture as SVG too.")] = False,
+) -> None:
+    """Draw the entropy heat map of each image, and the patches that remain after each pruning stage, as PNG.
+
+    A file that cannot be used is named on the error stream, the others are still drawn, and the exit status is 1; for
+    a setting that makes no sense it is 2. Drawing an image again replaces its picture; no other file is ever replaced.
+    """
+    console = Console(stderr=True)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        names = method_names(_entries(method or DEFAULT_METHODS), _entries(order or DEFAULT_ORDERS), keep_rate)
+    except ValueError as error:
+        _fail(error, 2)
+    drawer = _prepare(model, weights, image_size, names, method is not None, keep_rate, output, svg, say)
+    failed = 0
+    with _progress(console, len(images)) as step:
+        for path in images:
+            failed += not drawer.draw(path)
+            step()
+    done = len(images) - failed
+    typer.echo(f"{done} of {len(images)} images drawn; the pictures are in {output.resolve()}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def method_names(methods: Sequence[str], orders: Sequence[str], keep_rate: float) -> list[str]:
+    """The methods to show, each once: those named, then Rényi of each order. Raises ValueError for any bad setting."""
+    from entropatch.methods import METHODS, find_method, parse_order, renyi_method
+
+    chosen = [find_method(name) for name in methods]
+    for text in orders:
+        order = parse_order(text)
+        chosen.append(METHODS["shannon"] if order == 1 else renyi_method(order))
+    for one in chosen:
+        one.config(keep_rate)
+    return list(dict.fromkeys(one.name for one in chosen))
+
+
+def picture_name(folder: Path, source: Path, suffixes: Sequence[str]) -> str:
+    """A file name without suffix for the picture of `source`, such that no file but its own picture is replaced.
+
+    It is the stem of the source; where that is taken, by the picture of another file or by anything else, a number
+    is added. The picture's own metadata tells which file it shows.
+    """
+    # Room for the number and for the name of the temporary file: file systems allow 255 bytes.
+    stem = os.fsdecode(os.fsencode(source.stem)[:150])
+    for number in count(1):
+        name = stem if number == 1 else f"{stem}-{number}"
+        if _shows(folder / f"{name}.png", source) or not any((folder / f"{name}{s}").exists() for s in suffixes):
+            return name
+    raise AssertionError("unreachable")
+
+
+def fingerprint(source: Path) -> str:
+    """Stands for the place of a file, without giving it away in a picture that is passed on."""
+    return hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:32]
+
+
+@dataclass
+class _Drawer:
+    """Draws one file after the other; nothing of one stays when the next is drawn."""
+
+    model: Any
+    methods: Sequence[str]
+    keep_rate: float
+    folder: Path
+    suffixes: Sequence[str]
+    say: Callable[[str], None]
+
+    def draw(self, path: Path) -> bool:
+        """Draw one file; False, and a line on the error stream, if that fails."""
+        from entropatch.figures import entropy_and_stages, save_figure
+        from entropatch.images import ImageError, printable, read_image
+        from entropatch.inspection import inspect_image
+
+        try:
+            image, remarks = read_image(path)
+            seen = inspect_image(self.model, image, self.methods, self.keep_rate)
+            note = f"{self.model.pretrained_cfg['architecture']}, keep rate {self.keep_rate:g}"
+            figure = entropy_and_stages(seen, title=_drawable(path.name), note=note)
+            name = picture_name(self.folder, path, self.suffixes)
+            for suffix in self.suffixes:
+                about = {SOURCE_KEY: fingerprint(path)} if suffix == ".png" else None
+                save_figure(figure, self.folder / f"{name}{suffix}", about)
+        except ImageError as error:
+            self.say(f"entropatch visualize: {error}")
+            return False
+        except OSError as error:
+            self.say(f"entropatch visualize: {printable(path)}: its picture could not be written: {error}")
+            return False
+        if name != path.stem:
+            remarks = [*remarks, f"drawn as {name}.png, since another file has the name {path.stem}.png"]
+        for remark in remarks:
+            self.say(f"{printable(path)}: {remark}")
+        return True
+
+
+def _prepare(
+    model: str | None,
+    weights: Path | None,
+    image_size: int | None,
+    names: list[str],
+    insist: bool,
+    keep_rate: float,
+    output: Path,
+    svg: bool,
+    say: Callable[[str], None],
+) -> _Drawer:
+    """The model loaded and what can be drawn with it, or the end of the command."""
+    from entropatch.files import require
+    from entropatch.images import printable
+    from entropatch.pretrained import load_model
+    from entropatch.weights import WeightsError
+
+    try:
+        require("matplotlib", "figures")
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"--output must be a folder, but {printable(output)} is a file.")
+        output.mkdir(parents=True, exist_ok=True)
+        network, source = load_model(model, weights=weights, image_size=image_size, on_message=say)
+        names = _possible(network, names, insist, say)
+    except (ImportError, WeightsError) as error:
+        _fail(error, 1)
+    except (ValueError, OSError) as error:
+        _fail(error, 2)
+    say(f"weights: {source}")
+    return _Drawer(network, names, keep_rate, output, (".png", ".svg") if svg else (".png",), say)
+
+
+def _possible(model: Any, names: list[str], insist: bool, say: Callable[[str], None]) -> list[str]:
+    """The methods this model allows. Where they are only the default, the others are left out with a line."""
+    from entropatch.inspection import possible_methods
+    from entropatch.methods import method_label
+
+    possible, refused = possible_methods(model, names)
+    if "evit" in refused and not insist and possible_methods(model, ["evit-drop", *possible])[0][0] == "evit-drop":
+        say(f"{method_label('evit-drop')} stands in for {method_label('evit')}: {refused.pop('evit')}")
+        possible = ["evit-drop", *possible]
+    for name, reason in refused.items():
+        if insist:
+            raise ValueError(f"{name}: {reason}")
+        say(f"{method_label(name)} is left out: {reason}")
+    return possible
+
+
+def _shows(picture: Path, source: Path) -> bool:
+    """Whether `picture` is one that this command drew of `source`."""
+    try:
+        with Image.open(picture) as image:
+            return image.info.get(SOURCE_KEY) == fingerprint(source)
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def _entries(values: Sequence[str]) -> list[str]:
+    """The values between commas, of all times the option was given."""
+    return [entry.strip() for value in values for entry in value.split(",")]
+
+
+def _drawable(name: str) -> str:
+    """A file name as a figure can draw it: bytes that are no text become question marks."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on the error stream where that is a terminal, as the function that moves it by one."""
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    typer.echo(f"entropatch visualize: {error}", err=True)
+    raise typer.Exit(status)
