@@ -55,9 +55,9 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = 
         if backend not in ("auto", "reference"):
             raise ValueError(f'backend {backend!r} has no gradient; use backend="reference", or torch.no_grad().')
         backend = "reference"
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     q4, k4 = (x.flatten(0, -4) if x.ndim > 4 else x.reshape(*(1,) * (4 - x.ndim), *x.shape) for x in (q, k))
-    entropy = kernels.attention_entropy(q4, k4, order, scale, kernels.choose_backend(backend, q))
+    entropy = kernels.attention_entropy(q4, k4, order, factor, kernels.choose_backend(backend, q))
     return entropy.reshape(q.shape[:-1])
 
 
