@@ -36,6 +36,14 @@ def test_kept_count_is_the_exact_ceiling(rate: float, n: int) -> None:
     assert k - 1 < Fraction(str(rate)) * n <= k
 
 
+def test_kept_count_is_exact_for_every_whole_percentage() -> None:
+    """Where ρ · n is a whole number, floating point is right or one too many."""
+    for percent in range(1, 101):
+        rate = exact_rate(percent / 100)
+        for n in range(1, 301):
+            assert kept_count(rate, n) == reference.kept_count(percent / 100, n) == -(-percent * n // 100)
+
+
 @pytest.mark.parametrize(
     ("rate", "n", "k"), [(0.55, 100, 55), (0.07, 100, 7), (0.3, 10, 3), (0.7, 10, 7), (0.29, 100, 29)]
 )
