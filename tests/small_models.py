@@ -35,7 +35,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "radio": ("vit_base_patch16_radio_v3", {}),
     "q/k norm": ("deit_tiny_patch16_224", {"qk_norm": True}),
     "eva": ("eva_giant_patch14_224", {}),
+    "eva clip": ("eva_giant_patch14_clip_224", {}),
     "eva-02": ("eva02_tiny_patch14_224", {}),
+    "eva-02, three projections": ("eva02_base_patch14_224", {}),
     "eva-02 clip": ("eva02_base_patch16_clip_224", {}),
     "eva post-norm": ("eva02_enormous_patch14_clip_224", {}),
     "rope": ("vit_small_patch16_rope_224", {}),
@@ -43,8 +45,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "rope mixed + absolute": ("vit_small_patch16_rope_mixed_ape_224", {}),
     "rope registers": ("vit_betwixt_patch16_rope_reg4_gap_256", {}),
     "perception encoder": ("vit_pe_core_small_patch16_384", {}),
+    "perception encoder, average": ("vit_pe_spatial_small_patch16_512", {}),
     "perception encoder, no class token": ("vit_pe_spatial_gigantic_patch14_448", {}),
+    "perception encoder, no class token, map": ("vit_pe_core_gigantic_patch14_448", {}),
     "dinov3": ("vit_small_patch16_dinov3", {}),
+    "lingbot": ("vit_small_patch16_lingbot", {}),
     "sapiens2": ("vit_base_patch16_sapiens2", {"num_kv_heads": 1}),
 }
 

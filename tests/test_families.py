@@ -40,7 +40,7 @@ UNSPLITTABLE = {
 
 
 def kind_of(model: Any) -> tuple[Any, ...]:
-    """What tells supported models apart: classes of model, block, attention and rotary table; pooling; prefix tokens."""
+    """What tells supported models apart: the classes of their parts, how they pool, their prefix tokens."""
     rope = getattr(model, "rope", None)
     attention = model.blocks[0].attn
     return (
@@ -64,12 +64,13 @@ def is_splittable(model: Any) -> bool:
 
 def small(name: str) -> nn.Module:
     """A timm model of a supported class in small, at its own image size: its patch grids are part of the test."""
-    for extra in ({}, {"num_kv_heads": 1}, {"embed_dim": timm.create_model(name, depth=1).embed_dim}):
-        try:
-            return timm.create_model(name, **SMALL | extra).eval()
-        except (AssertionError, TypeError, RuntimeError):
-            continue
-    raise AssertionError(f"{name} could not be built in small")
+    full: Any = on_meta(name)
+    changes: dict[str, Any] = {}
+    if any(getattr(getattr(block, "attn", None), "num_kv_groups", 1) > 1 for block in full.blocks):
+        changes["num_kv_heads"] = 1
+    if isinstance(full.patch_embed.proj, nn.Identity):  # the stem alone fixes the width
+        changes |= {"embed_dim": full.embed_dim, "num_heads": full.blocks[0].attn.num_heads}
+    return timm.create_model(name, **SMALL | changes).eval()
 
 
 def assert_stock_at_keep_rate_one(model: nn.Module) -> None:

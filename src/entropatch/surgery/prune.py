@@ -246,7 +246,7 @@ def _check_block(block: nn.Module, stage: Stage, adapter: Adapter, x: Tensor, in
     size = (expected - x).abs().max().item()
     eps = torch.finfo(x.dtype).eps
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(x.dtype, 8 * eps)
-    if not error <= tolerance * max(size, 1e-6) + eps * x.abs().max().item() * 8:
+    if not error <= tolerance * max(size, 1e-6) + 2 * eps * x.abs().max().item():
         raise UnsupportedModelError(
             f"block {stage.block} ({adapter.stock_block(block).__name__}) does not behave as entropatch expects: split "
             f"at its middle it differs from the original by {error:g} where it adds up to {size:g} (dtype {x.dtype}). "
