@@ -1,0 +1,171 @@
+"""The training settings, and where each default comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+PAPER = "the paper (arXiv 2604.03803)"
+EVIT = "EViT's fine-tuning recipe (Liang et al. 2022); the paper does not state it"
+OWN = "entropatch; neither the paper nor EViT's recipe has it"
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def _setting(default: Any, source: str) -> Any:
+    return field(default=default, metadata={"source": source})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is computed in a training run. The defaults are the paper's protocol; `provenance` says whose each one is.
+
+    The paper states epochs, optimiser, batch, image size and which augmentations it uses. Learning rate, schedule,
+    weight decay, betas and the strengths of the augmentations come from EViT's published fine-tuning recipe.
+
+    Attributes:
+        epochs, batch_size, image_size: batch over all processes and accumulated passes; side of the images in pixels.
+        optimizer: any name of timm's optimiser factory; biases and norms are not decayed.
+        learning_rate: per 512 images; the rate used is learning_rate · batch_size / 512.
+        minimum_learning_rate: where the cosine ends; not scaled.
+        warmup_epochs, warmup_learning_rate: linear warm-up before the cosine, from that rate.
+        betas: of the optimiser; its library's own when None.
+        weight_decay, layer_decay: the latter scales the rate by layer_decay per block from the head down; None is off.
+        clip_norm: largest norm of the gradient over all parameters; None is off.
+        crop_scale: range of the random crop's share of the image; the crop is resized to image_size.
+        horizontal_flip, random_erasing: probabilities.
+        mixup, cutmix: α of their Beta(α, α); one of the two is drawn for each batch; 0 is off.
+        label_smoothing: share of the target spread over all classes.
+        auto_augment, color_jitter: timm's policy string, and strength; None and 0 are off.
+        keep_warmup_start, keep_warmup_epochs: the keep rate is 1 in the first `keep_warmup_start` epochs, then falls
+            along a half cosine for `keep_warmup_epochs` epochs to its target. 0 and 0: the target from the first step.
+        distillation, distillation_temperature: weight of T² · KL(teacher ‖ student) at temperature T; 0 is off.
+        ema_decay: of an exponential moving average of the weights, which is then what is tested and saved; None is off.
+        precision: "float32"; or "bfloat16" or "float16" for autocast, the latter with a gradient scaler.
+
+    Raises:
+        ValueError: a setting is out of range; the message names rule and value.
+    """
+
+    epochs: int = _setting(100, PAPER)
+    batch_size: int = _setting(256, PAPER)
+    image_size: int = _setting(224, PAPER)
+    optimizer: str = _setting("adamw", PAPER)
+    learning_rate: float = _setting(2e-5, EVIT)
+    minimum_learning_rate: float = _setting(2e-6, EVIT)
+    warmup_epochs: int = _setting(0, EVIT)
+    warmup_learning_rate: float = _setting(1e-6, EVIT)
+    betas: tuple[float, float] | None = _setting(None, EVIT)
+    weight_decay: float = _setting(1e-6, EVIT)
+    layer_decay: float | None = _setting(None, OWN)
+    clip_norm: float | None = _setting(None, EVIT)
+    crop_scale: tuple[float, float] = _setting((0.08, 1.0), PAPER + ": random crop; its range is timm's")
+    horizontal_flip: float = _setting(0.5, PAPER)
+    random_erasing: float = _setting(0.25, PAPER + "; probability of EViT")
+    mixup: float = _setting(0.8, PAPER + "; α of EViT")
+    cutmix: float = _setting(1.0, PAPER + "; α of EViT")
+    label_smoothing: float = _setting(0.1, EVIT)
+    auto_augment: str | None = _setting(None, PAPER + ": RandAugment is not in its list (EViT's: rand-m9-mstd0.5-inc1)")
+    color_jitter: float = _setting(0.0, PAPER + ": not in its list")
+    keep_warmup_start: int = _setting(0, EVIT)
+    keep_warmup_epochs: int = _setting(0, EVIT)
+    distillation: float = _setting(0.0, OWN)
+    distillation_temperature: float = _setting(1.0, OWN)
+    ema_decay: float | None = _setting(None, OWN + " (EViT's code keeps one at 0.99996 but reports the plain weights)")
+    precision: str = _setting("float32", OWN)
+
+    def __post_init__(self) -> None:
+        for name in ("betas", "crop_scale"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ValueError(f"{name} must be a number in {low:g} … {high:g}, but got {value!r}.")
+        for name in _WHOLE:
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number, but got {getattr(self, name)!r}.")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale must be two shares 0 < low ≤ high ≤ 1, but got {self.crop_scale}.")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be fewer than the {self.epochs} epochs, but got {self.warmup_epochs}."
+            )
+        if self.keep_warmup_start + self.keep_warmup_epochs >= self.epochs and (
+            self.keep_warmup_start or self.keep_warmup_epochs
+        ):
+            raise ValueError(
+                f"the keep rate must reach its target before the {self.epochs} epochs are over, but keep_warmup_start "
+                f"and keep_warmup_epochs are {self.keep_warmup_start} and {self.keep_warmup_epochs}."
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, but got {self.precision!r}.")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate the cosine starts from: learning_rate · batch_size / 512."""
+        return self.learning_rate * self.batch_size / 512
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON holds them."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+    def keep_rate_share(self, epochs_done: float) -> float:
+        """How far the keep rate still is from its target: 1 keeps every patch, 0 is the target.
+
+        EViT's schedule: 1 for t < s, then ½ (1 + cos(π (t - s) / E)) for E epochs, then 0; t in epochs.
+        """
+        since = epochs_done - self.keep_warmup_start
+        if since < 0:
+            return 1.0
+        if since >= self.keep_warmup_epochs:
+            return 0.0
+        return 0.5 * (1 + math.cos(math.pi * since / self.keep_warmup_epochs))
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("epochs", 1, math.inf),
+    ("batch_size", 1, math.inf),
+    ("image_size", 1, math.inf),
+    ("learning_rate", 0, math.inf),
+    ("minimum_learning_rate", 0, math.inf),
+    ("warmup_epochs", 0, math.inf),
+    ("warmup_learning_rate", 0, math.inf),
+    ("weight_decay", 0, math.inf),
+    ("layer_decay", 0, 1),
+    ("clip_norm", 1e-12, math.inf),
+    ("horizontal_flip", 0, 1),
+    ("random_erasing", 0, 1),
+    ("mixup", 0, math.inf),
+    ("cutmix", 0, math.inf),
+    ("label_smoothing", 0, 1),
+    ("color_jitter", 0, 1),
+    ("keep_warmup_start", 0, math.inf),
+    ("keep_warmup_epochs", 0, math.inf),
+    ("distillation", 0, math.inf),
+    ("distillation_temperature", 1e-3, math.inf),
+    ("ema_decay", 0, 1),
+)
+_MAY_BE_NONE = ("layer_decay", "clip_norm", "ema_decay")
+_WHOLE = ("epochs", "batch_size", "image_size", "warmup_epochs", "keep_warmup_start", "keep_warmup_epochs")
+
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(),
+    # finetune.sh: eight processes of 128 images; RandAugment is the default of the script it calls.
+    "evit": Recipe(epochs=30, batch_size=1024, auto_augment="rand-m9-mstd0.5-inc1"),
+}
+
+
+def provenance(recipe: Recipe) -> list[dict[str, str]]:
+    """Each setting, its value, and where it comes from: one record per field."""
+    records = []
+    for entry in dataclasses.fields(recipe):
+        value = getattr(recipe, entry.name)
+        source = entry.metadata["source"] if value == entry.default else f"given (default: {entry.default})"
+        records.append({"setting": entry.name, "value": str(value), "source": source})
+    return records

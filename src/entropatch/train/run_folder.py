@@ -1,0 +1,112 @@
+"""The folder of one run: its settings, its records, and the lock that keeps a second process out.
+
+run.json            what is trained, on what, how; compared when the run is started again
+epochs.jsonl        one record per epoch
+checkpoints/        to continue from
+best.safetensors    weights of the epoch with the highest top-1 so far
+final.safetensors   weights after the last epoch
+result.json         the outcome; the run is complete when it is there
+tensorboard/        curves
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from entropatch.files import write_text
+
+# Not compared when a run is continued: data may have moved, and the package may have been updated.
+FREE = ("entropatch", "data.root", "about")
+
+
+class RunMismatchError(ValueError):
+    """The folder holds a run with other settings, or another process is writing to it."""
+
+
+def check_or_write(path: Path, settings: Mapping[str, Any], write: bool) -> None:
+    """Write the settings of a new run, or compare them with those of the run that is there.
+
+    Raises:
+        RunMismatchError: a setting differs; the message names each that does.
+    """
+    if not path.exists():
+        if write:
+            write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        return
+    try:
+        there = _flat(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise RunMismatchError(f"{path} is not the settings of a run ({error}); give another output folder.") from error
+    here = _flat(json.loads(json.dumps(settings)))
+    free = tuple(f"{name}." for name in FREE)
+    differ = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and not f"{key}.".startswith(free)
+    ]
+    if differ:
+        raise RunMismatchError(
+            f"{path.parent} holds a run with other settings: {'; '.join(differ)}. Give another output folder, or the "
+            "same settings to continue that run."
+        )
+
+
+def digest(model: nn.Module) -> str:
+    """A fingerprint of names, shapes and values of all parameters and buffers."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(dtype=torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def write_epochs(path: Path, history: list[dict[str, Any]]) -> None:
+    """One JSON record per line; all of them each time, so that a continued run neither repeats nor lacks one."""
+    write_text(path, "".join(json.dumps(record) + "\n" for record in history))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder; freed by the system however this process ends.
+
+    Raises:
+        RunMismatchError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows has none
+        yield
+        return
+    with (folder / ".lock").open("a+") as file:
+        try:
+            # lockf, not flock: a lock of this process alone, which its loading processes do not inherit.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise RunMismatchError(
+                    f"another process is training into {folder}; wait for it, stop it, or give another output folder."
+                ) from error
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # some network disks have no locks
+                raise
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: leaf for k, v in value.items() for key, leaf in _flat(v, f"{name}.{k}" if name else k).items()}

@@ -1,0 +1,340 @@
+"""The training loop of one process, from the beginning or from where it was stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entropatch.config import PruneConfig
+from entropatch.data.base import DataSet
+from entropatch.data.batches import TrainingBatches
+from entropatch.data.loaders import (
+    data_config,
+    evaluation_loader,
+    evaluation_transform,
+    training_loader,
+    training_transform,
+)
+from entropatch.data.seeding import derived_seed, set_seeds
+from entropatch.evaluate import Correct, count_correct
+from entropatch.surgery import prune_, pruning_config
+from entropatch.train.checkpoints import Checkpoints
+from entropatch.train.loss import TrainingLoss
+from entropatch.train.progress import Progress
+from entropatch.train.recipe import Recipe
+from entropatch.train.run_folder import write_epochs
+from entropatch.train.runtime import Runtime
+from entropatch.train.tracking import Curves, ProgressBar
+from entropatch.train.weights_file import save_weights
+
+# More steps in a row without a finite gradient than any gradient scaler needs to find its scale.
+MOST_SKIPPED = 100
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradients are no longer finite."""
+
+
+class Trainer:
+    """One run on one process: everything that is set up once, and the steps."""
+
+    def __init__(
+        self,
+        accelerator: Any,
+        model: nn.Module,
+        data: DataSet,
+        folder: Path,
+        prune: PruneConfig | None,
+        recipe: Recipe,
+        seed: int,
+        teacher: nn.Module | None,
+        runtime: Runtime,
+    ):
+        self.accelerator, self.device, self.main = accelerator, accelerator.device, accelerator.is_main_process
+        self.folder, self.prune, self.recipe, self.seed, self.runtime = folder, prune, recipe, seed, runtime
+        self._set_up_data(data, data_config(model, recipe.image_size))
+        self._set_up_model(model.to(self.device))
+        if teacher is not None and recipe.distillation:
+            teacher = teacher.to(self.device).eval().requires_grad_(False)
+        self.loss = TrainingLoss(recipe, len(data.classes), teacher)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints",
+            accelerator.process_index,
+            accelerator.num_processes,
+            accelerator.wait_for_everyone,
+        )
+        self.progress = Progress()
+        self.skipped_in_a_row = 0
+
+    def _set_up_data(self, data: DataSet, config: dict[str, Any]) -> None:
+        recipe, runtime, accelerator = self.recipe, self.runtime, self.accelerator
+        processes, process = accelerator.num_processes, accelerator.process_index
+        pin = self.device.type == "cuda"
+        self.batches = TrainingBatches(
+            len(data.train), recipe.batch_size, self.seed, process, processes, runtime.accumulate
+        )
+        transform = training_transform(
+            config,
+            scale=recipe.crop_scale,
+            horizontal_flip=recipe.horizontal_flip,
+            random_erasing=recipe.random_erasing,
+            auto_augment=recipe.auto_augment,
+            color_jitter=recipe.color_jitter,
+        )
+        self.training = training_loader(data.train, transform, self.batches, runtime.workers, pin)
+        size = runtime.evaluation_batch_size or 2 * recipe.batch_size // (processes * runtime.accumulate)
+        self.testing = evaluation_loader(
+            data.test, evaluation_transform(config), size, process, processes, runtime.workers, pin
+        )
+
+    def _set_up_model(self, model: nn.Module) -> None:
+        from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
+        from timm.scheduler.cosine_lr import CosineLRScheduler
+        from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
+
+        recipe, runtime = self.recipe, self.runtime
+        self.model = model
+        if self.prune is not None:
+            prune_(model, self.prune)
+        if runtime.gradient_checkpointing:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        self.ema = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
+        betas: dict[str, Any] = {} if recipe.betas is None else {"betas": recipe.betas}
+        optimizer = create_optimizer_v2(
+            model,
+            opt=recipe.optimizer,
+            lr=recipe.peak_learning_rate,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+            **betas,
+        )
+        steps = self.batches.steps_per_epoch
+        warmup = recipe.warmup_epochs * steps
+        self.schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=max(recipe.epochs * steps - warmup, 1),
+            lr_min=recipe.minimum_learning_rate,
+            warmup_t=warmup,
+            warmup_lr_init=recipe.warmup_learning_rate if warmup else 0.0,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        if runtime.compile:
+            model.compile(backend=runtime.compile_backend)
+        # Accelerate replaces the forward of the module it is given; inside a shell the model itself stays as it is.
+        self.shell, self.optimizer = self.accelerator.prepare(_Shell(model), optimizer)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def train(self, note: Mapping[str, Any], on_epoch: Callable[[dict[str, Any]], None]) -> Progress:
+        """Train from where the run is to its end, and write the weights it ends with.
+
+        Args:
+            note: what the weights files say of themselves.
+            on_epoch: called with each epoch's record on the main process.
+        """
+        self._resume()
+        progress = self.progress
+        total = self.recipe.epochs * self.batches.steps_per_epoch
+        curves = Curves(
+            self.folder / "tensorboard" if self.runtime.tensorboard and self.main else None, progress.updates
+        )
+        with curves, ProgressBar(total, progress.updates, self.runtime.bar and self.main) as bar:
+            while progress.epoch < self.recipe.epochs:
+                self._steps(curves, bar)
+                record = self._finish_epoch(note)
+                if self.main:
+                    curves.epoch(record, progress.updates)
+                    on_epoch(record)
+        if self.main:
+            self._save_weights("final.safetensors", note, progress.history[-1])
+        self.accelerator.wait_for_everyone()
+        if self.runtime.gradient_checkpointing:
+            self.model.set_grad_checkpointing(False)  # type: ignore[operator]
+        return progress
+
+    def _resume(self) -> None:
+        """Continue from the last checkpoint, if there is one."""
+        if self.main:
+            self.checkpoints.remove_drafts()
+        self.accelerator.wait_for_everyone()
+        latest = self.checkpoints.latest()
+        if latest is not None:
+            self.progress = self.checkpoints.restore(latest, *self._state())
+            if self.main:
+                write_epochs(self.folder / "epochs.jsonl", self.progress.history)
+            else:
+                self.progress.damaged = []
+
+    def _state(self) -> tuple[nn.Module, nn.Module | None, Any, Any]:
+        return self.model, None if self.ema is None else self.ema.module, self.optimizer, self.accelerator.scaler
+
+    def _steps(self, curves: Curves, bar: ProgressBar) -> None:
+        """The rest of the epoch at work."""
+        progress, steps = self.progress, self.batches.steps_per_epoch
+        self.batches.start(progress.epoch, progress.step)
+        self.model.train()
+        pieces = iter(self.training)
+        while progress.step < steps:
+            started = time.monotonic()
+            loss = self._step(pieces)
+            progress.step += 1
+            progress.updates += 1
+            progress.loss += loss
+            progress.seconds += time.monotonic() - started
+            curves.step(loss, self._learning_rate(), progress.updates)
+            bar.step(f"epoch {progress.epoch + 1}/{self.recipe.epochs}, loss {loss:.3f}")
+            if progress.step % self.runtime.checkpoint_every == 0 and progress.step < steps:
+                self._gather_damaged()
+                self.checkpoints.save(progress, *self._state())
+
+    def _step(self, pieces: Iterator[Any]) -> float:
+        """One update of the weights; the training loss of the whole batch."""
+        progress, recipe, accelerator = self.progress, self.recipe, self.accelerator
+        self._set_keep_rate()
+        self.schedule.step_update(progress.updates)
+        set_seeds(derived_seed(self.seed, progress.epoch, progress.step, 1 + accelerator.process_index))
+        total = torch.zeros((), device=self.device)
+        for turn in range(self.runtime.accumulate):
+            batch = next(pieces)
+            progress.damaged += batch.damaged
+            images, targets = self.loss.mix(
+                batch.images.to(self.device, non_blocking=True),
+                batch.labels.to(self.device, non_blocking=True),
+                derived_seed(self.seed, progress.epoch, progress.step, 0),
+            )
+            last = turn == self.runtime.accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(self.shell):
+                with accelerator.autocast():
+                    loss = self.loss(self.shell(images), targets, images) / self.runtime.accumulate
+                accelerator.backward(loss)
+            total += loss.detach()
+        norm = accelerator.clip_grad_norm_(self.parameters, math.inf if recipe.clip_norm is None else recipe.clip_norm)
+        mean = float(accelerator.reduce(total, "mean"))
+        self._check_finite(mean, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count_skipped()
+        if self.ema is not None:
+            self.ema.update(self.model, step=progress.updates + 1)
+        return mean
+
+    def _set_keep_rate(self) -> None:
+        """EViT's keep-rate warm-up, where there is one."""
+        recipe, progress = self.recipe, self.progress
+        if self.prune is not None and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
+            share = recipe.keep_rate_share(progress.epoch + progress.step / self.batches.steps_per_epoch)
+            prune_(self.model, warmed(self.prune, share))
+
+    def _learning_rate(self) -> float:
+        """Of the head, which layer decay leaves as it is."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def _check_finite(self, loss: float, norm: Tensor | None) -> None:
+        # With a gradient scaler infinite gradients are part of the search for a scale; the loss never may be.
+        gradients = self.accelerator.scaler is not None or norm is None or bool(torch.isfinite(norm))
+        if math.isfinite(loss) and gradients:
+            return
+        progress = self.progress
+        last, precision = self.checkpoints.latest(), self.recipe.precision
+        what = "the gradients are" if math.isfinite(loss) else f"the loss is {loss},"
+        raise DivergedError(
+            f"{what} not finite in epoch {progress.epoch + 1}, step {progress.step + 1}; that step was not taken. The "
+            f"last checkpoint is {last or 'none'}. Lower learning_rate, set clip_norm, or change precision ({precision})."
+        )
+
+    def _count_skipped(self) -> None:
+        skipped = bool(self.accelerator.optimizer_step_was_skipped)
+        self.progress.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if self.skipped_in_a_row > MOST_SKIPPED:
+            raise DivergedError(
+                f"the gradients of {MOST_SKIPPED} steps in a row were not finite in float16, so nothing is learnt; use "
+                "bfloat16 or float32, or a lower learning rate."
+            )
+
+    def _finish_epoch(self, note: Mapping[str, Any]) -> dict[str, Any]:
+        """Test, record, save: in an order that loses nothing wherever it is interrupted."""
+        progress, steps = self.progress, self.batches.steps_per_epoch
+        started = time.monotonic()
+        tested = self._test()
+        self._gather_damaged()
+        record = {
+            "epoch": progress.epoch + 1,
+            "top1": tested.top1_percent,
+            "top5": tested.top5_percent,
+            "loss": progress.loss / steps,
+            "learning_rate": self._learning_rate(),
+            "images_tested": tested.images,
+            "damaged_training": sorted(set(progress.damaged)),
+            "damaged_testing": sorted(set(tested.damaged)),
+            "skipped_steps": progress.skipped,
+            "images_per_second": steps * self.recipe.batch_size / max(progress.seconds, 1e-9),
+            "seconds": progress.seconds + time.monotonic() - started,
+        }
+        progress.next_epoch(record)
+        if self.main and progress.best() is record:
+            # Before the checkpoint: if this process is killed between the two, the epoch is done again, and this too.
+            self._save_weights("best.safetensors", note, record)
+        self.checkpoints.save(progress, *self._state())
+        if self.main:
+            write_epochs(self.folder / "epochs.jsonl", progress.history)
+        return record
+
+    def _test(self) -> Correct:
+        """Top-1 and top-5 over all processes, of the averaged weights if there are any, at the target keep rate."""
+        if self.prune is not None and pruning_config(self.model) != self.prune:
+            prune_(self.model, self.prune)
+        set_seeds(derived_seed(self.seed, self.progress.epoch))
+        with self.accelerator.autocast():
+            part = count_correct(self._tested(), self.testing, self.device)
+        counts = torch.tensor([part.top1, part.top5, part.images], device=self.device)
+        top1, top5, images = self.accelerator.reduce(counts, "sum").tolist()
+        damaged = tuple(_gathered(list(part.damaged)))
+        if not images:
+            raise ValueError(f"no image of the test set could be read, of {len(damaged)}; the first: {damaged[0]}.")
+        return Correct(top1, top5, images, damaged)
+
+    def _tested(self) -> nn.Module:
+        return self.model if self.ema is None else self.ema.module
+
+    def _gather_damaged(self) -> None:
+        """The names known to all processes, to the main one; so a checkpoint of the main process holds them all."""
+        names = _gathered(sorted(set(self.progress.damaged)))
+        self.progress.damaged = sorted(set(names)) if self.main else []
+
+    def _save_weights(self, name: str, note: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        about = {**note, **{key: record[key] for key in ("epoch", "top1", "top5")}}
+        save_weights(self._tested(), self.folder / name, about)
+
+
+class _Shell(nn.Module):
+    """The model, in a module whose forward others may replace."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+def warmed(config: PruneConfig, share: float) -> PruneConfig:
+    """The config with each keep rate ρ moved to ρ + (1 - ρ) · share."""
+    rates = config.keep_rate if isinstance(config.keep_rate, tuple) else (config.keep_rate,)
+    # Rounded, since a rate counts as the decimal that is written; four digits are below one patch of any grid.
+    moved = tuple(min(round(rate + (1 - rate) * share, 4), 1.0) for rate in rates)
+    return replace(config, keep_rate=moved if isinstance(config.keep_rate, tuple) else moved[0])
+
+
+def _gathered(names: list[str]) -> list[str]:
+    from accelerate.utils import gather_object
+
+    return gather_object(names)
