@@ -233,6 +233,7 @@ def test_a_second_run_replaces_the_first_and_touches_nothing_else(result: DemoRe
         ("results.md", "# mine"),
         ("results.json", '{"mine": 1}'),
         ("results.json", '["made by"]'),
+        ("results.json", '{"about": {"made by": "somebody else"}, "records": []}'),
         ("results.json", "no JSON"),
         ("results.csv", ""),
         ("cat.png", "no picture"),
