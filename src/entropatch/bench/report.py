@@ -14,6 +14,7 @@ COLUMNS = {
     "label": "method",
     "keep_rate": "keep rate",
     "batch_size": "batch",
+    "backend": "backend",
     "gflops": "GFLOPs",
     "images_per_second": "images/s",
     "p50_ms": "p50 ms",
@@ -26,9 +27,11 @@ COLUMNS = {
 
 
 def bench_table(records: Sequence[Record]) -> str:
-    """The records as a Markdown table; the column of notes is left out when there are none."""
-    shown = {key: head for key, head in COLUMNS.items() if key != "note" or any(r["note"] for r in records)}
-    formats = {"gflops": ".2f", "vs_dense": ".2f", "vs_random": ".3f", "p50_ms": ".2f", "p95_ms": ".2f"}
+    """The records as a Markdown table; columns of backends and notes are left out when empty."""
+    optional = [key for key in ("backend", "note") if not any(record[key] for record in records)]
+    shown = {key: head for key, head in COLUMNS.items() if key not in optional}
+    formats = {"gflops": ".2f", "images_per_second": ".1f", "p50_ms": ".2f", "p95_ms": ".2f"}
+    formats |= {"vs_dense": ".2f", "vs_random": ".3f", "peak_memory_mib": ".1f"}
     rows = [[_format(record[key], formats.get(key, "")) for key in shown] for record in records]
     return markdown_table(list(shown.values()), rows)
 
@@ -98,5 +101,5 @@ def _paper_row(key: tuple[str, float | None], record: Record) -> list[Any]:
         f"{gflops:.2f}",
         _format(record["gflops"], ".2f"),
         images_per_second,
-        record["images_per_second"],
+        _format(record["images_per_second"], ".1f"),
     ]

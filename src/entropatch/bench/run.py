@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from entropatch.bench.settings import DENSE, DTYPES, RANDOM, BenchSettings, Variant
 from entropatch.files import require
-from entropatch.measure import Timing, count_flops, environment, peak_memory, time_interleaved
+from entropatch.measure import Flops, Timing, count_flops, environment, peak_memory, time_interleaved
 from entropatch.measure.memory import memory_errors
+from entropatch.surgery import trace
 
 Record = dict[str, Any]
 
@@ -24,9 +25,10 @@ class BenchResult:
     """What `run_bench` measured.
 
     Attributes:
-        records: one per row: method, keep_rate, batch_size, gflops (10⁹ multiply-adds per image), images_per_second,
-            p50_ms, p95_ms, vs_dense and vs_random (ratios of images_per_second at the same batch size, for vs_random
-            at the same keep rate too), peak_memory_mib, note. What could not be measured is None; the note says why.
+        records: one per row: method, label, keep_rate, batch_size, backend (what computed the entropies, if any),
+            gflops (10⁹ multiply-adds per image), images_per_second, p50_ms, p95_ms, vs_dense and vs_random (ratios of
+            images_per_second at the same batch size, for vs_random at the same keep rate too), peak_memory_mib, note.
+            What could not be measured is None; the note says why.
         about: machine, versions and settings, which hold for all rows.
     """
 
@@ -44,8 +46,9 @@ class _Row:
     """A variant on its way through one batch size."""
 
     variant: Variant
-    batch_size: int
+    batch_size: int = 0
     run: Callable[[], object] | None = None
+    backend: str | None = None
     gflops: float | None = None
     peak: int | None = None
     timing: Timing | None = None
@@ -69,18 +72,19 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
     require("fvcore", "bench")
     step = on_step or (lambda: None)
     rows: list[_Row] = []
-    with memory_errors() if torch.device(settings.device).type == "cpu" else nullcontext(), _one_graph_each():
+    on_cpu = torch.device(settings.device).type == "cpu"
+    with memory_errors() if on_cpu else nullcontext(), _no_eager_fallback() if settings.compile else nullcontext():
         model = _create(settings)
-        pruned = {variant: _attempt(lambda variant=variant: variant.apply(model)) for variant in settings.variants()}
-        gflops = {variant: _gflops(made, settings) for variant, (made, _) in pruned.items()}
+        made = {variant: _make(variant, model, settings) for variant in settings.variants()}
         for batch_size in settings.batch_sizes:
-            group = [_Row(variant, batch_size) for variant in pruned]
+            images, reason = _attempt(lambda batch_size=batch_size: _images(settings, batch_size))
+            group = [replace(row, batch_size=batch_size, notes=[*row.notes]) for row, _ in made.values()]
             for row in group:
-                made, reason = pruned[row.variant]
-                row.gflops, note = gflops[row.variant]
-                row.notes += [text for text in (reason, note) if text]
-                if made is not None:
-                    _probe(row, made, settings)
+                pruned = made[row.variant][1]
+                if reason is not None:
+                    row.notes.append(reason)
+                elif pruned is not None:
+                    _probe(row, pruned, images, settings)
                 step()
             _time(group, settings, step)
             for row in group:
@@ -100,6 +104,13 @@ def _create(settings: BenchSettings) -> nn.Module:
         raise ValueError(
             f"timm cannot make the model {settings.model!r} at {settings.image_size} px: {_first_line(error)}"
         ) from error
+    patches = getattr(model, "patch_embed", None)
+    patch = max(getattr(patches, "patch_size", (1,)))
+    if settings.image_size % patch and not getattr(patches, "dynamic_img_pad", False):
+        above = (settings.image_size // patch + 1) * patch
+        raise ValueError(
+            f"image_size must be a multiple of the patch size {patch}, but got {settings.image_size}; use {above}."
+        )
     return model.to(settings.device, torch.float32 if settings.amp else DTYPES[settings.dtype]).eval()
 
 
@@ -114,35 +125,49 @@ def _autocast(settings: BenchSettings) -> AbstractContextManager[Any]:
     return torch.autocast(kind, dtype=DTYPES[settings.dtype]) if settings.amp else nullcontext()
 
 
-def _gflops(model: nn.Module | None, settings: BenchSettings) -> tuple[float | None, str | None]:
-    """10⁹ multiply-adds per image, and what has to be said about them."""
-    if model is None:
-        return None, None
+def _make(variant: Variant, model: nn.Module, settings: BenchSettings) -> tuple[_Row, nn.Module | None]:
+    """The pruned model, and a row with what does not depend on the batch size; None and a note if it cannot be made."""
+    row = _Row(variant)
+    pruned, reason = _attempt(lambda: variant.apply(model, settings.backend))
+    if reason is not None:
+        row.notes.append(reason)
+        return row, None
+
+    def inspect() -> tuple[Flops, str | None]:
+        images = _images(settings, 1)
+        if not variant.uses_entropy:
+            return count_flops(pruned, images), None
+        with trace(pruned) as seen:
+            flops = count_flops(pruned, images)
+        return flops, seen.stages[0].backend if seen.stages else None
+
     with _autocast(settings):
-        flops, reason = _attempt(lambda: count_flops(model, _images(settings, 1)))
-    if flops is None:
-        return None, f"GFLOPs not counted: {reason}"
-    missed = ", ".join(flops.uncounted)
-    return flops.total / 1e9, f"GFLOPs leave out {missed}" if missed else None
+        inspected, reason = _attempt(inspect)
+    if reason is not None:
+        row.notes.append(f"GFLOPs not counted: {reason}")
+        return row, pruned
+    flops, row.backend = inspected
+    row.gflops = flops.total / 1e9
+    if flops.uncounted:
+        row.notes.append(f"GFLOPs leave out {', '.join(flops.uncounted)}")
+    return row, pruned
 
 
-def _probe(row: _Row, model: nn.Module, settings: BenchSettings) -> None:
+def _probe(row: _Row, model: nn.Module, images: Tensor, settings: BenchSettings) -> None:
     """Give the row its function, run it and measure its peak memory; or note why not."""
-    forward = _compiled(model) if settings.compile else model
 
-    def run() -> object:
-        with _autocast(settings):
-            return forward(images)
+    def prepare() -> tuple[Callable[[], object], int]:
+        forward = _compiled(model) if settings.compile else model
 
-    def measure() -> int:
-        nonlocal images
-        images = _images(settings, row.batch_size)
-        return peak_memory(run, settings.device)
+        def run() -> object:
+            with _autocast(settings):
+                return forward(images)
 
-    images = torch.empty(0)
-    row.peak, reason = _attempt(measure)
+        return run, peak_memory(run, settings.device)
+
+    prepared, reason = _attempt(prepare)
     if reason is None:
-        row.run = run
+        row.run, row.peak = prepared
     else:
         row.notes.append(reason)
 
@@ -160,7 +185,7 @@ def _compiled(model: nn.Module) -> Callable[[Tensor], object]:
 
 
 @contextmanager
-def _one_graph_each() -> Iterator[None]:
+def _no_eager_fallback() -> Iterator[None]:
     """Fail where Dynamo would give up compiling and run eagerly without a word."""
     import torch._dynamo.config as dynamo
 
@@ -192,10 +217,11 @@ def _time(rows: list[_Row], settings: BenchSettings, step: Callable[[], None]) -
         except _RunError as error:
             error.row.run = None
             error.row.notes.append(error.reason)
-            continue
-        for row, timing in zip(alive, timings.values(), strict=True):
-            row.timing = timing
-        return
+        else:
+            for row, timing in zip(alive, timings.values(), strict=True):
+                row.timing = timing
+            return
+        _release()
 
 
 def _named(row: _Row) -> Callable[[], object]:
@@ -218,10 +244,13 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
         return work(), None
     except Exception as error:
         reason = _reason(error)
-    # Outside the handler: the traceback held the tensors of the failed pass.
+    _release()  # outside the handler, since the traceback held the tensors of the failed pass
+    return None, reason
+
+
+def _release() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    return None, reason
 
 
 def _reason(error: Exception) -> str:
@@ -247,6 +276,7 @@ def _records(rows: list[_Row]) -> list[Record]:
             "label": row.variant.label,
             "keep_rate": row.variant.keep_rate,
             "batch_size": row.batch_size,
+            "backend": row.backend,
             "gflops": row.gflops,
             "images_per_second": row.timing.images_per_second if row.timing else None,
             "p50_ms": row.timing.p50_ms if row.timing else None,
@@ -265,7 +295,9 @@ def _about(settings: BenchSettings) -> dict[str, Any]:
     return {
         **environment(settings.device),
         **{
-            key: value for key, value in chosen.items() if key not in ("device", "methods", "keep_rates", "batch_sizes")
+            key: value
+            for key, value in chosen.items()
+            if key not in ("device", "backend", "methods", "keep_rates", "batch_sizes")
         },
         "weights": "random; speed, memory and GFLOPs do not depend on them",
         "float32_matmul_precision": torch.get_float32_matmul_precision(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -31,6 +31,7 @@ class BenchSettings:
         dtype: "float32", "bfloat16" or "float16": of weights and images, or of autocast with `amp`.
         amp: float32 weights under autocast to `dtype`.
         device: "cpu" or "cuda".
+        backend: what computes the entropies, as in `PruneConfig`; "auto" chooses, and the records say what.
         compile: each row through `torch.compile`, as one graph.
         repeats, warmup: timed and untimed rounds, as in `time_interleaved`.
 
@@ -46,6 +47,7 @@ class BenchSettings:
     dtype: str = "float32"
     amp: bool = False
     device: str = "cpu"
+    backend: str = "auto"
     compile: bool = False
     repeats: int = 20
     warmup: int = 2
@@ -60,7 +62,7 @@ class BenchSettings:
             if method != DENSE:
                 find_method(method)
         for rate in self.keep_rates:
-            PruneConfig(keep_rate=rate)
+            PruneConfig(keep_rate=rate, backend=self.backend)
         _at_least(1, image_size=self.image_size, repeats=self.repeats, batch_sizes=min(self.batch_sizes))
         _at_least(0, warmup=self.warmup)
         if self.dtype not in DTYPES:
@@ -96,11 +98,17 @@ class Variant:
     def label(self) -> str:
         return "Dense" if self.method == DENSE else method_label(self.method)
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    @property
+    def uses_entropy(self) -> bool:
+        return self.method != DENSE and find_method(self.method).order is not None
+
+    def apply(self, model: nn.Module, backend: str) -> nn.Module:
         """A copy of the model, pruned, which shares its weights."""
         weights = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
         copied = copy.deepcopy(model, weights)
-        return copied if self.keep_rate is None else prune_(copied, method_config(self.method, self.keep_rate))
+        if self.keep_rate is None:
+            return copied
+        return prune_(copied, replace(method_config(self.method, self.keep_rate), backend=backend))
 
 
 def _at_least(least: int, **values: int) -> None:

@@ -30,6 +30,9 @@ def bench(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     amp: Annotated[bool, typer.Option("--amp", help="Float32 weights under autocast to --dtype.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    backend: Annotated[
+        str, typer.Option(help="What computes entropies: auto, reference, streaming or triton.")
+    ] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Every row through torch.compile, as one graph.")] = False,
     repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 20,
     warmup: Annotated[int, typer.Option(help="Untimed rounds before.")] = 2,
@@ -55,6 +58,7 @@ def bench(
             dtype=dtype,
             amp=amp,
             device=device,
+            backend=backend,
             compile=compiled,
             repeats=repeats,
             warmup=warmup,
