@@ -41,8 +41,8 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 # Inches. At 175 dots per inch a cell is 224 dots wide: most models' input, pixel for pixel.
 _CELL, _GAP, _MARGIN, _LINE = 1.28, 0.07, 0.12, 0.16
-_STRIP = 0.4  # for a label standing on its side
-_LABELS = 1.35  # for a label lying
+_STRIP, _STANDING = 0.4, 1.2  # width and height for a label standing on its side
+_LABELS, _LYING = 1.35, 0.6  # and for one lying
 _BAR = 0.66
 _LETTERS_PER_INCH = 14.5  # of the small font, on average
 
@@ -69,7 +69,8 @@ def entropy_and_stages(inspection: Inspection, *, title: str = "", note: str = "
     """
     crop, entropy, stages = inspection.crop, inspection.entropy, inspection.stages
     below = [0.0] * (len(entropy) - 1) + [0.08] + [_LINE] * len(stages)
-    sheet = _Sheet(below, len(inspection.blocks), _CELL + _STRIP, crop, title, [_about(inspection), note])
+    notes = [_about(inspection), note]
+    sheet = _Sheet(below, len(inspection.blocks), _CELL + _STRIP, crop, title, notes, lowest=_STANDING)
     sheet.picture(0, -_CELL - _STRIP, crop / 255)
     sheet.text(_MARGIN + _CELL / 2, sheet.top - 0.05, "as the model sees it", ha="center", va="bottom")
     limits = _limits(entropy.values())
@@ -114,8 +115,10 @@ def overview(
     shown = list(first.entropy)[-1] if order is None else order
     if shown not in first.entropy:
         raise ValueError(f"order must be one that was measured, {list(first.entropy)}, but got {shown!r}.")
-    sheet = _Sheet([0.0] * (2 + len(first.stages)), len(inspections), _LABELS, first.crop, title, [_about(first)])
-    sheet.label(1, textwrap.fill(_entropy_label(shown), 16), f"block {first.blocks[stage]}")
+    sheet = _Sheet(
+        [0.0] * (2 + len(first.stages)), len(inspections), _LABELS, first.crop, title, [_about(first)], lowest=_LYING
+    )
+    sheet.label(1, _entropy_label(shown), f"block {first.blocks[stage]}")
     for row, (name, method) in enumerate(first.stages.items(), 2):
         sheet.label(row, method_label(name), f"{method.tokens[1:][stage]} of {method.tokens[0]} tokens")
     limits = _limits(one.entropy[shown][stage] for one in inspections.values())
@@ -160,13 +163,21 @@ class _Sheet:
     """Equally large pictures in rows and columns, with labels, heads, a colour bar and notes; laid out in inches."""
 
     def __init__(
-        self, below: Sequence[float], columns: int, left: float, crop: np.ndarray, title: str, notes: Iterable[str]
+        self,
+        below: Sequence[float],
+        columns: int,
+        left: float,
+        crop: np.ndarray,
+        title: str,
+        notes: Iterable[str],
+        lowest: float,
     ):
-        """`below` holds the room under the pictures of each row, `left` that beside the first column."""
+        """`below` holds the room under each row, `left` that beside the first column; no row is under `lowest`."""
         self.cell = (_CELL, _CELL * min(max(crop.shape[0] / crop.shape[1], 0.4), 2.5))
         self.left = _MARGIN + left
         self.top = _MARGIN + (1.5 * _LINE if title else 0.0) + 1.3 * _LINE
-        heights = [self.cell[1] + room + _GAP for room in below]
+        self.row = max(self.cell[1], lowest)
+        heights = [self.row + room + _GAP for room in below]
         self.tops = [self.top + sum(heights[:row]) for row in range(len(below))]
         end = self.top + sum(heights)
         self.width = self.left + columns * (_CELL + _GAP) + _BAR
@@ -192,33 +203,33 @@ class _Sheet:
 
     def label(self, row: int, text: str, small: str) -> None:
         """A label left of a row, and a smaller line under it."""
-        x, y = self.left - 0.1, self.tops[row] + self.cell[1] / 2
-        self.text(x, y, text, ha="right", va="bottom", linespacing=1.25)
+        x, y = self.left - 0.1, self.tops[row] + self.row / 2
+        self.text(x, y, textwrap.fill(text, 17), ha="right", va="bottom", linespacing=1.25)
         self.text(x, y + 0.04, small, _SMALL, _SOFT_INK, ha="right", va="top")
 
     def side_label(self, row: int, text: str) -> None:
         """A label standing on its side, left of a row."""
-        y = self.tops[row] + self.cell[1] / 2
-        lines = textwrap.fill(text, 16)
+        y = self.tops[row] + self.row / 2
+        lines = textwrap.fill(text, 17)
         self.text(self.left - _STRIP / 2, y, lines, rotation=90, ha="center", va="center", linespacing=1.15)
 
     def paragraph(self, row: int, text: str) -> None:
         """A few lines in the room left of a row's label."""
-        x, y = self.left - _STRIP - _GAP, self.tops[row] + self.cell[1] / 2
+        x, y = self.left - _STRIP - _GAP, self.tops[row] + self.row / 2
         lines = textwrap.fill(text, 22)
         self.text(x, y, lines, _SMALL, _SOFT_INK, ha="right", va="center", linespacing=1.35)
 
     def picture(self, row: int, column: float, pixels: np.ndarray, below: str = "") -> None:
         """Pixels (height, width, 3) in 0 … 1; a negative `column` is an offset in inches from the first."""
         left = self.left + (column if column < 0 else column * (_CELL + _GAP))
-        axes = self.axes(left, self.tops[row], *self.cell)
+        top = self.tops[row] + (self.row - self.cell[1]) / 2
+        axes = self.axes(left, top, *self.cell)
         axes.imshow(pixels, interpolation="antialiased", aspect="auto")
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set(linewidth=0.5, edgecolor=_FRAME)
         if below:
-            y = self.tops[row] + self.cell[1] + 0.025
-            self.text(left + _CELL / 2, y, below, _SMALL, _SOFT_INK, ha="center", va="top")
+            self.text(left + _CELL / 2, top + self.cell[1] + 0.025, below, _SMALL, _SOFT_INK, ha="center", va="top")
 
     def colour_bar(self, first: int, end: int, limits: tuple[float, float]) -> None:
         """A colour bar in nats at the right of rows first … end - 1."""
@@ -226,7 +237,7 @@ class _Sheet:
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
-        top, bottom = self.tops[first], self.tops[end - 1] + self.cell[1]
+        top, bottom = self.tops[first], self.tops[end - 1] + self.row
         axes = self.axes(self.width - _BAR + 0.03, top, 0.1, bottom - top)
         with _style():
             colours = ScalarMappable(Normalize(*limits), matplotlib.colormaps[ENTROPY_COLOURS])

@@ -55,9 +55,9 @@ def renyi_method(order: float) -> Method:
     if math.isinf(criterion.order):
         return Method("renyi-inf", "Rényi, order ∞", _LOW_ENTROPY.format("min-entropy (order ∞)"), criterion)
     # repr is the shortest text that gives the same number back, so different orders never share a name.
-    shown = repr(criterion.order).removesuffix(".0")
-    description = _LOW_ENTROPY.format(f"Rényi entropy of order {shown}")
-    return Method(f"renyi-{shown}", f"Rényi, order {shown}", description, criterion)
+    name = f"renyi-{criterion.order!r}".removesuffix(".0")
+    shown = f"order {criterion.order:.6g}"
+    return Method(name, f"Rényi, {shown}", _LOW_ENTROPY.format(f"Rényi entropy of {shown}"), criterion)
 
 
 METHODS: dict[str, Method] = {
