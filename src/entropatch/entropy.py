@@ -32,7 +32,7 @@ def check_order(order: float) -> float:
     if isinstance(order, bool) or not isinstance(order, (int, float)):
         raise TypeError(f"order must be a real number in (0, inf], but got {order!r} of type {type(order).__name__}.")
     value = float(order)
-    if math.isnan(value):
+    if value != value:  # NaN; math.isnan and math.isinf do not take the symbolic floats of torch.compile
         raise ValueError("order must be a number in (0, inf], but got NaN; use 1.0 for Shannon entropy.")
     if value == 0:
         raise ValueError(
@@ -69,7 +69,7 @@ def check_probabilities(probs: Tensor, dim: int) -> None:
 
 def representable(order: float) -> float:
     """`order`, moved into the range in which float32 arithmetic with it stays finite; ∞ stays ∞."""
-    return order if math.isinf(order) else min(max(order, SMALLEST_ORDER), LARGEST_ORDER)
+    return order if order == math.inf else min(max(order, SMALLEST_ORDER), LARGEST_ORDER)
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -115,7 +115,7 @@ def entropy_from_logits(logits: Tensor, order: float, dim: int = -1) -> Tensor:
 
 def entropy_from_log_probs(log_probs: Tensor, order: float, dim: int = -1) -> Tensor:
     """Rényi entropy of exp(log_probs) along `dim`, in nats; -inf stands for probability zero. `order` is checked."""
-    if math.isinf(order):
+    if order == math.inf:
         entropy = -log_probs.amax(dim)
     elif order == 1.0:
         entropy = -_expected(log_probs, log_probs, dim)

@@ -194,13 +194,16 @@ class RotaryTable:
         earlier = self._last_before(block)
         if earlier is None:
             return self.table
-        if earlier not in self._narrowed:
-            kept, table = self.kept[earlier], self.table
-            batch, d = kept.shape[0], table.shape[-1]
-            table = table.expand(batch, 1, -1, -1) if table.ndim == 2 else table.expand(batch, -1, -1, -1)
-            index = kept[:, None, :, None].expand(-1, table.shape[1], -1, d)
-            self._narrowed[earlier] = table.gather(2, index)
-        return self._narrowed[earlier]
+        if earlier in self._narrowed:
+            return self._narrowed[earlier]
+        kept, table = self.kept[earlier], self.table
+        batch, d = kept.shape[0], table.shape[-1]
+        table = table.expand(batch, 1, -1, -1) if table.ndim == 2 else table.expand(batch, -1, -1, -1)
+        narrowed = table.gather(2, kept[:, None, :, None].expand(-1, table.shape[1], -1, d))
+        # A learnt table is gathered anew: recomputation under gradient checkpointing must save the same tensors.
+        if not narrowed.requires_grad:
+            self._narrowed[earlier] = narrowed
+        return narrowed
 
     def _last_before(self, block: int) -> int | None:
         return max((earlier for earlier in self.kept if earlier < block), default=None)
@@ -264,10 +267,11 @@ class _PrunedModel:
     """A model that tells the trace its patch grid, and gives dense intermediates although blocks prune."""
 
     def forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        trace = self.__dict__[ATTRIBUTE].listeners.current()
+        pruning: Pruning = self.__dict__[ATTRIBUTE]
+        trace = pruning.listeners.current()
         if trace is None:
             return super().forward_features(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        with trace.forward_pass(self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))):
+        with trace.forward_pass(pruning.config, self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))):
             return super().forward_features(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward_intermediates(
@@ -291,7 +295,7 @@ class _PrunedModel:
         pruning: Pruning = self.__dict__[ATTRIBUTE]
         grid = self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
         trace = pruning.listeners.current() or Trace(pruning.config, self.num_prefix_tokens, self.norm)
-        with pruning.listeners.listen(trace), trace.forward_pass(grid):
+        with pruning.listeners.listen(trace), trace.forward_pass(pruning.config, grid):
             final, taken = super().forward_intermediates(  # pyright: ignore[reportAttributeAccessIssue]
                 x,
                 indices=indices,

@@ -72,7 +72,7 @@ class Trace:
     """What every stage did in the most recent forward pass under `entropatch.trace`.
 
     Attributes:
-        config: the pruning setting at work.
+        config: the pruning setting of the last forward pass.
         grid: (H, W), the patch grid of the last input; None before the first forward pass.
         stages: one `StageRecord` per pruning block, in order.
         num_prefix_tokens: class, distillation and register tokens before the patches.
@@ -110,9 +110,9 @@ class Trace:
         return [stages[0].tokens_before, *(stage.tokens_after for stage in stages)] if stages else []
 
     @contextmanager
-    def forward_pass(self, grid: tuple[int, int]) -> Iterator[None]:
+    def forward_pass(self, config: PruneConfig, grid: tuple[int, int]) -> Iterator[None]:
         """Used by the model: stages record while this is open; what they recorded before is forgotten."""
-        self.grid = grid
+        self.config, self.grid = config, grid
         self._records = {}
         self.running = True
         try:
@@ -134,9 +134,7 @@ class Trace:
         fused = stage.reduction == "fuse" and kept.shape[1] < scores.shape[1]
         self._records[stage.block] = StageRecord(stage.block, scores, patches, tokens, kept, fused, backend)
 
-    def to_grid(
-        self, tokens: Tensor, block: int, fill: Tensor | float | None, norm: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def to_grid(self, tokens: Tensor, block: int, fill: Tensor | None, norm: Callable[[Tensor], Tensor]) -> Tensor:
         """Patch tokens as they leave `block`, put back on all patches: (batch, n, C) -> (batch, H·W, C).
 
         `fill` None puts the last value, through `norm`, where a patch was pruned.
@@ -157,7 +155,7 @@ class Trace:
             for stage in stages:
                 canvas = scatter_tokens(canvas, norm(stage.dropped_tokens), _last_if_fused(stage.dropped, total))
         else:
-            canvas = canvas + torch.as_tensor(fill, dtype=tokens.dtype, device=tokens.device)
+            canvas = canvas + fill
         return scatter_tokens(canvas, tokens, _last_if_fused(numbers, total))[:, :total]
 
     def restore(self, tokens: Tensor, fill: Tensor | float | str, normed: bool) -> Tensor:
@@ -177,6 +175,12 @@ class Trace:
             raise ValueError(f"tokens must be (batch, tokens, width), but got shape {tuple(tokens.shape)}.")
         if tokens.shape[1] == stages[-1].tokens_after + self.num_prefix_tokens:
             tokens = tokens[:, self.num_prefix_tokens :]
+        if not isinstance(fill, str):
+            fill = torch.as_tensor(fill, dtype=tokens.dtype, device=tokens.device)
+            if fill.shape not in ((), tokens.shape[2:]):
+                raise ValueError(
+                    f"fill must be a number or a tensor of width {tokens.shape[2]}, but got shape {tuple(fill.shape)}."
+                )
         norm = self._norm if normed else nn.Identity()
         dense = self.to_grid(tokens, stages[-1].block, None if isinstance(fill, str) else fill, norm)
         return dense.reshape(dense.shape[0], height, width, dense.shape[2])
