@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -15,6 +16,10 @@ import torch
 from entropatch import PruneConfig
 from entropatch.data import DataSet, open_data
 from entropatch.train import ModelSpec, Outcome, Recipe, Runtime, finetune
+
+# Accelerate collects garbage at the end of each run, which takes long with all that is imported here.
+gc.collect()
+gc.freeze()
 
 SIZE = 16  # 16 patches of 4×4
 SPEC = ModelSpec("test_vit", drop_path=0.0, arguments={"patch_size": 4, "depth": 4})
@@ -100,4 +105,3 @@ def run_as(rank: int, processes: int, port: int, folder: Path, arguments: dict[s
     }
     run(folder, **arguments)
     torch.distributed.destroy_process_group()
-

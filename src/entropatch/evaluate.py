@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from entropatch.data.loaders import Batch
+from entropatch.config import PruneConfig
+from entropatch.data.base import DataSet
+from entropatch.data.loaders import Batch, data_config, evaluation_loader, evaluation_transform
+from entropatch.measure import count_flops, time_interleaved
+from entropatch.surgery import prune_
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -28,58 +38,195 @@ class Correct:
 
     @property
     def top1_percent(self) -> float:
+        """100 · top1 / images."""
         return 100 * self.top1 / self.images
 
     @property
     def top5_percent(self) -> float:
+        """100 · top5 / images."""
         return 100 * self.top5 / self.images
 
 
-def count_correct(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    device: str | torch.device = "cpu",
-    on_batch: Callable[[], None] | None = None,
-) -> Correct:
-    """Test a model, in eval mode and without gradients; its mode is put back afterwards.
+@dataclass(frozen=True)
+class Speed:
+    """How throughput is measured: `repeats` timed calls on `batch_size` images, after `warmup` untimed ones."""
 
-    A prediction counts by how many classes score higher than the right one, and classes that score the same and come
-    before it in order: ties go to the lower class, on every device.
+    batch_size: int = 16
+    repeats: int = 10
+    warmup: int = 2
+
+
+def evaluate(
+    model: nn.Module,
+    data: DataSet,
+    settings: Mapping[str, PruneConfig | None],
+    *,
+    image_size: int,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    batch_size: int = 64,
+    workers: int = 0,
+    speed: Speed | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Test a model under several pruning settings, in one pass over the images and with one set of weights.
 
     Args:
-        model: images (batch, 3, H, W) -> scores (batch, classes).
+        model: a stock timm model for these classes. One of 1,000 classes may be tested on a part of ImageNet-1k: its
+            scores of the other classes are then left out.
+        data: as `entropatch.data.open_data` gives it; its test split is used.
+        settings: what to prune, by the name of the row; None is the dense model.
+        image_size: side of the square input.
+        device: where to run.
+        precision: "float32"; or "bfloat16" or "float16" for autocast.
+        batch_size: images per forward pass.
+        workers: loading processes.
+        speed: measure throughput too; None leaves it out.
+        on_step: called (batches of the test set) + (calls timed) times; `count_steps` says how many that is.
+
+    Returns:
+        One record per setting: name, keep_rate (None if dense), top1, top5 (percent), gflops (10⁹ multiply-adds per
+        image), uncounted (operators left out of that), images, damaged (how many could not be read), and with `speed`
+        images_per_second, p50_ms and p95_ms.
+
+    Raises:
+        ValueError: no settings; a model without classifier or for other classes; an unknown precision; no sound image.
+        UnsupportedModelError: the model cannot be pruned.
+    """
+    if not settings:
+        raise ValueError("settings must name at least one row to evaluate, but got none.")
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, but got {precision!r}.")
+    device, step = torch.device(device), on_step or (lambda: None)
+    classes = class_places(model, data.classes)
+    model = model.to(device).eval()
+    models = {name: _variant(model, config) for name, config in settings.items()}
+    transform = evaluation_transform(data_config(model, image_size))
+    batches = evaluation_loader(data.test, transform, batch_size, workers=workers, pin_memory=device.type == "cuda")
+    dtype, timings = DTYPES[precision], {}
+    with nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
+        counts = count_correct(models, batches, device, classes=classes, on_batch=step)
+        if speed is not None:
+            images = torch.randn(
+                speed.batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)
+            ).to(device)
+            runs = {name: (lambda variant=variant: variant(images)) for name, variant in models.items()}
+            timings = time_interleaved(
+                runs, speed.batch_size, repeats=speed.repeats, warmup=speed.warmup, device=device, on_step=step
+            )
+    records = []
+    for name, variant in models.items():
+        record = _record(name, settings[name], variant, counts[name], image_size, device)
+        if name in timings:
+            record |= {key: getattr(timings[name], key) for key in ("images_per_second", "p50_ms", "p95_ms")}
+        records.append(record)
+    return records
+
+
+def count_steps(data: DataSet, settings: int, batch_size: int = 64, speed: Speed | None = None) -> int:
+    """How often `evaluate` calls `on_step`."""
+    timed = 0 if speed is None else settings * (speed.repeats + speed.warmup)
+    return -(-len(data.test) // batch_size) + timed
+
+
+def count_correct(
+    models: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    device: str | torch.device = "cpu",
+    *,
+    classes: Tensor | None = None,
+    on_batch: Callable[[], None] | None = None,
+) -> dict[str, Correct]:
+    """Test models on the same images, in eval mode and without gradients; their modes are put back afterwards.
+
+    Ties between classes go to the lower class, on every device, and a score that is NaN never wins.
+
+    Args:
+        models: by name; each takes images (batch, 3, H, W) to scores (batch, classes).
         batches: as `entropatch.data.evaluation_loader` yields them.
-        device: where the model is.
+        device: where the models are.
+        classes: the scores to look at, in the order of the labels; all of them when None.
         on_batch: called after each batch.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    top1 = top5 = images = 0
-    damaged: list[str] = []
+    modes = {module: module.training for model in models.values() for module in model.modules()}
+    sums = {name: torch.zeros(2, dtype=torch.long, device=device) for name in models}
+    images, damaged = 0, []
     try:
+        for model in models.values():
+            model.eval()
         with torch.no_grad():  # not inference mode: what a model caches must stay usable in training
             for batch in batches:
                 damaged += batch.damaged
+                images += len(batch.labels)
                 if len(batch.labels):
+                    pixels = batch.images.to(device, non_blocking=True)
                     labels = batch.labels.to(device, non_blocking=True)
-                    place = _rank(model(batch.images.to(device, non_blocking=True)).float(), labels)
-                    top1 += int((place < 1).sum())
-                    top5 += int((place < 5).sum())
-                    images += len(labels)
+                    for name, model in models.items():
+                        scores = model(pixels) if classes is None else model(pixels)[:, classes]
+                        place = _place(scores.float(), labels)
+                        sums[name] += torch.stack(((place < 1).sum(), (place < 5).sum()))
                 if on_batch is not None:
                     on_batch()
     finally:
         for module, training in modes.items():
             module.training = training
-    return Correct(top1, top5, images, tuple(damaged))
+    return {name: Correct(int(counts[0]), int(counts[1]), images, tuple(damaged)) for name, counts in sums.items()}
 
 
-def _rank(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before the right one: (batch, classes), (batch,) -> (batch,). A NaN never wins."""
+def class_places(model: nn.Module, classes: tuple[str, ...]) -> Tensor | None:
+    """Which of the model's scores stand for these classes, in their order; None if all do as they are.
+
+    Raises:
+        ValueError: the model has no classifier, or one for other classes.
+    """
+    outputs = getattr(model, "num_classes", len(classes))
+    if outputs == len(classes):
+        return None
+    if outputs == 1000:
+        from timm.data.imagenet_info import ImageNetInfo
+
+        numbers = {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+        if all(name in numbers for name in classes):
+            device = next(model.parameters()).device
+            return torch.tensor([numbers[name] for name in classes], device=device)
+    have = f"a classifier for {outputs} classes" if outputs else "no classifier"
+    raise ValueError(
+        f"the model has {have}, but the data set has {len(classes)} classes; fine-tune it on that data set first "
+        "(entropatch finetune)."
+    )
+
+
+def _variant(model: nn.Module, config: PruneConfig | None) -> nn.Module:
+    """A copy of the model that shares its weights, pruned as the config says."""
+    if config is None:
+        return model
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return prune_(copy.deepcopy(model, shared), config)
+
+
+def _record(
+    name: str, config: PruneConfig | None, model: nn.Module, counts: Correct, image_size: int, device: torch.device
+) -> dict[str, Any]:
+    if not counts.images:
+        raise ValueError(f"no image could be read, of {len(counts.damaged)}; the first: {counts.damaged[0]}.")
+    flops = count_flops(model, torch.zeros(1, 3, image_size, image_size, device=device))
+    return {
+        "name": name,
+        "keep_rate": None if config is None else config.keep_rate,
+        "top1": counts.top1_percent,
+        "top5": counts.top5_percent,
+        "gflops": flops.total / 1e9,
+        "uncounted": sorted(flops.uncounted),
+        "images": counts.images,
+        "damaged": len(counts.damaged),
+    }
+
+
+def _place(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before the right one: (batch, classes), (batch,) -> (batch,)."""
     scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     right = scores.gather(1, labels[:, None])
-    earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
-    before = (scores > right) | ((scores == right) & earlier)
-    # A row without any finite score has no prediction: it counts as wrong.
-    lost = torch.isneginf(right[:, 0])
-    return before.sum(1) + lost * scores.shape[1]
+    lower = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
+    before = ((scores > right) | ((scores == right) & lower)).sum(1)
+    # Without a finite score the right class has no place at all.
+    return before + torch.isneginf(right[:, 0]) * scores.shape[1]

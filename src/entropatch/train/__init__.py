@@ -12,6 +12,7 @@ from entropatch.train.recipe import RECIPES, Recipe, provenance
 from entropatch.train.run import Outcome, finetune
 from entropatch.train.run_folder import RunMismatchError
 from entropatch.train.runtime import Runtime
+from entropatch.train.summary import summarise
 from entropatch.train.trainer import DivergedError
 from entropatch.train.weights_file import WeightsFileError, load_weights, read_about, save_weights
 
@@ -30,4 +31,5 @@ __all__ = [
     "provenance",
     "read_about",
     "save_weights",
+    "summarise",
 ]

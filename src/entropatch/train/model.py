@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from entropatch.data.seeding import derived_seed, seeded
-from entropatch.train.weights_file import WeightsFileError, fill, load_weights, read_about
+from entropatch.train.weights_file import WeightsFileError, classes_of, fill, load_weights, read_about
 
 PRETRAINED = "pretrained"
 BUNDLED = "bundled"
@@ -32,11 +32,12 @@ class ModelSpec:
     drop_path: float = 0.1
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, num_classes: int, image_size: int, seed: int = 0, *, strict: bool = False) -> nn.Module:
+    def build(self, num_classes: int | None, image_size: int, seed: int = 0, *, strict: bool = False) -> nn.Module:
         """The model, float32, on the CPU. The same seed gives the same random weights.
 
         Args:
-            num_classes: of the classifier; where the weights have another number, it starts at random.
+            num_classes: of the classifier; where the weights have another number, it starts at random. None means as
+                many as the weights have.
             image_size: side of the square input.
             seed: of what starts at random.
             strict: refuse weights with another classifier, as one wants when testing.
@@ -47,8 +48,12 @@ class ModelSpec:
         """
         import timm
 
-        arguments = dict(self.arguments) | {"num_classes": num_classes, "drop_path_rate": self.drop_path}
         pretrained = self.weights == PRETRAINED
+        if num_classes is None and self.weights not in (None, PRETRAINED, BUNDLED):
+            num_classes = classes_of(str(self.weights))
+        arguments: dict[str, Any] = dict(self.arguments) | {"drop_path_rate": self.drop_path}
+        if num_classes is not None:
+            arguments["num_classes"] = num_classes
         if not self.name.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(self.name):
             similar = ", ".join(timm.list_models(f"*{self.name.split('.')[0][:12]}*")[:5])
             raise ValueError(f"timm knows no model {self.name!r}" + (f"; perhaps {similar}." if similar else "."))
@@ -59,11 +64,16 @@ class ModelSpec:
                 raise ValueError(
                     f"timm cannot build {self.name} for {image_size} px with {dict(self.arguments)}: {error}"
                 ) from error
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+        if any(image_size % side for side in patch):
+            raise ValueError(
+                f"image_size must be a multiple of {self.name}'s patches of {patch}, but got {image_size}."
+            )
         if self.weights is not None and not pretrained:
             self._load(model, num_classes, image_size, strict)
         return model
 
-    def _load(self, model: nn.Module, num_classes: int, image_size: int, strict: bool) -> None:
+    def _load(self, model: nn.Module, num_classes: int | None, image_size: int, strict: bool) -> None:
         if self.weights == BUNDLED:
             from entropatch.weights import load_encoder
 

@@ -247,7 +247,8 @@ class Trainer:
         what = "the gradients are" if math.isfinite(loss) else f"the loss is {loss},"
         raise DivergedError(
             f"{what} not finite in epoch {progress.epoch + 1}, step {progress.step + 1}; that step was not taken. The "
-            f"last checkpoint is {last or 'none'}. Lower learning_rate, set clip_norm, or change precision ({precision})."
+            f"last checkpoint is {last or 'none'}. Lower learning_rate, set clip_norm, or use another precision than "
+            f"{precision}."
         )
 
     def _count_skipped(self) -> None:
@@ -294,7 +295,7 @@ class Trainer:
             prune_(self.model, self.prune)
         set_seeds(derived_seed(self.seed, self.progress.epoch))
         with self.accelerator.autocast():
-            part = count_correct(self._tested(), self.testing, self.device)
+            part = count_correct({"": self._tested()}, self.testing, self.device)[""]
         counts = torch.tensor([part.top1, part.top5, part.images], device=self.device)
         top1, top5, images = self.accelerator.reduce(counts, "sum").tolist()
         damaged = tuple(_gathered(list(part.damaged)))

@@ -73,6 +73,15 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def classes_of(path: str | Path) -> int | None:
+    """For how many classes the weights in a file are; None if the file does not say."""
+    noted = read_about(path).get("classes")
+    if noted is not None:
+        return int(noted)
+    bias = next((value for name, value in load_weights(path).items() if name in ("head.bias", "fc.bias")), None)
+    return None if bias is None else bias.numel()
+
+
 def fill(model: nn.Module, state: Mapping[str, Tensor], source: str, *, new_head: bool) -> bool:
     """Load weights into a timm model, position embeddings resampled to its grid as timm does it.
 

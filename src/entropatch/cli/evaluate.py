@@ -1,0 +1,184 @@
+"""`entropatch evaluate`: accuracy, multiply-adds and speed of a model, dense beside pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from entropatch.cli import app
+from entropatch.cli.options import entries, pairs
+
+if TYPE_CHECKING:
+    from entropatch.config import PruneConfig
+    from entropatch.data import DataSet
+    from entropatch.train import ModelSpec
+
+
+@app.command()
+def evaluate(
+    weights: Annotated[
+        str, typer.Option(help="pretrained, or a file; the file of a run knows its model, data and pruning.")
+    ] = "pretrained",
+    model: Annotated[str | None, typer.Option(help="A timm model; default what the file is of.")] = None,
+    model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the architecture; repeatable.")] = None,
+    data: Annotated[str | None, typer.Option(help="As for finetune; default what the file was trained on.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    test_limit: Annotated[int | None, typer.Option(help="Test on so many images only.")] = None,
+    data_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for that data set; repeatable.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Of dense, random, evit, evit-drop, shannon, renyi-<order>; commas between. Default dense "
+            "and what the file was trained with, or dense,random,evit,shannon,renyi-2."
+        ),
+    ] = None,
+    keep_rates: Annotated[str | None, typer.Option(help="In (0, 1]; commas between; default 0.7.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")] = None,
+    config: Annotated[
+        list[Path] | None, typer.Option(help="A pruning config file as one more row; repeatable.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="In pixels; default the file's, or 224.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per pass over the test set.")] = 64,
+    speed_batch_size: Annotated[int, typer.Option(help="Images per timed call; 0 measures no speed.")] = 16,
+    repeats: Annotated[int, typer.Option(help="Timed calls.")] = 10,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Loading processes.")] = 2,
+    output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv and .json.")] = None,
+) -> None:
+    """Test a model on a data set: top-1, top-5, GFLOPs and images/s, dense beside pruned."""
+    from entropatch.evaluate import Speed, count_steps
+    from entropatch.evaluate import evaluate as run
+    from entropatch.measure import environment
+    from entropatch.tables import markdown_table, write_records
+
+    try:
+        about = _about(weights, model, data)
+        opened = _open(about, data, root, download, test_limit, pairs(data_option or [], "--data-option"))
+        size = image_size or about.get("image_size", 224)
+        spec = _spec(about, weights, model, pairs(model_arg or [], "--model-arg"))
+        settings = _settings(methods, keep_rates, blocks, config or [], about.get("prune"))
+        speed = Speed(speed_batch_size, repeats) if speed_batch_size else None
+        built = spec.build(None, size, strict=True)
+        with _progress(count_steps(opened, len(settings), batch_size, speed)) as step:
+            records = run(
+                built,
+                opened,
+                settings,
+                image_size=size,
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                workers=workers,
+                speed=speed,
+                on_step=step,
+            )
+    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
+        _fail(error)
+    shown = markdown_table(*_table(records))
+    typer.echo(shown)
+    if records[0]["damaged"]:
+        typer.echo(f"{records[0]['damaged']} damaged images were skipped.", err=True)
+    if output is not None:
+        facts = {"model": spec.name, "weights": weights, "data": dict(opened.description), "image_size": size}
+        facts |= {"precision": precision, **environment(device)}
+        paths = write_records(
+            records, output, "evaluate", title=f"{spec.name} on {opened.description['name']}", about=facts, table=shown
+        )
+        typer.echo("Written: " + ", ".join(str(path) for path in paths))
+
+
+def _about(weights: str, model: str | None, data: str | None) -> dict[str, Any]:
+    """What the weights file says of itself, which must not leave model or data open."""
+    from entropatch.train import read_about
+
+    about = {} if weights in ("pretrained", "bundled") else read_about(weights)
+    for value, key, option in ((model, "model", "--model"), (data, "data", "--data")):
+        if value is None and key not in about:
+            raise ValueError(f"{weights} does not say which {key} it belongs to; give {option}.")
+    return about
+
+
+def _spec(about: dict[str, Any], weights: str, model: str | None, arguments: dict[str, Any]) -> ModelSpec:
+    from entropatch.train import ModelSpec
+
+    noted = about.get("model", {})
+    return ModelSpec(model or noted["name"], weights, 0.0, arguments or noted.get("arguments", {}))
+
+
+def _open(
+    about: dict[str, Any],
+    name: str | None,
+    root: Path | None,
+    download: bool,
+    test_limit: int | None,
+    options: dict[str, Any],
+) -> DataSet:
+    """The data set that is asked for; where it is the one trained on, with what was said of it then."""
+    from entropatch.data import open_data
+
+    trained = about.get("data", {})
+    name = str(name or trained["name"])
+    if name == trained.get("name"):
+        options = trained.get("options", {}) | options
+        root = root or trained.get("root")
+    return open_data(name, root, download=download, test_limit=test_limit, **options)
+
+
+def _settings(
+    methods: str | None, keep_rates: str | None, blocks: str | None, configs: list[Path], own: dict[str, Any] | None
+) -> dict[str, PruneConfig | None]:
+    """The rows: by method and keep rate, then by config file. Without either, the file's own pruning beside dense."""
+    import json
+
+    from entropatch.config import PruneConfig
+    from entropatch.methods import find_method
+
+    rows: dict[str, PruneConfig | None] = {}
+    if methods is None and keep_rates is None and (own or configs):
+        rows["dense"] = None
+        if own:
+            rows["as trained"] = PruneConfig.from_json(json.dumps(own))
+    else:
+        rates = entries(keep_rates or "0.7", float, "--keep-rates")
+        places = None if blocks is None else entries(blocks, int, "--blocks")
+        for method in entries(methods or "dense,random,evit,shannon,renyi-2", str, "--methods"):
+            if method == "dense":
+                rows[method] = None
+                continue
+            found = find_method(method)
+            rows |= {f"{found.label}, {rate:g}": found.config(rate, places) for rate in rates}
+    return rows | {path.stem: PruneConfig.load(path) for path in configs}
+
+
+def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    columns = {"name": "", "top1": "top-1 %", "top5": "top-5 %", "gflops": "GFLOPs", "images_per_second": "images/s"}
+    shown = [key for key in columns if key in records[0]]
+    digits = {"top1": 2, "top5": 2, "gflops": 3, "images_per_second": 1}
+
+    def cell(record: dict[str, Any], key: str) -> Any:
+        return f"{record[key]:.{digits[key]}f}" if key in digits else record[key]
+
+    return [columns[key] for key in shown], [[cell(record, key) for key in shown] for record in records]
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on the error stream, as the function that moves it by one."""
+    console = Console(stderr=True)
+    columns = (TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=steps)
+        yield lambda: progress.advance(task)
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(f"entropatch evaluate: {error}", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,225 @@
+"""`entropatch finetune`: train a model on a data set, dense or pruned; started again, it continues."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from entropatch.cli import app
+from entropatch.cli.options import entries, pairs, pruning
+
+if TYPE_CHECKING:
+    from entropatch.data import DataSet
+    from entropatch.train import ModelSpec, Outcome, Recipe, Runtime
+
+
+@app.command()
+def finetune(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="imagenet100, aircraft, flowers102, folder, digits, fashion-mnist, fashion-mnist-photos or hf:NAME."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the run; the same command continues what is in it.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    train_limit: Annotated[int | None, typer.Option(help="Train on so many images only.")] = None,
+    test_limit: Annotated[int | None, typer.Option(help="Test on so many images only.")] = None,
+    data_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for that data set; repeatable.")] = None,
+    model: Annotated[str, typer.Option(help="A timm model.")] = "deit_small_patch16_224",
+    weights: Annotated[
+        str, typer.Option(help="pretrained, none, bundled (DINOv2 ViT-S/14 without a hub), or a file.")
+    ] = "pretrained",
+    drop_path: Annotated[float, typer.Option(help="Stochastic depth while training.")] = 0.1,
+    model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the architecture; repeatable.")] = None,
+    method: Annotated[str, typer.Option(help="dense, random, evit, evit-drop, shannon or renyi-<order>.")] = "renyi-2",
+    keep_rate: Annotated[str, typer.Option(help="In (0, 1]; or one per block, commas between.")] = "0.7",
+    blocks: Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A pruning config file, in place of the three above.")] = None,
+    recipe: Annotated[str, typer.Option(help="paper or evit: the settings to start from.")] = "paper",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE of the recipe, as --show-recipe lists; repeatable.")
+    ] = None,
+    show_recipe: Annotated[
+        bool, typer.Option("--show-recipe", help="Print the recipe and where each setting comes from; do not train.")
+    ] = False,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Weights of a dense run, to distil from; with --set distillation=0.5.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="One run for each; commas between.")] = "0",
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    accumulate: Annotated[int, typer.Option(help="Passes per batch, for batches that do not fit in memory.")] = 1,
+    workers: Annotated[int, typer.Option(help="Loading processes.")] = 4,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints within an epoch.")] = 500,
+    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU too.")] = False,
+    tensorboard: Annotated[bool, typer.Option(help="Write curves to <output>/tensorboard.")] = True,
+) -> None:
+    """Fine-tune a timm model, pruned in training and in testing; by the paper's protocol unless told otherwise.
+
+    Killed at any moment and started again with the same command, it continues from the last checkpoint. On several
+    GPUs or machines:  accelerate launch -m entropatch.cli finetune …
+    """
+    from entropatch.train import ModelSpec, Runtime
+
+    try:
+        settings = _recipe(recipe, pairs(setting or [], "--set"))
+        if show_recipe:
+            _show_recipe(settings)
+            return
+        prune = pruning(method, keep_rate, blocks, config)
+        numbers = entries(seeds, int, "--seeds")
+        runtime = Runtime(
+            device=device,
+            accumulate=accumulate,
+            workers=workers,
+            checkpoint_every=checkpoint_every,
+            gradient_checkpointing=gradient_checkpointing,
+            compile=compiled,
+            deterministic=deterministic,
+            tensorboard=tensorboard,
+            bar=True,
+        )
+        options = pairs(data_option or [], "--data-option")
+        opened = _open(data, root, download, train_limit, test_limit, options)
+        arguments = pairs(model_arg or [], "--model-arg")
+        spec = ModelSpec(model, None if weights == "none" else weights, drop_path, arguments)
+    except (ImportError, TypeError, ValueError, OSError) as error:
+        _fail(error, 2)
+    try:
+        outcomes = [
+            _run(
+                spec,
+                opened,
+                output if len(numbers) == 1 else output / f"seed-{seed}",
+                prune,
+                settings,
+                seed,
+                teacher,
+                runtime,
+            )
+            for seed in numbers
+        ]
+        _report(outcomes, numbers, output, {"model": model, "data": data, "method": method, "keep_rate": keep_rate})
+    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
+        _fail(error, 1)
+
+
+def _recipe(name: str, changes: dict[str, Any]) -> Recipe:
+    from entropatch.train import RECIPES
+
+    if name not in RECIPES:
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, but got {name!r}.")
+    known = [entry.name for entry in dataclasses.fields(RECIPES[name])]
+    unknown = set(changes) - set(known)
+    if unknown:
+        raise ValueError(f"--set knows {', '.join(known)}, but got {', '.join(sorted(unknown))}.")
+    return dataclasses.replace(RECIPES[name], **changes)
+
+
+def _show_recipe(settings: Recipe) -> None:
+    from entropatch.tables import markdown_table
+    from entropatch.train import provenance
+
+    records = provenance(settings)
+    typer.echo(markdown_table(list(records[0]), [list(record.values()) for record in records]))
+
+
+def _open(
+    name: str,
+    root: Path | None,
+    download: bool,
+    train_limit: int | None,
+    test_limit: int | None,
+    options: dict[str, Any],
+) -> DataSet:
+    """The data set; of several processes on a machine the first fetches it and the others wait."""
+    from entropatch.data import open_data
+
+    def opened() -> DataSet:
+        return open_data(name, root, download=download, train_limit=train_limit, test_limit=test_limit, **options)
+
+    if not download or "LOCAL_RANK" not in os.environ:
+        return opened()
+    from accelerate import PartialState
+
+    with PartialState().local_main_process_first():
+        return opened()
+
+
+def _run(
+    spec: ModelSpec,
+    data: DataSet,
+    folder: Path,
+    prune: Any,
+    recipe: Recipe,
+    seed: int,
+    teacher: Path | None,
+    runtime: Runtime,
+) -> Outcome:
+    """One run, with a line for each epoch."""
+    from entropatch import train
+
+    classes = len(data.classes)
+    model = spec.build(classes, recipe.image_size, seed)
+    guide = None
+    if teacher is not None:
+        guide = dataclasses.replace(spec, weights=str(teacher), drop_path=0.0).build(
+            classes, recipe.image_size, strict=True
+        )
+    return train.finetune(
+        model,
+        data,
+        folder,
+        prune=prune,
+        recipe=recipe,
+        seed=seed,
+        teacher=guide,
+        runtime=runtime,
+        about={"model": spec.to_dict(), "image_size": recipe.image_size, "data": dict(data.description)},
+        on_epoch=_show_epoch,
+    )
+
+
+def _show_epoch(record: dict[str, Any]) -> None:
+    damaged = len(record["damaged_training"]) + len(record["damaged_testing"])
+    typer.echo(
+        f"epoch {record['epoch']}: loss {record['loss']:.4f}, top-1 {record['top1']:.2f} %, "
+        f"top-5 {record['top5']:.2f} %, {record['images_per_second']:.0f} images/s"
+        + (f", {damaged} damaged images skipped" if damaged else ""),
+        err=True,
+    )
+
+
+def _report(outcomes: list[Outcome], seeds: tuple[int, ...], output: Path, about: dict[str, Any]) -> None:
+    """What the runs came to; for several seeds also as a table in files."""
+    from entropatch.tables import write_records
+    from entropatch.train import summarise
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for seed, outcome in zip(seeds, outcomes, strict=True):
+        typer.echo(
+            f"seed {seed}: top-1 {outcome.top1:.2f} %, top-5 {outcome.top5:.2f} % after {outcome.epochs} epochs; best "
+            f"top-1 {outcome.best_top1:.2f} % after epoch {outcome.best_epoch}; {outcome.folder}"
+        )
+    if len(outcomes) > 1:
+        summary = summarise(outcomes)
+        records = [{"seed": seed, **dataclasses.asdict(o)} for seed, o in zip(seeds, outcomes, strict=True)]
+        write_records(records, output, "summary", title="Runs by seed", about=about | summary)
+        typer.echo(
+            f"{summary['runs']} seeds: top-1 {summary['top1_mean']:.2f} ± {summary['top1_std']:.2f} %, best "
+            f"{summary['top1_best']:.2f} %; top-5 {summary['top5_mean']:.2f} ± {summary['top5_std']:.2f} %, best "
+            f"{summary['top5_best']:.2f} %"
+        )
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    typer.echo(f"entropatch finetune: {error}", err=True)
+    raise typer.Exit(status)

@@ -1,0 +1,132 @@
+"""`entropatch finetune`, in this process and launched on two."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from training_case import records
+from typer.testing import CliRunner
+
+from entropatch.cli import app
+from entropatch.train import load_weights, read_about
+
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+
+SMALL = [
+    *("--data", "digits", "--train-limit", "40", "--test-limit", "30", "--device", "cpu", "--workers", "0"),
+    *("--model", "test_vit", "--weights", "none", "--model-arg", "patch_size=4", "--model-arg", "depth=4"),
+    *("--set", "epochs=2", "--set", "batch-size=16", "--set", "image_size=16", "--no-tensorboard", "--drop-path", "0"),
+]
+
+
+def command(*arguments):
+    import_module("entropatch.cli.finetune")  # registers the subcommand
+    torch.set_num_threads(1)
+    shown = CliRunner().invoke(app, ["finetune", *map(str, arguments)])
+    assert shown.exception is None or isinstance(shown.exception, SystemExit), shown.exception
+    return shown
+
+
+def test_a_run_from_the_command_line_and_the_same_command_again(tmp_path):
+    arguments = [*SMALL, "--method", "evit", "--keep-rate", "0.5,0.6", "--blocks", "1,2", "--output", tmp_path]
+    shown = command(*arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "epoch 2: loss" in shown.output
+    about = read_about(tmp_path / "final.safetensors")
+    assert about["model"]["name"] == "test_vit"
+    assert about["model"]["arguments"] == {"patch_size": 4, "depth": 4}
+    assert about["data"]["name"] == "digits"
+    assert about["image_size"] == 16
+    assert about["prune"]["reduction"] == "fuse"
+    assert about["prune"]["keep_rate"] == [0.5, 0.6]
+    settings = json.loads((tmp_path / "run.json").read_text())
+    assert settings["recipe"]["epochs"] == 2
+    assert settings["recipe"]["mixup"] == 0.8
+    before = (tmp_path / "final.safetensors").stat().st_mtime_ns
+    again = command(*arguments)
+    assert again.exit_code == 0
+    assert "epoch 2: loss" not in again.output
+    assert "seed 0: top-1" in again.output
+    assert (tmp_path / "final.safetensors").stat().st_mtime_ns == before
+    other = command(*arguments, "--set", "mixup=0")
+    assert other.exit_code == 1
+    assert "recipe.mixup is 0.8 there and 0 here" in other.output
+
+
+def test_several_seeds_end_in_mean_spread_and_best(tmp_path):
+    shown = command(*SMALL, "--method", "dense", "--seeds", "0,3", "--output", tmp_path)
+    assert shown.exit_code == 0, shown.output
+    last = [records(tmp_path / f"seed-{seed}")[-1]["top1"] for seed in (0, 3)]
+    best = max(record["top1"] for seed in (0, 3) for record in records(tmp_path / f"seed-{seed}"))
+    summary = json.loads((tmp_path / "summary.json").read_text())["about"]
+    mean = sum(last) / 2
+    assert summary["top1_mean"] == pytest.approx(mean)
+    assert summary["top1_std"] == pytest.approx((sum((value - mean) ** 2 for value in last)) ** 0.5)
+    assert summary["top1_best"] == pytest.approx(best)
+    assert f"2 seeds: top-1 {mean:.2f} ±" in shown.output
+
+
+def test_a_teacher_and_a_config_file(tmp_path):
+    assert command(*SMALL, "--method", "dense", "--output", tmp_path / "dense").exit_code == 0
+    (tmp_path / "prune.json").write_text('{"keep_rate": 0.5}')
+    distilled = [*SMALL, "--set", "distillation=0.5", "--config", tmp_path / "prune.json"]
+    shown = command(*distilled, "--teacher", tmp_path / "dense/final.safetensors", "--output", tmp_path / "distilled")
+    assert shown.exit_code == 0, shown.output
+    assert json.loads((tmp_path / "distilled/run.json").read_text())["teacher"]
+    without = command(*distilled, "--output", tmp_path / "none")
+    assert without.exit_code == 1
+    assert "needs a teacher" in without.output
+
+
+def test_the_recipe_is_shown_with_its_sources():
+    shown = command("--data", "digits", "--output", "nowhere", "--show-recipe", "--recipe", "evit", "--set", "epochs=5")
+    assert shown.exit_code == 0
+    assert "given (default: 100)" in shown.output
+    assert "EViT's fine-tuning recipe" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "epoch=3"], "--set knows epochs, batch_size"),
+        (["--set", "epochs"], "--set takes NAME=VALUE"),
+        (["--recipe", "mine"], "--recipe must be one of paper, evit"),
+        (["--method", "best"], "a method is one of"),
+        (["--keep-rate", "1.5"], "keep_rate must lie in (0, 1]"),
+        (["--data", "cifar"], "a data set is one of"),
+        (["--device", "cuda:1"], 'device must be "auto" or "cpu"'),
+        (["--seeds", ","], "--seeds takes at least one value"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line_and_status_2(tmp_path, arguments, message):
+    shown = command(*SMALL, "--output", tmp_path, *arguments)
+    assert shown.exit_code == 2
+    assert message in shown.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_accelerate_launch_on_two_processes_gives_the_result_of_one(tmp_path):
+    # SGD, since Adam would blow up the rounding of sums taken in another order where gradients vanish.
+    arguments = [*SMALL, "--set", "optimizer=sgd", "--set", "learning_rate=3.0", "--method", "shannon"]
+    assert command(*arguments, "--output", tmp_path / "one").exit_code == 0
+    # Without GPUs --multi_gpu starts the processes all the same, and --device cpu joins them by gloo.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "entropatch.cli", "finetune", *arguments, "--output", str(tmp_path / "two")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("seed 0: top-1") == 1
+    assert len(list((tmp_path / "two/checkpoints").glob("*/random-*.pt"))) == 4
+    one, two = (load_weights(tmp_path / name / "final.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+    assert [r["top1"] for r in records(tmp_path / "one")] == [r["top1"] for r in records(tmp_path / "two")]
