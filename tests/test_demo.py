@@ -113,6 +113,15 @@ def test_multiply_adds_are_counted_on_the_very_model(encoder: nn.Module, result:
     assert gflops["random", 0.5] < gflops["random", 0.7] < gflops["dense", None]
 
 
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="methods must hold at least one entry"):
+        DemoSettings(methods=())
+    with pytest.raises(ValueError, match=r"a method is one of .*but got 'evit2'"):
+        DemoSettings(methods=("evit2",))
+    with pytest.raises(ValueError, match=r"keep_rate must lie in \(0, 1\].*but got 0"):
+        DemoSettings(keep_rates=(0.5, 0.0))
+
+
 def test_the_quick_run_is_a_smaller_full_run() -> None:
     assert set(demo.QUICK.rows) < set(demo.FULL.rows)
     assert set(demo.FULL.methods) == {"random", "evit", "shannon", "renyi-2", "renyi-inf"}
@@ -306,6 +315,21 @@ def test_the_command_prints_what_was_measured(
     assert f"Speed: {result.about['speed']}.\n" in rest
     assert "Weights: a small random model.\n" in rest
     assert rest.rstrip().endswith(f"Table and 3 pictures are in {result.folder}")
+
+
+def test_keep_rates_of_the_command(result: DemoResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[DemoSettings] = []
+    monkeypatch.setattr(demo, "run_demo", lambda output, settings, **_: asked.append(settings) or result)
+    assert invoke("--keep-rates", "0.7, 0.5,0.3,0.5").exit_code == 0
+    assert invoke("--quick", "--keep-rates", "0.3").exit_code == 0
+    assert [settings.keep_rates for settings in asked] == [(0.7, 0.5, 0.3), (0.3,)]
+    assert asked[1].digits == demo.QUICK.digits
+    for wrong, why in (("1.5", "must lie in (0, 1]"), ("a,0.5", "commas between"), (",", "at least one")):
+        outcome = invoke("--keep-rates", wrong)
+        assert outcome.exit_code == 2
+        assert len(outcome.stderr.splitlines()) == 1
+        assert why in outcome.stderr
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -24,21 +25,30 @@ def demo(
         Path, typer.Option(help="Folder for tables and pictures; files that no demo wrote are never overwritten.")
     ] = Path("entropatch-demo"),
     quick: Annotated[bool, typer.Option("--quick", help="A short run: fewer digits, rows and pictures.")] = False,
+    keep_rates: Annotated[
+        str | None, typer.Option(help="Keep rates in (0, 1], commas between; 0.7,0.5 where not given, 0.5 if quick.")
+    ] = None,
 ) -> None:
     """Prune a pretrained ViT-S by every method: accuracy, GFLOPs, images/s, and pictures of what remains.
 
     Takes minutes on two CPU cores and needs no network beyond the Python package index. The exit status is 1 if a
-    package, the weights or the folder is not usable.
+    package, the weights or the folder is not usable, 2 for a keep rate that makes no sense.
     """
     from entropatch.demo import FULL, QUICK, run_demo
     from entropatch.weights import WeightsError
 
     console = Console(stderr=True)
+    settings = QUICK if quick else FULL
+    try:
+        if keep_rates is not None:
+            settings = replace(settings, keep_rates=_numbers(keep_rates))
+    except ValueError as error:
+        _fail(error, 2)
     try:
         with _progress(console) as on_step:
-            result = run_demo(output, QUICK if quick else FULL, on_message=_printer(console), on_step=on_step)
+            result = run_demo(output, settings, on_message=_printer(console), on_step=on_step)
     except (ImportError, OSError, WeightsError) as error:
-        _fail(error)
+        _fail(error, 1)
     _show(result, quick)
 
 
@@ -69,7 +79,7 @@ def _show(result: DemoResult, quick: bool) -> None:
 
     head, cells = shown_table(result.records)
     shown = slice(0, head.index("p50 ms"))  # the files hold the latencies too; a terminal may be 80 letters wide
-    table = Table(*head[shown], title="A quick run: few digits, one keep rate, two photographs" if quick else None)
+    table = Table(*head[shown], title="A quick run: few digits, rows and pictures" if quick else None)
     for column in table.columns[1:]:
         column.justify = "right"
     before = None
@@ -87,6 +97,13 @@ def _show(result: DemoResult, quick: bool) -> None:
     typer.echo(f"Took {result.about['seconds']:.0f} s. Table and {pictures} pictures are in {result.folder.resolve()}")
 
 
-def _fail(error: Exception) -> NoReturn:
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f"--keep-rates takes numbers with commas between, but got {text!r}.") from None
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
     typer.echo(f"entropatch demo: {' '.join(str(error).split())}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(status)
