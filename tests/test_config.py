@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -236,3 +237,10 @@ def test_json_fields_left_out_take_their_defaults() -> None:
 def test_json_that_is_not_a_setting_is_refused(text: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         PruneConfig.from_json(text)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    config = PruneConfig(keep_rate=np.float64(0.5), criterion=Renyi(np.float32(2)), blocks=(np.int64(3),))
+    assert config == PruneConfig(keep_rate=0.5, criterion=Renyi(2.0), blocks=(3,))
+    assert PruneConfig.from_json(config.to_json()) == config
+    assert Random(np.int64(7)) == Random(7)

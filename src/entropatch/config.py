@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def kept_count(rate: tuple[int, int], n: int) -> int:
 
 
 def _check_rate(rate: Any) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+    if isinstance(rate, bool) or not isinstance(rate, Real):
         raise TypeError(f"keep_rate must be a number in (0, 1], or one per block, but got {rate!r}.")
     if not 0 < rate <= 1:  # NaN too
         raise ValueError(f"keep_rate must lie in (0, 1], 1 keeping every patch, but got {rate!r}.")
@@ -131,10 +132,10 @@ def _check_blocks(blocks: Any) -> tuple[int, ...]:
     if isinstance(blocks, str) or not isinstance(blocks, Sequence):
         raise TypeError(f"blocks must be a sequence of block indices such as (3, 6, 9), but got {blocks!r}.")
     for block in blocks:
-        if isinstance(block, bool) or not isinstance(block, int):
+        if isinstance(block, bool) or not isinstance(block, Integral):
             raise TypeError(f"blocks must hold integers, but got {block!r} in {tuple(blocks)}.")
     if not blocks or min(blocks) < 0 or list(blocks) != sorted(set(blocks)):
         raise ValueError(
             f"blocks must be one or more different 0-based indices in ascending order, but got {tuple(blocks)}."
         )
-    return tuple(blocks)
+    return tuple(int(block) for block in blocks)

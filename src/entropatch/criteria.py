@@ -17,6 +17,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -127,8 +128,10 @@ class Random(Criterion):
     seed: int | None = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, type(None))):
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (Integral, type(None))):
             raise TypeError(f"seed must be an integer, or None for PyTorch's generator, but got {self.seed!r}.")
+        if self.seed is not None:
+            object.__setattr__(self, "seed", int(self.seed))
 
     def importance(self, attention: BlockAttention) -> Tensor:
         batch, n, device = attention.q.shape[0], attention.num_patches, attention.q.device

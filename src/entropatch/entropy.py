@@ -13,6 +13,7 @@ Everything is computed in float32, or in float64 for float64 input. These functi
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ SMALLEST_ORDER, LARGEST_ORDER = 1e-30, 1e30
 
 def check_order(order: float) -> float:
     """Return `order` as a float, or raise ValueError (order must lie in (0, ∞]) / TypeError (not a number)."""
-    if isinstance(order, bool) or not isinstance(order, (int, float)):
+    if isinstance(order, bool) or not isinstance(order, (int, float, Real)):
         raise TypeError(f"order must be a real number in (0, inf], but got {order!r} of type {type(order).__name__}.")
     value = float(order)
     if value != value:  # NaN; math.isnan and math.isinf do not take the symbolic floats of torch.compile
