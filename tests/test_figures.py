@@ -97,6 +97,15 @@ def test_the_mean_colour_of_a_patch_is_that_of_its_entropy_on_one_scale():
     assert bar.get_ylabel() == "entropy (nats)"
 
 
+def test_equal_entropies_have_one_colour_in_the_middle_of_the_scale():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = inspection(spread=0.0)
+        seen = Inspection(np.full_like(seen.crop, 128), seen.blocks, seen.entropy, seen.stages)
+        heat = pictures(entropy_and_stages(seen))[1]
+    assert heat == pytest.approx(np.broadcast_to(matplotlib.colormaps[ENTROPY_COLOURS](0.5)[:3], heat.shape), abs=0.02)
+
+
 def test_low_is_blue_and_high_is_red():
     (low_red, _, low_blue, _), (high_red, _, high_blue, _) = matplotlib.colormaps[ENTROPY_COLOURS]([0.0, 1.0])
     assert low_blue > low_red + 0.3
@@ -276,7 +285,7 @@ def test_other_formats_are_refused(tmp_path):
 def test_titles_are_taken_literally_and_without_warnings(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for title in ("a $x^ b", "猫 😀", "two\nlines\tand \x07", "\\frac{", "%s {0}"):
+        for title in ("a $x^ b", "猫 😀", "two\nlines\tand \x07", "\\frac{", "$\\nonsense{$", "%s {0}"):
             save_figure(entropy_and_stages(inspection(), title=title, note=title), tmp_path / "a.png")
     written = words(entropy_and_stages(inspection(), title="two\nlines\tand \\frac{ $x$"))
     assert "two lines and \\frac{ $x$" in written
@@ -293,6 +302,7 @@ save_figure(entropy_and_stages(inspection()), sys.argv[1])
 assert dict(matplotlib.rcParams) == before
 assert "matplotlib.pyplot" not in sys.modules
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "DISPLAY": "", "MPLBACKEND": "TkAgg"}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path, "DISPLAY": "", "MPLBACKEND": "TkAgg"}
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], check=True, env=environment)
     assert (tmp_path / "a.png").stat().st_size > 10_000

@@ -80,7 +80,8 @@ def test_scores_and_kept_patches_of_every_stage(name, score, family):
 
 def test_fused_tokens_are_counted_but_stand_nowhere_on_the_grid():
     model = create("deit")
-    images = photographs(model)
+    images = photographs(model, batch=8)
+    telling = 0
     for image, got in enumerate(pruning_stages(model, images, method_config("evit", RATE, BLOCKS))):
         _, kept = fused_pass(model, images[image : image + 1], dict.fromkeys(BLOCKS, RATE))
         for stage, numbers in enumerate(kept):
@@ -88,6 +89,8 @@ def test_fused_tokens_are_counted_but_stand_nowhere_on_the_grid():
             assert got.fused[stage] == numbers.count(reference.FUSED) + 1
             assert got.tokens[stage + 1] == len(numbers) + 1
             assert got.kept[stage].sum() + got.fused[stage] == got.tokens[stage + 1]
+            telling += reference.FUSED in numbers and 0 not in numbers
+    assert telling  # a kept fused token must not be taken for the first patch
 
 
 def test_the_grid_is_in_raster_order_when_it_is_not_square():
