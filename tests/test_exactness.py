@@ -54,7 +54,7 @@ def test_keeps_the_patches_of_the_loops_at_every_order(name, order):
     assert_same_pass(logits, trace, masked_pass(create(name), images, STAGES, renyi(order), follow=trace.kept))
 
 
-@pytest.mark.parametrize("name", ["deit", "deit distilled", "dinov2 registers", "eva-02 clip", "sapiens2"])
+@pytest.mark.parametrize("name", ["deit", "deit distilled", "dinov2 registers", "eva-02 clip", "sapiens2, shared keys"])
 def test_class_attention_keeps_the_patches_of_the_loops(name):
     images, logits, trace = pruned_pass(name, criterion=entropatch.ClassAttention())
     assert_same_pass(logits, trace, masked_pass(create(name), images, STAGES, evit, follow=trace.kept))

@@ -66,8 +66,9 @@ def small(name: str) -> nn.Module:
     """A timm model of a supported class in small, at its own image size: its patch grids are part of the test."""
     full: Any = on_meta(name)
     changes: dict[str, Any] = {}
-    if any(getattr(getattr(block, "attn", None), "num_kv_groups", 1) > 1 for block in full.blocks):
-        changes["num_kv_heads"] = 1
+    groups = [getattr(getattr(block, "attn", None), "num_kv_groups", None) for block in full.blocks]
+    if any(groups):  # one entry per block where heads share keys, which does not fit another depth
+        changes["num_kv_heads"] = 1 if max(groups) > 1 else SMALL["num_heads"]
     if isinstance(full.patch_embed.proj, nn.Identity):  # the stem alone fixes the width
         changes |= {"embed_dim": full.embed_dim, "num_heads": full.blocks[0].attn.num_heads}
     return timm.create_model(name, **SMALL | changes).eval()

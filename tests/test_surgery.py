@@ -430,7 +430,7 @@ def test_a_library_that_computes_a_block_otherwise_is_noticed(name, dtype, monke
     assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("name", ["dinov2", "sapiens2", "eva-02", "eva-02, three projections"])
+@pytest.mark.parametrize("name", ["dinov2", "sapiens2, shared keys", "eva-02", "eva-02, three projections"])
 def test_a_library_that_computes_attention_otherwise_is_noticed(name, monkeypatch):
     model = create(name)
     kind = type(model.blocks[1].attn)

@@ -6,6 +6,7 @@ queries, keys and values | output. Whatever is not listed in the three tables at
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -267,12 +268,19 @@ class _PrunedModel:
     """A model that tells the trace its patch grid, and gives dense intermediates although blocks prune."""
 
     def forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._heard(super().forward_features, x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _heard(self: Any, forward: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """`forward(x, …)`, heard by the trace that is open, if any."""
         pruning: Pruning = self.__dict__[ATTRIBUTE]
         trace = pruning.listeners.current()
         if trace is None:
-            return super().forward_features(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        with trace.forward_pass(pruning.config, self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))):
-            return super().forward_features(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+            return forward(x, *args, **kwargs)
+        with trace.forward_pass(pruning.config, self._grid(x)):
+            return forward(x, *args, **kwargs)
+
+    def _grid(self: Any, x: Tensor) -> tuple[int, int]:
+        return self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
 
     def forward_intermediates(
         self: Any,
@@ -293,10 +301,10 @@ class _PrunedModel:
             raise ValueError(f"output_fmt must be NCHW or NLC, but got {output_fmt!r}.")
         output_dict = kwargs.pop("output_dict", False)
         pruning: Pruning = self.__dict__[ATTRIBUTE]
-        grid = self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
         trace = pruning.listeners.current() or Trace(pruning.config, self.num_prefix_tokens, self.norm)
-        with pruning.listeners.listen(trace), trace.forward_pass(pruning.config, grid):
-            final, taken = super().forward_intermediates(  # pyright: ignore[reportAttributeAccessIssue]
+        with pruning.listeners.listen(trace):
+            final, taken = self._heard(
+                super().forward_intermediates,  # pyright: ignore[reportAttributeAccessIssue]
                 x,
                 indices=indices,
                 # timm's Eva fails when asked for prefix tokens it does not have.
@@ -305,6 +313,7 @@ class _PrunedModel:
                 output_fmt="NLC",
                 **kwargs,
             )
+        grid = self._grid(x)
         blocks = sorted(set(feature_take_indices(len(self.blocks), indices)[0]))
         maps, prefixes = _dense_maps(trace, blocks, taken, grid, self.norm if norm else nn.Identity())
         if output_fmt == "NCHW":
