@@ -22,6 +22,8 @@ def environment(device: str | torch.device = "cpu") -> dict[str, str | int | Non
         omp_num_threads and omp_wait_policy (None where the variable is not set), cpu_capability, python, torch, cuda
         (None on a CPU build), timm and entropatch versions, platform, date (UTC, ISO 8601).
     """
+    from entropatch import __version__
+
     device = torch.device(device)
     cpu = _cpu_name()
     return {
@@ -37,7 +39,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, str | int | Non
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "timm": _version("timm"),
-        "entropatch": _version("entropatch"),
+        "entropatch": __version__,
         "platform": platform.platform(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
