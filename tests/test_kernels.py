@@ -114,11 +114,14 @@ if not IN_CHILD:
     def test_streaming_does_not_depend_on_its_block_size(monkeypatch: pytest.MonkeyPatch, order: float) -> None:
         q, k, v = tokens((2, 3, 150, 16, 5), torch.float32)
         whole = attend_with_entropy(q, k, v, order, 0.25, 5, "streaming")
-        monkeypatch.setattr(streaming, "BLOCK_LOGITS", 1)  # the smallest blocks: one head, 32 rows
-        for got, expected in zip(attend_with_entropy(q, k, v, order, 0.25, 5, "streaming"), whole, strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        alone = kernel_entropy(q, k, order, 0.25, "streaming")
+        for logits in [1, 40 * 150, 2 * 150 * 150, 4 * 150 * 150, 10**9]:
+            monkeypatch.setattr(streaming, "BLOCK_LOGITS", logits)
+            for got, expected in zip(attend_with_entropy(q, k, v, order, 0.25, 5, "streaming"), whole, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(kernel_entropy(q, k, order, 0.25, "streaming"), alone, rtol=1e-5, atol=1e-5)
 
-    def test_streaming_never_forms_the_matrix() -> None:
+    def test_streaming_never_forms_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
         q, k, v = tokens((1, 2, 1500, 16, 1), torch.float32)
         largest = 0
 
@@ -131,10 +134,11 @@ if not IN_CHILD:
                         largest = max(largest, tensor.untyped_storage().nbytes() // 4)
                 return result
 
+        monkeypatch.setattr(streaming, "BLOCK_LOGITS", 100 * 1500)
         with Watch():
             streaming.attend_with_entropy(q, k, v, 2.0, 0.25, 1)
         threads = torch.get_num_threads()
-        assert 1500 * 100 < largest <= max(threads * streaming.BLOCK_LOGITS, 3 * q.numel()) < 2 * 1500 * 1500
+        assert 1500 * 100 < largest <= max(threads * streaming.BLOCK_LOGITS, 3 * q.numel()) < 2 * 1500 * 1500 / 4
 
     @pytest.mark.parametrize("backend", ["reference", "streaming"])
     def test_autocast_does_not_lower_the_precision(backend: str) -> None:
