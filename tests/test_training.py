@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
-from small_models import FAMILIES, create, known, photographs
+from small_models import FAMILIES, create, photographs
 from torch import Tensor, nn
 
 import entropatch
@@ -31,7 +32,7 @@ def loss_of(model: nn.Module, images: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if known(name)])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_reach_every_parameter_that_the_stock_model_trains(name):
     model = create(name).train()
     images = photographs(model)
@@ -229,11 +230,15 @@ def test_attention_dropout_acts_in_pruning_blocks(fused):
     "name", ["deit", "dinov2", "siglip", "q/k norm", "eva-02", "rope mixed", "dinov3", "sapiens2, shared keys"]
 )
 def test_half_precision_weights(name, dtype):
+    stock = create(name).to(dtype)
+    images = photographs(stock)
+    try:
+        stock(images.to(dtype))
+    except RuntimeError as failure:
+        pytest.skip(f"the stock model of timm {timm.__version__} fails as well: {failure}")
     wide = entropatch.prune_(create(name), keep_rate=0.5)
     model = entropatch.prune_(create(name).to(dtype), keep_rate=0.5)
     converted = entropatch.prune_(create(name), keep_rate=0.5).to(dtype)
-    stock = create(name).to(dtype)
-    images = photographs(model)
     with torch.no_grad(), entropatch.trace(model) as trace:
         logits = model(images.to(dtype))
         assert torch.equal(converted(images.to(dtype)), logits)

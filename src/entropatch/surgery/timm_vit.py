@@ -119,10 +119,14 @@ def _unbind_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _separate_qkv(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    def heads(y: Tensor) -> Tensor:
-        return y.unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
-
-    return heads(attention.q_proj(x)), heads(attention.k_proj(x)), heads(attention.v_proj(x))
+    q, k, v = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+    # Keys and values may have fewer heads than queries; all heads are equally wide.
+    heads = (-1, q.shape[2] // attention.num_heads)
+    return (
+        q.unflatten(2, heads).transpose(1, 2),
+        k.unflatten(2, heads).transpose(1, 2),
+        v.unflatten(2, heads).transpose(1, 2),
+    )
 
 
 def _rotate(attention: Any, q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
