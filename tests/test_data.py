@@ -12,6 +12,7 @@ from PIL import Image
 from entropatch.data import DataError, open_data
 from entropatch.data.fashion_mnist import DEBIAN, read_idx
 from entropatch.data.imagenet100 import class_ids
+from entropatch.data.photos import SPECKS, GarmentsOnPhotographs
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -334,6 +335,19 @@ def test_the_mask_is_exactly_where_the_garment_shows(photos):
         assert (grey == mask).all()
         # The garment is 12 of 28 pixels wide here, scaled to between 32/28 and 48/28, less cloth darker than a speck.
         assert 0.5 * 12**2 * (32 / 28) ** 2 < mask.sum() <= (13 * 48 / 28) ** 2
+
+
+def test_no_black_rim_is_mixed_into_the_garment():
+    garment = np.zeros((1, 28, 28), np.uint8)
+    garment[0, 6:20, 5:21] = 200
+    garment[0, 2, 2] = SPECKS  # no cloth
+    images = GarmentsOnPhotographs(garment, np.zeros(1), [Image.new("RGB", (90, 80), "red")], 64, 0)
+    pixels, mask = np.asarray(images.image(0)), images.mask(0)
+    assert (pixels[mask] == 200).all()
+    assert (pixels[~mask] == (255, 0, 0)).all()
+    rows, columns = np.nonzero(mask)
+    assert mask.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # a rectangle, as the garment is
+    assert np.ptp(columns) + 1 == pytest.approx((np.ptp(rows) + 1) * 16 / 14, abs=2)
 
 
 def test_an_image_depends_on_split_and_index_alone(photos):

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import math
-import socket
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
-from training_case import CPU, PRUNE, SIZE, SPEC, data, recipe, records, run, run_as, start
+from training_case import CPU, PRUNE, SIZE, SPEC, data, free_port, recipe, records, run, run_as, start
 
 import entropatch
 from entropatch import PruneConfig, pruning_config
@@ -152,12 +152,6 @@ def test_how_a_run_is_carried_out_does_not_change_the_result(plain, tmp_path, ru
     assert_close(plain, tmp_path, rtol=1e-4, atol=1e-6)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def test_two_processes_give_the_result_of_one(plain, tmp_path):
     port = free_port()
     arguments = {"recipe": SGD, "runtime": dataclasses.replace(CPU, accumulate=2)}
@@ -263,17 +257,47 @@ def test_bfloat16_trains_float32_weights_close_to_float32(tmp_path, default):
     assert records(tmp_path)[0]["loss"] == pytest.approx(records(default)[0]["loss"], rel=0.02)
 
 
+def test_float16_trains_with_a_gradient_scaler(tmp_path, default, monkeypatch):
+    """On a CPU, where Accelerate does not offer it: its autocast and PyTorch's scaler are put in by hand."""
+    from accelerate import Accelerator
+
+    init = Accelerator.__init__
+
+    def with_scaler(self, **options):
+        init(self, **options)
+        self.native_amp, self.state._mixed_precision = True, "fp16"
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+
+    monkeypatch.setattr(Accelerator, "__init__", with_scaler)
+    run(tmp_path, recipe=recipe(epochs=5, weight_decay=0.1))
+    # The scale is far too large at first: those steps are left out, counted, and halve it.
+    skipped = [record["skipped_steps"] for record in records(tmp_path)]
+    assert 0 < sum(skipped) < 20
+    assert skipped[-1] == 0
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in final(tmp_path).values())
+    assert_differ(final(tmp_path), SPEC.build(10, SIZE).state_dict(), 1e-4)
+    state = torch.load(max((tmp_path / "checkpoints").iterdir()) / "training.pt", weights_only=True)
+    assert state["scaler"]["scale"] == 2.0 ** (30 - sum(skipped))
+
+
+def test_without_accelerate_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match=r"pip install 'entropatch\[train\]'"):
+        run(tmp_path)
+
+
 def test_float16_is_refused_on_a_cpu(tmp_path):
     with pytest.raises(ValueError, match="float16 needs an accelerator"):
         run(tmp_path, recipe=recipe(precision="float16"))
 
 
 def test_random_numbers_of_the_user_are_not_needed_but_seeds_matter(tmp_path):
+    dropping = dataclasses.replace(SPEC, drop_path=0.3)
     torch.manual_seed(1)
-    run(tmp_path / "one")
+    run(tmp_path / "one", spec=dropping)
     torch.manual_seed(2)
-    run(tmp_path / "two")
-    run(tmp_path / "three", seed=1)
+    run(tmp_path / "two", spec=dropping)
+    run(tmp_path / "three", spec=dropping, seed=1)
     assert_close(tmp_path / "one", tmp_path / "two", rtol=0, atol=0)
     assert_differ(final(tmp_path / "one"), final(tmp_path / "three"))
 

@@ -10,10 +10,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_case import CPU, SPEC, data, kill, recipe, records, run, run_and_die, start
+from training_case import (
+    CPU,
+    SPEC,
+    SomeTorn,
+    data,
+    free_port,
+    kill,
+    recipe,
+    records,
+    run,
+    run_and_die,
+    run_as,
+    start,
+)
 
 from entropatch import PruneConfig, Random
-from entropatch.data import DataSet, LabelledImages
+from entropatch.data import DataSet
 from entropatch.images import ImageError
 from entropatch.train import CheckpointError, DivergedError, ModelSpec, RunMismatchError, Runtime, load_weights
 from entropatch.train.checkpoints import Checkpoints
@@ -112,6 +125,33 @@ def test_two_processes_cannot_train_into_one_folder(tmp_path):
         run(tmp_path)
     kill(process)
     run(tmp_path)  # the lock went with the killed process
+
+
+@pytest.mark.slow
+def test_two_processes_killed_together_end_with_the_same_bits(tmp_path):
+    whole = data()
+    torn = DataSet(whole.classes, SomeTorn(whole.train), SomeTorn(whole.test), whole.description)
+    arguments = FULL | {"data": torn, "recipe": recipe(ema_decay=0.9)}
+
+    def started(folder):
+        port = free_port()
+        return [start(run_as, rank, 2, port, folder, arguments) for rank in range(2)]
+
+    for process in started(tmp_path / "whole"):
+        process.join()
+    for _ in range(3):
+        before = checkpoints(tmp_path / "killed")
+        processes = started(tmp_path / "killed")
+        while checkpoints(tmp_path / "killed") == before:
+            time.sleep(0.005)
+        for process in processes:
+            kill(process)
+    for process in started(tmp_path / "killed"):
+        process.join()
+        assert process.exitcode == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert all(record["images_tested"] == 34 for record in records(tmp_path / "killed"))
+    assert all(len(record["damaged_testing"]) == 6 for record in records(tmp_path / "killed"))
 
 
 # ------------------------------------------------------------------------------------------------------- failures
@@ -240,24 +280,6 @@ def test_another_number_of_classes_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the model has 7 classes, but the data set has 10"):
         finetune(SPEC.build(7, 16), data(), tmp_path, recipe=recipe(), runtime=CPU)
     assert not list(tmp_path.iterdir())
-
-
-class SomeTorn(LabelledImages):
-    """A data set of which every seventh image is damaged."""
-
-    def __init__(self, whole):
-        self.whole = whole
-
-    def __len__(self):
-        return len(self.whole)
-
-    def image(self, index):
-        if index % 7 == 3:
-            raise ImageError(f"image {index} is torn")
-        return self.whole.image(index)
-
-    def label(self, index):
-        return self.whole.label(index)
 
 
 def test_damaged_images_are_counted_and_the_run_goes_on(tmp_path):

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 
 from entropatch import PruneConfig
-from entropatch.data import DataSet, open_data
+from entropatch.data import DataSet, LabelledImages, open_data
+from entropatch.images import ImageError
 from entropatch.train import ModelSpec, Outcome, Recipe, Runtime, finetune
 
 # Accelerate collects garbage at the end of each run, which takes long with all that is imported here.
@@ -50,6 +52,24 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
 
 
+class SomeTorn(LabelledImages):
+    """A data set of which every seventh image is damaged."""
+
+    def __init__(self, whole):
+        self.whole = whole
+
+    def __len__(self):
+        return len(self.whole)
+
+    def image(self, index):
+        if index % 7 == 3:
+            raise ImageError(f"image {index} is torn")
+        return self.whole.image(index)
+
+    def label(self, index):
+        return self.whole.label(index)
+
+
 # ------------------------------------------------------------------------------------------ processes of their own
 
 _context = multiprocessing.get_context("forkserver")
@@ -58,7 +78,7 @@ _context.set_forkserver_preload(["training_case", "accelerate", "timm", "sklearn
 
 def start(function: Callable[..., object], *arguments: Any) -> Any:
     """A new process, forked from a clean one in which everything is imported already."""
-    process = _context.Process(target=_begin, args=(function, *arguments))
+    process = _context.Process(target=_begin, args=(function, *arguments), daemon=True)
     process.start()
     return process
 
@@ -105,3 +125,9 @@ def run_as(rank: int, processes: int, port: int, folder: Path, arguments: dict[s
     }
     run(folder, **arguments)
     torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

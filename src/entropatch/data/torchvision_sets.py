@@ -9,6 +9,7 @@ from typing import Any
 from torchvision.datasets import FGVCAircraft, Flowers102
 
 from entropatch.data.base import DataError, DataSet, ImageFiles
+from entropatch.files import require
 
 
 def open_aircraft(root: Path | None, *, download: bool = False, level: str = "variant") -> DataSet:
@@ -36,6 +37,7 @@ def open_flowers102(root: Path | None, *, download: bool = False) -> DataSet:
     Raises:
         DataError: not found or damaged, and `download` is not set.
     """
+    require("scipy.io", "train")  # torchvision reads the official labels with it
     train, val, test = (
         _open("flowers102", Flowers102, root, download, split=split) for split in ("train", "val", "test")
     )
