@@ -18,12 +18,6 @@ app = typer.Typer(
 COMMANDS: tuple[str, ...] = ("bench", "demo", "evaluate", "finetune", "visualize")
 
 
-@app.callback()
-def _subcommands() -> None:
-    # Without a callback typer runs a lone subcommand without its name.
-    pass
-
-
 def main() -> None:
     """Entry point of the `entropatch` command."""
     for name in COMMANDS:
