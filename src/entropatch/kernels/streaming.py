@@ -79,7 +79,7 @@ def _plan(q: Tensor, m: int) -> tuple[int, list[tuple[slice, slice]], Tensor]:
 def _heads(x: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, H, n, d) -> (B·H, n, d) in the given dtype; a view where the heads are those of one image."""
     # Contiguous at once: the default keeps the order of the strides, and reshape would copy a second time.
-    return (x[0] if x.shape[0] == 1 else x).to(dtype, memory_format=torch.contiguous_format).reshape(-1, *x.shape[2:])
+    return x[0].to(dtype) if x.shape[0] == 1 else x.to(dtype, memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 def _attend_block(
