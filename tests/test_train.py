@@ -94,8 +94,13 @@ def default(tmp_path_factory):
 
 
 def test_a_run_is_the_slow_twin(default):
-    # Adam divides by the gradient's own size, so where that is near zero it turns rounding into a part of a step.
-    assert_close(final(default), slow_training(recipe(weight_decay=0.1)), rtol=1e-4, atol=1e-4)
+    expected = slow_training(recipe(weight_decay=0.1))
+    for name, got in final(default).items():
+        error = (got - expected[name]).abs()
+        # Adam divides by the gradient's own size, so where a gradient is near zero rounding becomes a part of a step,
+        # and a near-tie of two scores may keep the other patch: in few places, and by less than training moved them.
+        assert (error > 2e-5 + 1e-4 * expected[name].abs()).float().mean() < 0.1, name
+        assert error.max() < 5e-4, name
     assert_differ(final(default), SPEC.build(10, SIZE).state_dict(), 1e-3)
 
 
@@ -399,6 +404,18 @@ def test_settings_out_of_range_are_refused(fields, message):
 def test_settings_that_do_not_fit_are_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **arguments)
+
+
+def test_a_model_of_another_image_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"of \(32, 32\) pixels, but image_size is 16"):
+        finetune(SPEC.build(10, 32), data(), tmp_path, recipe=recipe(), runtime=CPU)
+
+
+def test_a_full_disk_is_told_of_weights_files_too(tmp_path):
+    (tmp_path / "w.safetensors").mkdir()
+    with pytest.raises(OSError, match="w.safetensors"):
+        save_weights(SPEC.build(10, SIZE), tmp_path / "w.safetensors", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_a_pruned_model_is_refused(tmp_path):

@@ -123,7 +123,7 @@ def kept_count(rate: tuple[int, int], n: int) -> int:
 def _check_rate(rate: Any) -> float:
     if isinstance(rate, bool) or not isinstance(rate, Real):
         raise TypeError(f"keep_rate must be a number in (0, 1], or one per block, but got {rate!r}.")
-    if not 0 < rate <= 1:  # NaN too
+    if not 0 < rate <= 1:  # NaN too  # pyright: ignore[reportOperatorIssue]
         raise ValueError(f"keep_rate must lie in (0, 1], 1 keeping every patch, but got {rate!r}.")
     return float(rate)
 

@@ -8,6 +8,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+# Asked once, since torch.compile cannot trace the question.
+TRITON_INSTALLED = find_spec("triton") is not None
+
 BACKENDS = ("auto", "reference", "streaming", "triton")
 
 
@@ -38,7 +41,7 @@ def choose_backend(backend: str, q: Tensor) -> str:
 
 
 def _why_not_triton(q: Tensor) -> str | None:
-    if find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "the package triton is not installed"
     if not q.is_cuda and not interpreting():
         return f"it needs a CUDA tensor, but the queries are on {q.device.type}"
