@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov3": ("vit_small_patch16_dinov3", {}),
     "lingbot": ("vit_small_patch16_lingbot", {}),
     "sapiens2": ("vit_base_patch16_sapiens2", {"num_kv_heads": 2}),
-    "sapiens2, shared keys": ("vit_base_patch16_sapiens2", {"num_kv_heads": 1}),
+    "sapiens2, shared keys": ("vit_base_patch16_sapiens2", {"num_heads": 4, "num_kv_heads": 2}),
 }
 
 

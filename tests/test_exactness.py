@@ -83,6 +83,23 @@ def test_unfused_attention_with_a_scale_of_its_own(name):
     assert_same_pass(*passes[2.0], masked_pass(twin, images, STAGES, renyi(2.0), follow=passes[2.0][1].kept))
 
 
+@pytest.mark.parametrize("name", ["deit", "eva-02", "rope mixed"])
+def test_gated_attention(name):
+    """timm's attention may gate its output by its input; no released model is built so, but any may be."""
+    model, stock = create(name), create(name)
+    if not hasattr(stock.blocks[0].attn, "gate"):
+        pytest.skip("this timm has no gates")
+    for changed in (model, stock):
+        torch.manual_seed(0)
+        for block in changed.blocks:
+            block.attn.gate = torch.nn.Linear(32, 32)
+    images = photographs(stock)
+    entropatch.prune_(model, keep_rate=tuple(STAGES.values()), blocks=tuple(STAGES), order=2.0)
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        logits = model(images)
+    assert_same_pass(logits, trace, masked_pass(stock, images, STAGES, renyi(2.0), follow=trace.kept))
+
+
 @pytest.mark.parametrize("name", ["deit", "deit distilled", "deit-iii", "dinov2 registers", "clip", "q/k norm"])
 def test_evit_with_its_fused_token_equals_the_loops(name):
     model = create(name).double()

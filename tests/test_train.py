@@ -413,7 +413,7 @@ def test_a_model_of_another_image_size_is_refused(tmp_path):
 
 def test_a_full_disk_is_told_of_weights_files_too(tmp_path):
     (tmp_path / "w.safetensors").mkdir()
-    with pytest.raises(OSError, match="w.safetensors"):
+    with pytest.raises(OSError, match=r"w\.safetensors"):
         save_weights(SPEC.build(10, SIZE), tmp_path / "w.safetensors", {})
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
