@@ -12,7 +12,7 @@ from timm.data.mixup import Mixup
 from training_case import CPU, PRUNE, SIZE, SPEC, data, free_port, recipe, records, run, run_as, start
 
 import entropatch
-from entropatch import PruneConfig, pruning_config
+from entropatch import PruneConfig, Random, pruning_config
 from entropatch.data.batches import TrainingBatches
 from entropatch.data.loaders import TrainingImages, data_config, training_transform
 from entropatch.data.seeding import derived_seed, seeded
@@ -33,6 +33,10 @@ from entropatch.train.trainer import warmed
 
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
+
+
+# The same patches whatever the rounding: between near-tied scores the run and its twin might choose differently.
+FIXED = PruneConfig(keep_rate=0.6, criterion=Random(seed=0))
 
 
 def final(folder):
@@ -59,7 +63,7 @@ def slow_training(settings: Recipe, seed: int = 0) -> dict[str, torch.Tensor]:
     transform = training_transform(data_config(model, SIZE), random_erasing=0.25)
     samples = TrainingImages(images, transform, seed)
     mixup = Mixup(0.8, 1.0, num_classes=10, label_smoothing=0.1)
-    entropatch.prune_(model, PRUNE)
+    entropatch.prune_(model, FIXED)
     plan = TrainingBatches(len(images), settings.batch_size, seed)
     total, done = settings.epochs * plan.steps_per_epoch, 0
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
@@ -89,18 +93,18 @@ def slow_training(settings: Recipe, seed: int = 0) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def default(tmp_path_factory):
     folder = tmp_path_factory.mktemp("default")
-    run(folder, recipe=recipe(weight_decay=0.1))
+    run(folder, prune=FIXED, recipe=recipe(weight_decay=0.1))
     return folder
 
 
 def test_a_run_is_the_slow_twin(default):
     expected = slow_training(recipe(weight_decay=0.1))
     for name, got in final(default).items():
-        error = (got - expected[name]).abs()
-        # Adam divides by the gradient's own size, so where a gradient is near zero rounding becomes a part of a step,
-        # and a near-tie of two scores may keep the other patch: in few places, and by less than training moved them.
-        assert (error > 2e-5 + 1e-4 * expected[name].abs()).float().mean() < 0.1, name
-        assert error.max() < 5e-4, name
+        difference = got - expected[name]
+        if name.endswith("qkv.bias"):
+            # Attention does not depend on the keys' bias, so its gradient is rounding, which Adam blows up to a step.
+            difference = torch.cat([difference.chunk(3)[0], difference.chunk(3)[2]])
+        assert difference.abs().max() < 5e-5, name
     assert_differ(final(default), SPEC.build(10, SIZE).state_dict(), 1e-3)
 
 
@@ -114,7 +118,7 @@ def test_records_and_files_of_a_run(default):
     best = max((first, last), key=lambda record: record["top1"])
     assert (result["best_top1"], result["best_epoch"]) == (best["top1"], best["epoch"])
     about = read_about(default / "final.safetensors")
-    assert about["prune"] == json.loads(PRUNE.to_json())
+    assert about["prune"] == json.loads(FIXED.to_json())
     assert about["classes"] == 10
     assert about["epoch"] == 2
     assert read_about(default / "best.safetensors")["epoch"] == best["epoch"]
@@ -257,13 +261,13 @@ def test_clipping_bounds_the_gradients(tmp_path, monkeypatch):
 
 
 def test_bfloat16_trains_float32_weights_close_to_float32(tmp_path, default):
-    run(tmp_path, recipe=recipe(weight_decay=0.1, precision="bfloat16"))
+    run(tmp_path, prune=FIXED, recipe=recipe(weight_decay=0.1, precision="bfloat16"))
     assert all(value.dtype == torch.float32 for value in final(tmp_path).values())
     assert_differ(final(tmp_path), final(default), 1e-6)
     assert records(tmp_path)[0]["loss"] == pytest.approx(records(default)[0]["loss"], rel=0.02)
 
 
-def test_float16_trains_with_a_gradient_scaler(tmp_path, default, monkeypatch):
+def test_float16_trains_with_a_gradient_scaler(tmp_path, monkeypatch):
     """On a CPU, where Accelerate does not offer it: its autocast and PyTorch's scaler are put in by hand."""
     from accelerate import Accelerator
 
@@ -408,7 +412,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, arguments, message):
 
 def test_a_model_of_another_image_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"of \(32, 32\) pixels, but image_size is 16"):
-        finetune(SPEC.build(10, 32), data(), tmp_path, recipe=recipe(), runtime=CPU)
+        finetune(ModelSpec("vit_tiny_patch16_224").build(10, 32), data(), tmp_path, recipe=recipe(), runtime=CPU)
 
 
 def test_a_full_disk_is_told_of_weights_files_too(tmp_path):

@@ -170,6 +170,12 @@ def _check(
         classes = getattr(module, "num_classes", len(data.classes))
         if module is not None and classes != len(data.classes):
             raise ValueError(f"the {name} has {classes} classes, but the data set has {len(data.classes)}.")
+        size, asked = _fixed_size(module), (recipe.image_size, recipe.image_size)
+        if size not in (None, asked):
+            raise ValueError(
+                f"the {name} takes images of {size} pixels, but image_size is {recipe.image_size}; build the {name} "
+                f"for that size, or set image_size."
+            )
     if recipe.distillation and teacher is None:
         raise ValueError("distillation needs a teacher: a dense model fine-tuned on the same data (--teacher).")
     if runtime.compile and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
@@ -178,6 +184,14 @@ def _check(
         # Tried and undone: an unsupported model or a setting that does not fit is refused before anything is written.
         prune_(model, prune)
         unprune_(model)
+
+
+def _fixed_size(model: nn.Module | None) -> tuple[int, ...] | None:
+    """Height and width of the only images the model takes; None if it takes any, or does not say."""
+    if model is None or getattr(model, "dynamic_img_size", False):
+        return None
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return None if size is None else tuple(size)
 
 
 def _kind(model: nn.Module) -> str:
