@@ -1,0 +1,127 @@
+"""Equally large pictures on a page."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from entropatch.figures.style import (
+    ENTROPY_COLOURS,
+    FRAME,
+    INK,
+    LETTERS_PER_INCH,
+    LINE,
+    MARGIN,
+    SMALL,
+    SOFT_INK,
+    TEXT,
+    TITLE,
+    new_figure,
+    shortened,
+    style,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Inches. At 175 dots per inch a cell is 224 dots wide: most models' input, pixel for pixel.
+CELL, GAP = 1.28, 0.07
+STRIP, STANDING = 0.4, 1.2  # width and height for a label standing on its side
+LABELS, LYING = 1.35, 0.6  # and for one lying
+BAR = 0.66
+
+
+class Sheet:
+    """Equally large pictures in rows and columns, with labels, heads, a colour bar and notes; laid out in inches."""
+
+    def __init__(
+        self,
+        below: Sequence[float],
+        columns: int,
+        left: float,
+        crop: np.ndarray,
+        title: str,
+        notes: Iterable[str],
+        lowest: float,
+    ):
+        """`below` holds the room under each row, `left` that beside the first column; no row is under `lowest`."""
+        self.cell = (CELL, CELL * min(max(crop.shape[0] / crop.shape[1], 0.4), 2.5))
+        self.left = MARGIN + left
+        self.top = MARGIN + (1.5 * LINE if title else 0.0) + 1.3 * LINE
+        self.row = max(self.cell[1], lowest)
+        heights = [self.row + room + GAP for room in below]
+        self.tops = [self.top + sum(heights[:row]) for row in range(len(below))]
+        end = self.top + sum(heights)
+        self.width = self.left + columns * (CELL + GAP) + BAR
+        letters = int(self.width * LETTERS_PER_INCH)
+        lines = [line for note in notes for line in textwrap.wrap(note, letters)]
+        self.height = end + len(lines) * LINE + MARGIN
+        self.figure = new_figure(self.width, self.height)
+        if title:
+            self.text(MARGIN, MARGIN - 0.03, shortened(title, letters // 2), TITLE, weight="bold", va="top")
+        for number, line in enumerate(lines):
+            self.text(MARGIN, end + (number + 0.6) * LINE, line, SMALL, SOFT_INK, va="center")
+
+    def text(self, x: float, y: float, text: str, size: float = TEXT, color: str = INK, **how: Any) -> None:
+        """Text at x inches from the left and y from the top, literally: a $ in it starts no formula."""
+        with style():
+            place = (x / self.width, 1 - y / self.height)
+            self.figure.text(*place, text, fontsize=size, color=color, parse_math=False, **how)
+
+    def head(self, column: int, text: str) -> None:
+        """A word or two above a column."""
+        x = self.left + column * (CELL + GAP) + CELL / 2
+        self.text(x, self.top - 0.05, shortened(text, 20), ha="center", va="bottom")
+
+    def label(self, row: int, text: str, small: str) -> None:
+        """A label left of a row, and a smaller line under it."""
+        x, y = self.left - 0.1, self.tops[row] + self.row / 2
+        self.text(x, y, textwrap.fill(text, 17), ha="right", va="bottom", linespacing=1.25)
+        self.text(x, y + 0.04, small, SMALL, SOFT_INK, ha="right", va="top")
+
+    def side_label(self, row: int, text: str) -> None:
+        """A label standing on its side, left of a row."""
+        y = self.tops[row] + self.row / 2
+        lines = textwrap.fill(text, 17)
+        self.text(self.left - STRIP / 2, y, lines, rotation=90, ha="center", va="center", linespacing=1.15)
+
+    def paragraph(self, row: int, text: str) -> None:
+        """A few lines in the room left of a row's label."""
+        x, y = self.left - STRIP - GAP, self.tops[row] + self.row / 2
+        lines = textwrap.fill(text, 22)
+        self.text(x, y, lines, SMALL, SOFT_INK, ha="right", va="center", linespacing=1.35)
+
+    def picture(self, row: int, column: float, pixels: np.ndarray, below: str = "") -> None:
+        """Pixels (height, width, 3) in 0 … 1; a negative `column` is an offset in inches from the first."""
+        left = self.left + (column if column < 0 else column * (CELL + GAP))
+        top = self.tops[row] + (self.row - self.cell[1]) / 2
+        axes = self.axes(left, top, *self.cell)
+        axes.imshow(pixels, interpolation="antialiased", aspect="auto")
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(linewidth=0.5, edgecolor=FRAME)
+        if below:
+            self.text(left + CELL / 2, top + self.cell[1] + 0.025, below, SMALL, SOFT_INK, ha="center", va="top")
+
+    def colour_bar(self, first: int, end: int, limits: tuple[float, float]) -> None:
+        """A colour bar in nats at the right of rows first … end - 1."""
+        import matplotlib
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
+        top, bottom = self.tops[first], self.tops[end - 1] + self.row
+        axes = self.axes(self.width - BAR + 0.03, top, 0.1, bottom - top)
+        with style():
+            colours = ScalarMappable(Normalize(*limits), matplotlib.colormaps[ENTROPY_COLOURS])
+            bar = self.figure.colorbar(colours, cax=axes, extend="both")
+            bar.ax.tick_params(labelsize=SMALL, length=2, color=FRAME, labelcolor=INK)
+            bar.set_label("entropy (nats)", fontsize=SMALL, color=INK)
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        with style():
+            return self.figure.add_axes(
+                (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+            )
