@@ -1,0 +1,116 @@
+"""Entropy heat maps over images, and the patches that remain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from entropatch.figures.pixels import heat, remaining, scale_limits
+from entropatch.figures.sheet import CELL, LABELS, LYING, STANDING, STRIP, Sheet
+from entropatch.figures.style import LINE, MARGIN
+from entropatch.methods import find_method, method_label, renyi_method
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from entropatch.inspection import Inspection, Stages
+
+
+def entropy_and_stages(inspection: Inspection, *, title: str = "", note: str = "") -> Figure:
+    """One image: its entropy heat map at each pruning block, and what each method leaves after each.
+
+    The first rows are heat maps, one row per order, on one colour scale in nats; they show the unpruned model. The
+    rows below show each method's kept patches in colour, the pruned ones greyed, with the count under each.
+
+    Args:
+        inspection: the arrays, as `entropatch.inspection.inspect_image` gives them.
+        title: a line above, such as the file's name; taken literally.
+        note: a line below, such as the model and the keep rate.
+
+    Returns:
+        A matplotlib Figure; `save_figure` writes it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    crop, entropy, stages = inspection.crop, inspection.entropy, inspection.stages
+    below = [0.0] * (len(entropy) - 1) + [0.08] + [LINE] * len(stages)
+    notes = [_about(inspection), note]
+    sheet = Sheet(below, len(inspection.blocks), CELL + STRIP, crop, title, notes, lowest=STANDING)
+    sheet.picture(0, -CELL - STRIP, crop / 255)
+    sheet.text(MARGIN + CELL / 2, sheet.top - 0.05, "as the model sees it", ha="center", va="bottom")
+    limits = scale_limits(entropy.values())
+    for column, block in enumerate(inspection.blocks):
+        sheet.head(column, f"block {block}")
+        for row, maps in enumerate(entropy.values()):
+            sheet.picture(row, column, heat(crop, maps[column], limits))
+        for row, method in enumerate(stages.values(), len(entropy)):
+            sheet.picture(row, column, remaining(crop, method.kept[column]), _count(method, column))
+    sheet.colour_bar(0, len(entropy), limits)
+    for row, order in enumerate(entropy):
+        sheet.side_label(row, entropy_label(order))
+    for row, name in enumerate(stages, len(entropy)):
+        sheet.side_label(row, method_label(name))
+        sheet.paragraph(row, find_method(name).description)
+    return sheet.figure
+
+
+def overview(
+    inspections: Mapping[str, Inspection], *, order: float | None = None, stage: int = -1, title: str = ""
+) -> Figure:
+    """Several images side by side: each one, its entropy heat map, and what each method leaves of it.
+
+    Args:
+        inspections: one per image, by the name to write above it; all of the same methods and orders.
+        order: order of the entropy shown; None means the last one that was measured.
+        stage: which pruning stage to show; -1 is the last.
+        title: a line above.
+
+    Returns:
+        A matplotlib Figure; `save_figure` writes it.
+
+    Raises:
+        ValueError: no images, images of different methods, or an order that was not measured.
+        ImportError: matplotlib is not installed.
+    """
+    if not inspections:
+        raise ValueError("inspections must hold at least one image, but got none.")
+    first, *others = inspections.values()
+    if any(list(one.stages) != list(first.stages) or list(one.entropy) != list(first.entropy) for one in others):
+        raise ValueError("all images of an overview must be inspected with the same methods and orders.")
+    shown = list(first.entropy)[-1] if order is None else order
+    if shown not in first.entropy:
+        raise ValueError(f"order must be one that was measured, {list(first.entropy)}, but got {shown!r}.")
+    sheet = Sheet(
+        [0.0] * (2 + len(first.stages)), len(inspections), LABELS, first.crop, title, [_about(first)], lowest=LYING
+    )
+    sheet.label(1, entropy_label(shown), f"block {first.blocks[stage]}")
+    for row, (name, method) in enumerate(first.stages.items(), 2):
+        sheet.label(row, method_label(name), f"{method.tokens[1:][stage]} of {method.tokens[0]} tokens")
+    limits = scale_limits(one.entropy[shown][stage] for one in inspections.values())
+    for column, (name, one) in enumerate(inspections.items()):
+        sheet.head(column, name)
+        sheet.picture(0, column, one.crop / 255)
+        sheet.picture(1, column, heat(one.crop, one.entropy[shown][stage], limits))
+        for row, method in enumerate(one.stages.values(), 2):
+            sheet.picture(row, column, remaining(one.crop, method.kept[stage]))
+    sheet.colour_bar(1, 2, limits)
+    return sheet.figure
+
+
+def _about(inspection: Inspection) -> str:
+    patches = math.prod(next(iter(inspection.entropy.values())).shape[1:])
+    return (
+        "Entropy of each patch's attention in the unpruned model, mean over heads: low where the patch attends to few "
+        f"others, log {patches} = {math.log(patches):.2f} nats where it attends evenly to all."
+    )
+
+
+def _count(stages: Stages, stage: int) -> str:
+    kept, fused = stages.kept[stage], stages.fused[stage]
+    return f"{kept.sum()} of {kept.size}" + (f" + {fused} fused" if fused else " patches")
+
+
+def entropy_label(order: float) -> str:
+    return "Shannon entropy" if order == 1 else renyi_method(order).label.replace("Rényi", "Rényi entropy", 1)
