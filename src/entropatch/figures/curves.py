@@ -1,0 +1,69 @@
+"""Training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from entropatch.figures.style import FRAME, INK, SMALL, TEXT, TITLE, new_figure, shortened, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind eyes can tell apart; the line style differs too, for print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_STYLES = ("-", "--", "-.", ":")
+_PANELS = {"loss": "training loss", "top1": "top-1 accuracy (%)"}
+
+
+def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "") -> Figure:
+    """Training loss and top-1 accuracy after each epoch, one line per run.
+
+    Args:
+        histories: by the run's name, one record per epoch with the keys epoch, loss and top1 (percent), as
+            epochs.jsonl of a fine-tuning run holds them.
+        title: a line above, taken literally.
+
+    Raises:
+        ValueError: no run has finished an epoch.
+        ImportError: matplotlib is not installed.
+    """
+    shown = {name: list(history) for name, history in histories.items() if history}
+    if not shown:
+        raise ValueError("histories must hold a run with at least one finished epoch, but got none.")
+    figure = new_figure(7.2, 2.9)
+    with style():
+        figure.subplots_adjust(left=0.08, right=0.985, top=0.87 if title else 0.96, bottom=0.16, wspace=0.22)
+        if title:
+            figure.suptitle(shortened(title, 90), x=0.015, ha="left", fontsize=TITLE, weight="bold", parse_math=False)
+        panels = figure.subplots(1, len(_PANELS), squeeze=False)[0]
+        for axes, (key, label) in zip(panels, _PANELS.items(), strict=True):
+            _draw(axes, shown, key, label)
+        if len(shown) > 1:
+            panels[-1].legend(fontsize=SMALL, frameon=False, labelcolor=INK)
+    return figure
+
+
+def _draw(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for number, (name, history) in enumerate(histories.items()):
+        axes.plot(
+            [record["epoch"] for record in history],
+            [record[key] for record in history],
+            color=_COLOURS[number % len(_COLOURS)],
+            linestyle=_STYLES[number % len(_STYLES)],
+            # A single epoch, or few, would hardly show as a line.
+            marker="o" if len(history) <= 30 else None,
+            markersize=3,
+            linewidth=1.4,
+            label=shortened(name, 24).replace("_", "\u200b_"),  # a label that begins with _ is left out of the legend
+        )
+    axes.set_xlabel("epoch", fontsize=TEXT, color=INK)
+    axes.set_ylabel(label, fontsize=TEXT, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.tick_params(labelsize=SMALL, colors=INK)
+    axes.grid(visible=True, linewidth=0.4, color=FRAME, alpha=0.5)
+    for side, spine in axes.spines.items():
+        spine.set(visible=side in ("left", "bottom"), linewidth=0.6, edgecolor=FRAME)
