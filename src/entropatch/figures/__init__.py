@@ -1,11 +1,13 @@
-"""Pictures of what pruning does: entropy heat maps over the image, and the patches that remain.
+"""Pictures of what pruning does: entropy over the image, the patches that remain, accuracy against cost.
 
-Everything is drawn from arrays, none of it touches a model, and none of matplotlib's global state is used, so the
-functions run without a display and leave the caller's plots alone. Sizes and fonts are the same in all figures.
+Everything is drawn from arrays and records, none of it touches a model, and none of matplotlib's global state is used,
+so the functions run without a display and leave the caller's plots alone. Sizes and fonts are the same in all figures.
 """
 
+from entropatch.figures.accuracy import accuracy_against
+from entropatch.figures.curves import training_curves
 from entropatch.figures.patches import entropy_and_stages, overview
 from entropatch.figures.saving import save_figure
 from entropatch.figures.style import ENTROPY_COLOURS
 
-__all__ = ["ENTROPY_COLOURS", "entropy_and_stages", "overview", "save_figure"]
+__all__ = ["ENTROPY_COLOURS", "accuracy_against", "entropy_and_stages", "overview", "save_figure", "training_curves"]

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entropatch.figures.style import (
-    ENTROPY_COLOURS,
-    FRAME,
-    INK,
-    LETTERS_PER_INCH,
-    LINE,
-    MARGIN,
-    SMALL,
-    SOFT_INK,
-    TEXT,
-    TITLE,
-    new_figure,
-    shortened,
-    style,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from entropatch.figures.page import Page
+from entropatch.figures.style import ENTROPY_COLOURS, FRAME, INK, LINE, MARGIN, SMALL, SOFT_INK, shortened, style
 
 # Inches. At 175 dots per inch a cell is 224 dots wide: most models' input, pixel for pixel.
 CELL, GAP = 1.28, 0.07
 STRIP, STANDING = 0.4, 1.2  # width and height for a label standing on its side
 LABELS, LYING = 1.35, 0.6  # and for one lying
 BAR = 0.66
+HEADS = 1.3 * LINE  # above the columns
 
 
-class Sheet:
+class Sheet(Page):
     """Equally large pictures in rows and columns, with labels, heads, a colour bar and notes; laid out in inches."""
 
     def __init__(
@@ -50,26 +34,11 @@ class Sheet:
         """`below` holds the room under each row, `left` that beside the first column; no row is under `lowest`."""
         self.cell = (CELL, CELL * min(max(crop.shape[0] / crop.shape[1], 0.4), 2.5))
         self.left = MARGIN + left
-        self.top = MARGIN + (1.5 * LINE if title else 0.0) + 1.3 * LINE
         self.row = max(self.cell[1], lowest)
         heights = [self.row + room + GAP for room in below]
+        super().__init__(self.left + columns * (CELL + GAP) + BAR, HEADS + sum(heights), title, notes)
+        self.top += HEADS
         self.tops = [self.top + sum(heights[:row]) for row in range(len(below))]
-        end = self.top + sum(heights)
-        self.width = self.left + columns * (CELL + GAP) + BAR
-        letters = int(self.width * LETTERS_PER_INCH)
-        lines = [line for note in notes for line in textwrap.wrap(note, letters)]
-        self.height = end + len(lines) * LINE + MARGIN
-        self.figure = new_figure(self.width, self.height)
-        if title:
-            self.text(MARGIN, MARGIN - 0.03, shortened(title, letters // 2), TITLE, weight="bold", va="top")
-        for number, line in enumerate(lines):
-            self.text(MARGIN, end + (number + 0.6) * LINE, line, SMALL, SOFT_INK, va="center")
-
-    def text(self, x: float, y: float, text: str, size: float = TEXT, color: str = INK, **how: Any) -> None:
-        """Text at x inches from the left and y from the top, literally: a $ in it starts no formula."""
-        with style():
-            place = (x / self.width, 1 - y / self.height)
-            self.figure.text(*place, text, fontsize=size, color=color, parse_math=False, **how)
 
     def head(self, column: int, text: str) -> None:
         """A word or two above a column."""
@@ -119,9 +88,3 @@ class Sheet:
             bar = self.figure.colorbar(colours, cax=axes, extend="both")
             bar.ax.tick_params(labelsize=SMALL, length=2, color=FRAME, labelcolor=INK)
             bar.set_label("entropy (nats)", fontsize=SMALL, color=INK)
-
-    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        with style():
-            return self.figure.add_axes(
-                (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
-            )

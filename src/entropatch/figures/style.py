@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from entropatch.files import require
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Blue is low and red is high; of the maps with this reading RdYlBu is one that colour-blind eyes can tell apart.
@@ -24,6 +25,10 @@ TITLE, TEXT, SMALL = 11.0, 9.0, 7.5  # points
 INK, SOFT_INK, FRAME = "#1a1a1a", "#4d4d4d", "#8a8a8a"
 LETTERS_PER_INCH = 14.5  # of the small font, on average
 MARGIN, LINE = 0.12, 0.16  # inches
+
+# Okabe and Ito's colours, which colour-blind eyes tell apart; their yellow is too light for a line and comes last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
 def style() -> AbstractContextManager[None]:
@@ -42,6 +47,18 @@ def new_figure(width: float, height: float) -> Figure:
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure)
     return figure
+
+
+def dress(axes: Axes, x: str = "", y: str = "") -> None:
+    """The frame, grid, ticks and axis labels all charts have."""
+    with style():
+        axes.grid(color="#e3e3e3", linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=SMALL, length=2, color=FRAME, labelcolor=INK)
+        axes.set_xlabel(x, fontsize=TEXT, color=INK)
+        axes.set_ylabel(y, fontsize=TEXT, color=INK)
+        for side, spine in axes.spines.items():
+            spine.set(linewidth=0.5, edgecolor=FRAME, visible=side in ("left", "bottom"))
 
 
 def shortened(text: str, longest: int) -> str:

@@ -1,0 +1,62 @@
+"""A page laid out in inches: a title above, the drawing, notes below."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from entropatch.figures.style import (
+    INK,
+    LETTERS_PER_INCH,
+    LINE,
+    MARGIN,
+    SMALL,
+    SOFT_INK,
+    TEXT,
+    TITLE,
+    new_figure,
+    shortened,
+    style,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE_ROOM = 1.5 * LINE
+
+
+class Page:
+    """A figure with a title and notes, and room for the drawing between them.
+
+    Attributes:
+        figure: the matplotlib figure.
+        width, height: of the whole page.
+        top: where the drawing begins, from the top.
+    """
+
+    def __init__(self, width: float, drawing: float, title: str = "", notes: Iterable[str] = ()):
+        """`drawing` is the height of the room for the drawing."""
+        self.width, self.top = width, MARGIN + (TITLE_ROOM if title else 0.0)
+        letters = int(width * LETTERS_PER_INCH)
+        lines = [line for note in notes for line in textwrap.wrap(note, letters)]
+        end = self.top + drawing
+        self.height = end + len(lines) * LINE + MARGIN
+        self.figure = new_figure(self.width, self.height)
+        if title:
+            self.text(MARGIN, MARGIN - 0.03, shortened(title, letters // 2), TITLE, weight="bold", va="top")
+        for number, line in enumerate(lines):
+            self.text(MARGIN, end + (number + 0.6) * LINE, line, SMALL, SOFT_INK, va="center")
+
+    def text(self, x: float, y: float, text: str, size: float = TEXT, color: str = INK, **how: Any) -> None:
+        """Text at x inches from the left and y from the top, literally: a $ in it starts no formula."""
+        with style():
+            place = (x / self.width, 1 - y / self.height)
+            self.figure.text(*place, text, fontsize=size, color=color, parse_math=False, **how)
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Axes whose upper left corner lies x inches from the left and y from the top."""
+        with style():
+            return self.figure.add_axes(
+                (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+            )
