@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from entropatch.figures.style import FRAME, INK, SMALL, TEXT, TITLE, new_figure, shortened, style
+from entropatch.figures.style import COLOURS, INK, SMALL, TITLE, dress, new_figure, shortened, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind eyes can tell apart; the line style differs too, for print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Beside the colour, for print.
 _STYLES = ("-", "--", "-.", ":")
 _PANELS = {"loss": "training loss", "top1": "top-1 accuracy (%)"}
 
@@ -34,7 +33,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, tit
         raise ValueError("histories must hold a run with at least one finished epoch, but got none.")
     figure = new_figure(7.2, 2.9)
     with style():
-        figure.subplots_adjust(left=0.08, right=0.985, top=0.87 if title else 0.96, bottom=0.16, wspace=0.22)
+        figure.subplots_adjust(left=0.095, right=0.985, top=0.87 if title else 0.96, bottom=0.16, wspace=0.22)
         if title:
             figure.suptitle(shortened(title, 90), x=0.015, ha="left", fontsize=TITLE, weight="bold", parse_math=False)
         panels = figure.subplots(1, len(_PANELS), squeeze=False)[0]
@@ -52,7 +51,7 @@ def _draw(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], key:
         axes.plot(
             [record["epoch"] for record in history],
             [record[key] for record in history],
-            color=_COLOURS[number % len(_COLOURS)],
+            color=COLOURS[number % len(COLOURS)],
             linestyle=_STYLES[number % len(_STYLES)],
             # A single epoch, or few, would hardly show as a line.
             marker="o" if len(history) <= 30 else None,
@@ -60,10 +59,5 @@ def _draw(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], key:
             linewidth=1.4,
             label=shortened(name, 24).replace("_", "\u200b_"),  # a label that begins with _ is left out of the legend
         )
-    axes.set_xlabel("epoch", fontsize=TEXT, color=INK)
-    axes.set_ylabel(label, fontsize=TEXT, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.tick_params(labelsize=SMALL, colors=INK)
-    axes.grid(visible=True, linewidth=0.4, color=FRAME, alpha=0.5)
-    for side, spine in axes.spines.items():
-        spine.set(visible=side in ("left", "bottom"), linewidth=0.6, edgecolor=FRAME)
+    dress(axes, "epoch", label)

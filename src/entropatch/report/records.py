@@ -1,0 +1,136 @@
+"""Folders and files of records ({"about": {…}, "records": [{…}, …]}), with the pictures beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from entropatch.images import printable
+from entropatch.report.cells import flat, records_table
+from entropatch.report.content import ReportError, Run, load_json, reading
+from entropatch.report.pictures import choose_pictures, read_picture
+
+# A record of one of these commands has all of the keys; the first that fits counts.
+KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("bench", ("vs_random", "peak_memory_mib")),
+    ("search", ("trial", "top1", "gflops")),
+    ("evaluate", ("name", "top1", "damaged")),
+    ("finetune", ("seed", "best_top1", "best_epoch")),
+)
+# What `entropatch.measure.environment` notes, and the packages the demo adds.
+MACHINE = ("device", "hardware", "cpu", "cores", "threads", "omp_num_threads", "omp_wait_policy", "cpu_capability")
+MACHINE += ("python", "torch", "cuda", "timm", "entropatch", "platform", "date")
+MACHINE += ("torchvision", "scikit-learn", "scikit-image", "matplotlib")
+FINDINGS = ("verdict", "finding", "findings", "recommended", "recommendation")
+
+
+def read_records(path: Path) -> Run | None:
+    """The run in one file of records; None if it is another JSON file. Raises ReportError for a damaged one."""
+    data = load_json(path)
+    if not is_records(data):
+        return None
+    about, records = dict(data["about"]), data["records"]
+    if not all(isinstance(record, Mapping) for record in records):
+        raise ReportError(f"{printable(path)}: damaged: its records are not all objects.")
+    maker = str(about.pop("made by", "")).removeprefix("entropatch ")
+    kind = maker or kind_of(records)
+    findings = [f"{key}: {value}" if key.startswith("keep rate ") else value for key, value in about.items()]
+    told = [key.startswith("keep rate ") or key in FINDINGS for key in about]
+    settings = flat({key: about[key] for key, is_told in zip(about, told, strict=True) if not is_told})
+    return Run(
+        path=path,
+        kind=kind,
+        title=_title(path.with_suffix(".md")) or path.stem,
+        findings=tuple(str(text) for text, is_told in zip(findings, told, strict=True) if is_told),
+        tables=(records_table(records),),
+        settings={key: value for key, value in settings.items() if key not in MACHINE},
+        machine={key: value for key, value in settings.items() if key in MACHINE and value != "—"},
+    )
+
+
+def read_records_folder(folder: Path, most_pictures: int) -> Run | None:
+    """All record files of a folder as one run, with its pictures and further tables; None if there is nothing."""
+    files = reading(folder, lambda path: sorted(child for child in path.iterdir() if child.is_file()))
+    read = {file: read_records(file) for file in files if file.suffix.lower() == ".json"}
+    runs = {file.stem: run for file, run in read.items() if run is not None}
+    candidates = choose_pictures(files)
+    pictures = [read_picture(file) for file in candidates[:most_pictures]]
+    if not runs:
+        if not candidates or not _is_ours(files, candidates):
+            return None
+        runs = {folder.name: Run(folder, "figures", folder.resolve().name)}
+    first, several = next(iter(runs.values())), len(runs) > 1
+    return Run(
+        path=folder,
+        kind=first.kind,
+        title=", ".join(dict.fromkeys(run.title for run in runs.values())),
+        findings=tuple(text for run in runs.values() for text in run.findings),
+        tables=tuple(
+            replace(table, caption=stem) if several else table for stem, run in runs.items() for table in run.tables
+        ),
+        texts=_texts(files, runs),
+        pictures=tuple(pictures),
+        pictures_left_out=len(candidates) - len(pictures),
+        settings=_joined({stem: run.settings for stem, run in runs.items()}),
+        machine=_joined({stem: run.machine for stem, run in runs.items()}),
+    )
+
+
+def is_records(data: Any) -> bool:
+    """Whether this is what `entropatch.tables.write_records` writes."""
+    return (
+        isinstance(data, Mapping)
+        and isinstance(data.get("about"), Mapping)
+        and isinstance(data.get("records"), list)
+        and bool(data["records"])
+    )
+
+
+def kind_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """The command that made such records, by their keys."""
+    return next((kind for kind, keys in KINDS if set(keys) <= set(records[0])), "records")
+
+
+def _title(markdown: Path) -> str | None:
+    """The heading of the Markdown file beside a file of records."""
+    if not markdown.is_file():
+        return None
+    first = reading(markdown, lambda file: file.read_text(encoding="utf-8", errors="replace")).partition("\n")[0]
+    return first.removeprefix("# ").strip() if first.startswith("# ") else None
+
+
+def _texts(files: Sequence[Path], runs: Mapping[str, Run]) -> dict[str, str]:
+    """Tables in a layout of their own, and the recommended setting: what lies there beside the records."""
+    wanted = [file for file in files if file.suffix == ".md" and file.stem not in runs]
+    wanted += [file for file in files if file.name == "recommended.json"]
+    return {file.name: reading(file, lambda path: path.read_text(encoding="utf-8")) for file in wanted}
+
+
+def _is_ours(files: Sequence[Path], pictures: Sequence[Path]) -> bool:
+    """Whether a folder of pictures without records is of `entropatch figures` or `visualize`, not a photo album.
+
+    The first writes the numbers behind each picture beside it, the second a mark into it.
+    """
+    from PIL import Image
+
+    numbers = {file.stem for file in files if file.suffix in (".csv", ".npz")}
+    for picture in pictures:
+        if picture.stem in numbers:
+            return True
+        if picture.suffix.lower() == ".png":
+            with reading(picture, Image.open) as image:
+                if "entropatch-source" in image.info or str(image.info.get("Software")).startswith("entropatch"):
+                    return True
+    return False
+
+
+def _joined(facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The facts of several files: once where they agree, otherwise with the file they are from."""
+    joined: dict[str, str] = {}
+    for key in dict.fromkeys(key for one in facts.values() for key in one):
+        values = {stem: one[key] for stem, one in facts.items() if key in one}
+        agree = len(values) == len(facts) and len(set(values.values())) == 1
+        joined[key] = next(iter(values.values())) if agree else "; ".join(f"{s}: {v}" for s, v in values.items())
+    return joined

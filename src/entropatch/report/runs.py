@@ -1,0 +1,49 @@
+"""Detection of what a folder or file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from entropatch.images import printable
+from entropatch.report.content import ReportError, Run, reading
+from entropatch.report.finetune import is_finetune_folder, read_finetune
+from entropatch.report.records import read_records, read_records_folder
+
+SUPPORTED = "folders or .json files of entropatch demo, bench, evaluate, check, figures, finetune, search or visualize"
+
+
+def read_run(path: str | Path, most_pictures: int = 24) -> Run:
+    """What a folder or .json file holds, told by its content.
+
+    Args:
+        path: a folder that one of the commands wrote, or one of its .json files alone.
+        most_pictures: so many of a folder's pictures are read; the others are counted.
+
+    Raises:
+        ReportError: it does not exist, is damaged, or holds nothing a report can show.
+    """
+    path = Path(path)
+    if path.is_dir():
+        run = read_finetune(path) if is_finetune_folder(path) else read_records_folder(path, most_pictures)
+        if run is None:
+            raise ReportError(_nothing_in(path))
+        return run
+    if not path.exists():
+        raise ReportError(f"{printable(path)}: no such file or folder; a report takes {SUPPORTED}.")
+    if path.suffix.lower() != ".json":
+        raise ReportError(f"{printable(path)}: not a .json file; a report takes {SUPPORTED}.")
+    run = read_records(path)
+    if run is None:
+        beside = " It belongs to a fine-tuning run: name its folder." if is_finetune_folder(path.parent) else ""
+        raise ReportError(f"{printable(path)}: holds no records; a report takes {SUPPORTED}.{beside}")
+    return run
+
+
+def _nothing_in(folder: Path) -> str:
+    text = f"{printable(folder)}: holds no run; a report takes {SUPPORTED}."
+    children = reading(folder, lambda path: sorted(path.iterdir()))
+    inside = [child.name for child in children if child.is_dir() and next(child.glob("*.json"), None)]
+    if inside:
+        more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
+        text += f" It has the folders {', '.join(printable(name) for name in inside[:5])}{more}: name those."
+    return text
