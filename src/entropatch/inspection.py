@@ -5,8 +5,7 @@ Figures are drawn from these arrays. A model is left as it was found, stock or p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from entropatch.config import PruneConfig
-from entropatch.criteria import Renyi
+from entropatch.attention import BlockAttention
+from entropatch.config import PruneConfig, default_blocks
+from entropatch.entropy import check_order
 from entropatch.images import cropped, to_tensor
 from entropatch.methods import Method, find_method
-from entropatch.surgery import Trace, UnsupportedModelError, prune_, pruning_config, trace, unprune_
+from entropatch.observation import grid_of, left_as_found, observe, run
+from entropatch.surgery import UnsupportedModelError, block_count, prune_
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def possible_methods(model: nn.Module, names: Sequence[str]) -> tuple[list[str],
         ValueError: an unknown method.
         UnsupportedModelError: the model cannot be pruned by any of them.
     """
-    with _left_as_found(model):
+    with left_as_found(model):
         outcomes = {name: _refusal(model, find_method(name)) for name in names}
     refused = {name: error for name, error in outcomes.items() if error is not None}
     if refused and len(refused) == len(outcomes):
@@ -147,13 +148,14 @@ def entropy_maps(
     """
     if not orders:
         raise ValueError("orders must name at least one order of the entropy, such as 2.0, but got none.")
-    maps = []
-    for order in orders:
-        config = PruneConfig(keep_rate=1.0, criterion=Renyi(order), blocks=None if blocks is None else tuple(blocks))
-        seen = _run(model, images, config)
-        # At keep rate 1 nothing is pruned, so every stage scores every patch; the score is the negated entropy.
-        maps.append(-np.stack([_on_grid(scores, None, seen.grid) for scores in seen.scores], axis=1))
-    return np.stack(maps, axis=1)
+    orders = [check_order(order) for order in orders]
+
+    def look(attention: BlockAttention, grid: tuple[int, int]) -> np.ndarray:
+        maps = torch.stack([attention.entropy(order).mean(1) for order in orders], dim=1)  # (batch, orders, patches)
+        return maps.float().cpu().numpy().reshape(*maps.shape[:2], *grid)
+
+    wanted = default_blocks(block_count(model)) if blocks is None else blocks
+    return np.stack(list(observe(model, images, look, wanted).blocks.values()), axis=2)
 
 
 def pruning_stages(model: nn.Module, images: Tensor, config: PruneConfig) -> list[Stages]:
@@ -164,11 +166,11 @@ def pruning_stages(model: nn.Module, images: Tensor, config: PruneConfig) -> lis
         images: (batch, 3, height, width), prepared as the model wants them.
         config: the pruning setting.
     """
-    seen = _run(model, images, config)
+    seen = run(model, images, config)
     records = seen.stages
-    scores = np.stack([_on_grid(record.scores, record.patches, seen.grid) for record in records], axis=1)
+    scores = np.stack([_on_grid(record.scores, record.patches, grid_of(seen)) for record in records], axis=1)
     kept = np.stack(
-        [~np.isnan(_on_grid(torch.ones(record.kept.shape), record.kept, seen.grid)) for record in records], axis=1
+        [~np.isnan(_on_grid(torch.ones(record.kept.shape), record.kept, grid_of(seen))) for record in records], axis=1
     )
     # A fused token is new in a stage that fuses, or an older one that was kept (number -1).
     fused = np.stack([(record.kept < 0).sum(1).cpu().numpy() + record.fused for record in records], axis=1)
@@ -184,52 +186,10 @@ def pruning_stages(model: nn.Module, images: Tensor, config: PruneConfig) -> lis
     ]
 
 
-def _run(model: nn.Module, images: Tensor, config: PruneConfig) -> Trace:
-    """The trace of one forward pass under `config`."""
-    with _left_as_found(model):
-        prune_(model, config)
-        parameter = next(model.parameters())
-        with torch.inference_mode(), trace(model) as seen:
-            model.forward_features(images.to(parameter.device, parameter.dtype))  # pyright: ignore[reportCallIssue]
-    return seen
-
-
-@contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards the model is pruned, or not, and in training mode, or not, as before."""
-    try:
-        before = pruning_config(model)
-    except ValueError:
-        before = None
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        if before is not None:
-            prune_(model, before)
-        elif _is_pruned(model):
-            unprune_(model)
-
-
-def _is_pruned(model: nn.Module) -> bool:
-    try:
-        pruning_config(model)
-    except ValueError:
-        return False
-    return True
-
-
-def _on_grid(values: Tensor, patches: Tensor | None, grid: tuple[int, int] | None) -> np.ndarray:
+def _on_grid(values: Tensor, patches: Tensor, grid: tuple[int, int]) -> np.ndarray:
     """Values (batch, n) of the patches numbered (batch, n) on the grid: (batch, H, W), float32, NaN elsewhere."""
-    if grid is None:
-        raise RuntimeError("the model ran without telling the trace its patch grid.")
     height, width = grid
     values = values.detach().float().cpu()
-    if patches is None:
-        return values.reshape(-1, height, width).numpy()
     # One place more than there are patches takes the fused tokens, numbered -1, which stand for no single patch.
     places = torch.where(patches < 0, height * width, patches).cpu()
     canvas = torch.full((len(values), height * width + 1), float("nan")).scatter(1, places, values)

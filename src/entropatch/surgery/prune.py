@@ -81,6 +81,13 @@ def pruning_config(model: nn.Module) -> PruneConfig:
     return pruning_of(model).config
 
 
+def block_count(model: nn.Module) -> int:
+    """How many transformer blocks a supported model has, stock or pruned. Raises UnsupportedModelError for others."""
+    target = unwrap(model) if is_pruned(model) else model
+    adapter = pruning_of(target).adapter if is_pruned(target) else _find_adapter(target)
+    return len(adapter.blocks(target))
+
+
 def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -> nn.Module:
     """Prune patch tokens of a stock Vision Transformer inside its forward pass; in place.
 

@@ -1,0 +1,116 @@
+"""Looking into a model during one forward pass, and leaving it as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from entropatch.attention import BlockAttention
+from entropatch.config import PruneConfig
+from entropatch.criteria import Criterion
+from entropatch.surgery import Trace, block_count, prune_, pruning_config, trace, unprune_
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Observation(Generic[T]):
+    """What was seen in one forward pass.
+
+    Attributes:
+        grid: (H, W), the patch grid.
+        blocks: what `look` returned for each block, by its 0-based index, ascending.
+    """
+
+    grid: tuple[int, int]
+    blocks: dict[int, T]
+
+
+def observe(
+    model: nn.Module,
+    images: Tensor,
+    look: Callable[[BlockAttention, tuple[int, int]], T],
+    blocks: Sequence[int] | None = None,
+) -> Observation[T]:
+    """Run the unpruned model once and look at the attention of its blocks.
+
+    Args:
+        model: as `entropatch.prune_` takes it, stock or pruned; left as it was found.
+        images: (batch, 3, height, width), prepared as the model wants them.
+        look: called with each block's attention and the patch grid (H, W), without gradients. What it returns is kept,
+            so it should be small.
+        blocks: 0-based blocks, ascending; None means all of them.
+
+    Raises:
+        ValueError: a block out of range.
+        UnsupportedModelError: the model cannot be pruned, and so not be looked into either.
+    """
+    found: dict[int, T] = {}
+    with left_as_found(model):
+        wanted = tuple(range(block_count(model))) if blocks is None else tuple(blocks)
+        criterion = _Look(lambda attention: found.update({attention.block: look(attention, grid_of(seen))}))
+        prune_(model, PruneConfig(keep_rate=1.0, criterion=criterion, blocks=wanted))
+        with torch.inference_mode(), trace(model) as seen:
+            _forward(model, images)
+    return Observation(grid_of(seen), dict(sorted(found.items())))
+
+
+def run(model: nn.Module, images: Tensor, config: PruneConfig) -> Trace:
+    """The trace of one forward pass under `config`. Errors as of `prune_`."""
+    with left_as_found(model):
+        prune_(model, config)
+        with torch.inference_mode(), trace(model) as seen:
+            _forward(model, images)
+    return seen
+
+
+@contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards the model is pruned, or not, and in training mode, or not, as before."""
+    before = _config_of(model)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        if before is not None:
+            prune_(model, before)
+        elif _config_of(model) is not None:
+            unprune_(model)
+
+
+def grid_of(seen: Trace) -> tuple[int, int]:
+    """The patch grid (H, W) of the forward pass that a trace saw."""
+    if seen.grid is None:
+        raise RuntimeError("the model ran without telling the trace its patch grid.")
+    return seen.grid
+
+
+@dataclass(frozen=True)
+class _Look(Criterion):
+    """Hands each block's attention on; at keep rate 1 its scores choose nothing."""
+
+    look: Callable[[BlockAttention], None] = field(compare=False)
+
+    def importance(self, attention: BlockAttention) -> Tensor:
+        self.look(attention)
+        return attention.q.new_zeros(attention.q.shape[0], attention.num_patches)
+
+
+def _forward(model: nn.Module, images: Tensor) -> None:
+    parameter = next(model.parameters())
+    model.forward_features(images.to(parameter.device, parameter.dtype))  # pyright: ignore[reportCallIssue]
+
+
+def _config_of(model: nn.Module) -> PruneConfig | None:
+    try:
+        return pruning_config(model)
+    except ValueError:
+        return None
