@@ -15,7 +15,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class RunMismatchError(ValueError):
     """The folder holds a run with other settings, or another process is writing to it."""
 
 
+class RunBusyError(RunMismatchError):
+    """Another process is writing to the folder."""
+
+
 def check_or_write(path: Path, settings: Mapping[str, Any], write: bool) -> None:
     """Write the settings of a new run, or compare them with those of the run that is there.
 
@@ -44,21 +48,32 @@ def check_or_write(path: Path, settings: Mapping[str, Any], write: bool) -> None
             write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
         return
     try:
-        there = _flat(json.loads(path.read_text(encoding="utf-8")))
+        there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunMismatchError(f"{path} is not the settings of a run ({error}); give another output folder.") from error
-    here = _flat(json.loads(json.dumps(settings)))
-    free = tuple(f"{name}." for name in FREE)
-    differ = [
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not f"{key}.".startswith(free)
-    ]
+    differ = differences(there, settings, FREE)
     if differ:
         raise RunMismatchError(
             f"{path.parent} holds a run with other settings: {'; '.join(differ)}. Give another output folder, or the "
             "same settings to continue that run."
         )
+
+
+def differences(there: Any, here: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
+    """What differs between noted settings and these: "recipe.epochs is 2 there and 3 here".
+
+    Args:
+        there: the settings as they were read from JSON.
+        here: these settings, of values JSON can hold.
+        free: names that are not compared, nor what is under them.
+    """
+    old, new = _flat(there), _flat(json.loads(json.dumps(here)))
+    ignored = tuple(f"{name}." for name in free)
+    return [
+        f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not f"{key}.".startswith(ignored)
+    ]
 
 
 def digest(model: nn.Module) -> str:
@@ -94,7 +109,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise RunMismatchError(
+                raise RunBusyError(
                     f"another process is training into {folder}; wait for it, stop it, or give another output folder."
                 ) from error
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # some network disks have no locks

@@ -1,0 +1,85 @@
+"""The keep rate that meets a budget: in multiply-adds, counted, or in speed, measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+GFLOPS_STEPS = 10_000  # keep rates of four decimals
+SPEED_STEPS = 100  # and of two: speed cannot be told apart any finer
+ROUNDS = 3
+
+
+class BudgetError(ValueError):
+    """No keep rate meets the budget, or every one does."""
+
+
+def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: float) -> float:
+    """The largest keep rate of four decimals whose multiply-adds are at most `target`.
+
+    GFLOPs(ρ) never falls as ρ grows, and is a step function of it, since counts of patches are whole. So at the rate
+    found one step more, which is one more patch somewhere, exceeds the target.
+
+    Args:
+        gflops: 10⁹ multiply-adds per image at a keep rate.
+        dense: those of the dense model.
+        target: the most there may be.
+
+    Raises:
+        BudgetError: the target is not below the dense model, or below what the smallest rate needs.
+    """
+    if target >= dense:
+        raise BudgetError(
+            f"the budget must be below the dense model's {dense:.3f} GFLOPs, but got {target:g}; it needs no pruning."
+        )
+    steps = largest(lambda rate: gflops(rate) <= target, GFLOPS_STEPS)
+    if not steps:
+        raise BudgetError(
+            f"the budget must be one that some keep rate meets, but got {target:g} GFLOPs, and a keep rate of "
+            f"{1 / GFLOPS_STEPS} still needs {gflops(1 / GFLOPS_STEPS):.3f}; prune in earlier blocks, or raise it."
+        )
+    return steps / GFLOPS_STEPS
+
+
+def rate_for_speedup(speedup: Callable[[float], float], target: float) -> tuple[float, float]:
+    """The largest keep rate of two decimals whose speed over dense is at least `target`, by measurement.
+
+    Each rate on the way is judged by the median of three measurements. The rate found is then measured afresh, since
+    bisection prefers lucky ones, and lowered by 0.01 until a fresh measurement meets the target.
+
+    Args:
+        speedup: images/s at a keep rate over those of the dense model, one measurement per call, both in turns.
+        target: the least it must be.
+
+    Returns:
+        The rate, and the median of the measurement that confirmed it.
+
+    Raises:
+        BudgetError: no rate meets the target.
+    """
+
+    def measured(rate: float) -> float:
+        return statistics.median(speedup(rate) for _ in range(ROUNDS))
+
+    steps, best = largest(lambda rate: measured(rate) >= target, SPEED_STEPS), 0.0
+    for step in range(max(steps, 1), 0, -1):
+        found = measured(step / SPEED_STEPS)
+        if found >= target:
+            return step / SPEED_STEPS, found
+        best = max(best, found)
+    raise BudgetError(
+        f"the budget must be one that some keep rate meets, but got {target:g} times the speed of the dense model, and "
+        f"{best:.2f} is the most that was measured; lower it, prune in earlier blocks, or time larger batches."
+    )
+
+
+def largest(meets: Callable[[float], bool], steps: int) -> int:
+    """The largest i in 1 … steps - 1 with meets(i / steps), by bisection; 0 if there is none.
+
+    `meets` holds up to some rate and not beyond. A rate of 1 is no pruning and not asked.
+    """
+    low, high = 0, steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if meets(middle / steps) else (low, middle)
+    return low
