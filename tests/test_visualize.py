@@ -32,9 +32,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch):
     """Few dots, since nothing here looks at a picture closely."""
-    from entropatch import figures
-
-    monkeypatch.setattr(figures, "DPI", 50)
+    monkeypatch.setattr("entropatch.figures.saving.DPI", 50)
 
 
 @pytest.fixture

@@ -15,7 +15,13 @@ app = typer.Typer(
 )
 
 # Each file of this package that holds a subcommand registers it on `app` when imported.
-COMMANDS: tuple[str, ...] = ("bench", "demo", "evaluate", "finetune", "report", "visualize")
+COMMANDS: tuple[str, ...] = ("bench", "demo", "evaluate", "figures", "finetune", "report", "search", "visualize")
+
+
+@app.callback()
+def _subcommands() -> None:
+    # Without a callback typer runs a lone subcommand without its name, as where a program imports one of the files.
+    pass
 
 
 def main() -> None:
