@@ -11,9 +11,13 @@ import torch
 import torch.nn.functional as F
 from small_models import FAMILIES, create, known, photographs
 from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 
 import entropatch
 from entropatch.measure import count_flops, count_flops_torch
+
+# Until 2.10 or so PyTorch's own counter knew no rule for the CPU's fused attention.
+COUNTS_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu in flop_registry
 
 # arXiv 2604.03803, tables 1 and 3: DeiT-S, 224 px, GFLOPs by fvcore.
 RENYI = {0.7: "3.00", 0.5: "2.29", 0.3: "1.80"}
@@ -96,6 +100,7 @@ def test_random_pruning_by_the_arithmetic_of_its_token_counts(deit_small, image)
 # ------------------------------------------------------------------------------------ a second, independent opinion
 
 
+@pytest.mark.skipif(not COUNTS_ATTENTION, reason="this PyTorch's counter misses fused attention on CPUs")
 @pytest.mark.parametrize(
     "config",
     [
@@ -129,6 +134,8 @@ def test_nothing_is_missed_in_any_family(name):
     for flops in counts:
         assert flops.uncounted == {}
     norms = sum(count for operator, count in counts[1].by_operator.items() if "norm" in operator)
+    if not COUNTS_ATTENTION:
+        pytest.skip("this PyTorch's counter misses fused attention on CPUs")
     assert count_flops_torch(model, images) == pytest.approx(2 * (counts[1].total - norms), rel=0.02)
 
 

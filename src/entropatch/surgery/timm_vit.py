@@ -211,7 +211,8 @@ class RotaryTable:
         return narrowed
 
     def _last_before(self, block: int) -> int | None:
-        return max((earlier for earlier in self.kept if earlier < block), default=None)
+        earlier = [number for number in self.kept if number < block]
+        return max(earlier) if earlier else None
 
 
 class _PrunedEvaBlock:

@@ -126,11 +126,11 @@ class Trace:
         Differentiates nothing and keeps what it is given: what is derived from it is worked out when asked for, since
         under gradient checkpointing this runs inside a region whose recomputation does not record.
         """
-        earlier = max((block for block in self._records if block < stage.block), default=None)
-        if earlier is None:
-            patches = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
+        earlier = [block for block in self._records if block < stage.block]
+        if earlier:
+            patches = _numbers_after(self._records[max(earlier)])
         else:
-            patches = _numbers_after(self._records[earlier])
+            patches = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
         fused = stage.reduction == "fuse" and kept.shape[1] < scores.shape[1]
         self._records[stage.block] = StageRecord(stage.block, scores, patches, tokens, kept, fused, backend)
 
