@@ -12,12 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from entropatch.cli import app
-from entropatch.cli.options import entries, pairs
+from entropatch.cli.options import data_of, entries, model_spec, pairs, weights_about
 
 if TYPE_CHECKING:
     from entropatch.config import PruneConfig
-    from entropatch.data import DataSet
-    from entropatch.train import ModelSpec
 
 
 @app.command()
@@ -60,10 +58,10 @@ def evaluate(
     from entropatch.tables import markdown_table, write_records
 
     try:
-        about = _about(weights, model, data)
-        opened = _open(about, data, root, download, test_limit, pairs(data_option or [], "--data-option"))
+        about = weights_about(weights, model, data)
+        opened = data_of(about, data, root, download, test_limit, pairs(data_option or [], "--data-option"))
         size = image_size or about.get("image_size", 224)
-        spec = _spec(about, weights, model, pairs(model_arg or [], "--model-arg"))
+        spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"))
         settings = _settings(methods, keep_rates, blocks, config or [], about.get("prune"))
         speed = Speed(speed_batch_size, repeats) if speed_batch_size else None
         built = spec.build(None, size, strict=True)
@@ -93,43 +91,6 @@ def evaluate(
             records, output, "evaluate", title=f"{spec.name} on {opened.description['name']}", about=facts, table=shown
         )
         typer.echo("Written: " + ", ".join(str(path) for path in paths))
-
-
-def _about(weights: str, model: str | None, data: str | None) -> dict[str, Any]:
-    """What the weights file says of itself, which must not leave model or data open."""
-    from entropatch.train import read_about
-
-    about = {} if weights in ("pretrained", "bundled") else read_about(weights)
-    for value, key, option in ((model, "model", "--model"), (data, "data", "--data")):
-        if value is None and key not in about:
-            raise ValueError(f"{weights} does not say which {key} it belongs to; give {option}.")
-    return about
-
-
-def _spec(about: dict[str, Any], weights: str, model: str | None, arguments: dict[str, Any]) -> ModelSpec:
-    from entropatch.train import ModelSpec
-
-    noted = about.get("model", {})
-    return ModelSpec(model or noted["name"], weights, 0.0, arguments or noted.get("arguments", {}))
-
-
-def _open(
-    about: dict[str, Any],
-    name: str | None,
-    root: Path | None,
-    download: bool,
-    test_limit: int | None,
-    options: dict[str, Any],
-) -> DataSet:
-    """The data set that is asked for; where it is the one trained on, with what was said of it then."""
-    from entropatch.data import open_data
-
-    trained = about.get("data", {})
-    name = str(name or trained["name"])
-    if name == trained.get("name"):
-        options = trained.get("options", {}) | options
-        root = root or trained.get("root")
-    return open_data(name, root, download=download, test_limit=test_limit, **options)
 
 
 def _settings(

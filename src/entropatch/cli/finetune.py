@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from entropatch.cli import app
-from entropatch.cli.options import entries, pairs, pruning
+from entropatch.cli.options import entries, pairs, pruning, recipe_of
 
 if TYPE_CHECKING:
     from entropatch.data import DataSet
@@ -69,7 +69,7 @@ def finetune(
     from entropatch.train import ModelSpec, Runtime
 
     try:
-        settings = _recipe(recipe, pairs(setting or [], "--set"))
+        settings = recipe_of(recipe, pairs(setting or [], "--set"))
         if show_recipe:
             _show_recipe(settings)
             return
@@ -109,18 +109,6 @@ def finetune(
         _report(outcomes, numbers, output, {"model": model, "data": data, "method": method, "keep_rate": keep_rate})
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         _fail(error, 1)
-
-
-def _recipe(name: str, changes: dict[str, Any]) -> Recipe:
-    from entropatch.train import RECIPES
-
-    if name not in RECIPES:
-        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, but got {name!r}.")
-    known = [entry.name for entry in dataclasses.fields(RECIPES[name])]
-    unknown = set(changes) - set(known)
-    if unknown:
-        raise ValueError(f"--set knows {', '.join(known)}, but got {', '.join(sorted(unknown))}.")
-    return dataclasses.replace(RECIPES[name], **changes)
 
 
 def _show_recipe(settings: Recipe) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from entropatch.config import PruneConfig
+
+if TYPE_CHECKING:
+    from entropatch.data import DataSet
+    from entropatch.train import ModelSpec, Recipe
 
 T = TypeVar("T")
 
@@ -48,3 +53,58 @@ def pruning(method: str, keep_rate: str, blocks: str | None, config: Path | None
     rates = entries(keep_rate, float, "--keep-rate")
     places = None if blocks is None else entries(blocks, int, "--blocks")
     return method_config(method, rates[0] if len(rates) == 1 else rates, places)
+
+
+def recipe_of(name: str, changes: dict[str, Any]) -> Recipe:
+    """The recipe of that name with changes, as --recipe and --set give them."""
+    from entropatch.train import RECIPES
+
+    if name not in RECIPES:
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, but got {name!r}.")
+    known = [entry.name for entry in dataclasses.fields(RECIPES[name])]
+    unknown = set(changes) - set(known)
+    if unknown:
+        raise ValueError(f"--set knows {', '.join(known)}, but got {', '.join(sorted(unknown))}.")
+    return dataclasses.replace(RECIPES[name], **changes)
+
+
+def weights_about(weights: str, model: str | None, data: str | None) -> dict[str, Any]:
+    """What the weights file says of itself, which must not leave model or data open."""
+    from entropatch.train import read_about
+
+    about = {} if weights in ("pretrained", "bundled", "none") else read_about(weights)
+    for value, key, option in ((model, "model", "--model"), (data, "data", "--data")):
+        if value is None and key not in about:
+            raise ValueError(f"{weights} does not say which {key} it belongs to; give {option}.")
+    return about
+
+
+def model_spec(
+    about: dict[str, Any], weights: str, model: str | None, drop_path: float, arguments: dict[str, Any]
+) -> ModelSpec:
+    """The model that is asked for, or that the weights file is of."""
+    from entropatch.train import ModelSpec
+
+    noted = about.get("model", {})
+    start = None if weights == "none" else weights
+    return ModelSpec(model or noted["name"], start, drop_path, arguments or noted.get("arguments", {}))
+
+
+def data_of(
+    about: dict[str, Any],
+    name: str | None,
+    root: Path | None,
+    download: bool,
+    test_limit: int | None,
+    options: dict[str, Any],
+    train_limit: int | None = None,
+) -> DataSet:
+    """The data set that is asked for; where it is the one trained on, with what was said of it then."""
+    from entropatch.data import open_data
+
+    trained = about.get("data", {})
+    name = str(name or trained["name"])
+    if name == trained.get("name"):
+        options = trained.get("options", {}) | options
+        root = root or trained.get("root")
+    return open_data(name, root, download=download, train_limit=train_limit, test_limit=test_limit, **options)
