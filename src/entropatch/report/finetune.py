@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from entropatch.figures import save_figure, training_curves
+from entropatch.figures import save_figure
+from entropatch.figures.curves import training_curves
 from entropatch.images import printable
 from entropatch.report.cells import MISSING, flat, make_table, shown
 from entropatch.report.content import Picture, ReportError, Run, Table, load_json, reading

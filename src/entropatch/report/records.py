@@ -45,7 +45,7 @@ def read_records(path: Path) -> Run | None:
         title=_title(path.with_suffix(".md")) or path.stem,
         findings=tuple(str(text) for text, is_told in zip(findings, told, strict=True) if is_told),
         tables=(records_table(records),),
-        settings={key: value for key, value in settings.items() if key not in MACHINE},
+        settings={key.removeprefix("settings."): value for key, value in settings.items() if key not in MACHINE},
         machine={key: value for key, value in settings.items() if key in MACHINE and value != "—"},
     )
 
