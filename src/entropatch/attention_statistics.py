@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.attention_distance import attention_distance
 from entropatch.entropy import check_order
+from entropatch.files import require
 from entropatch.observation import observe
 
 BINS = 60
@@ -59,6 +61,18 @@ def batch_statistics(model: nn.Module, images: Tensor, orders: Sequence[float]) 
 
     maps, entropy, distance = zip(*observe(model, images, look).blocks.values(), strict=True)
     return BatchStatistics(np.stack(maps, axis=2), np.stack(entropy, axis=1), np.stack(distance))
+
+
+def rank_correlation(entropy: np.ndarray, distance: np.ndarray) -> float:
+    """Spearman's rank correlation of two arrays of one shape; NaN where one of them is constant or has one value.
+
+    Raises:
+        ImportError: SciPy is not installed.
+    """
+    stats: Any = require("scipy.stats", "figures")
+    if entropy.size < 2 or np.ptp(entropy) == 0 or np.ptp(distance) == 0:
+        return math.nan
+    return float(stats.spearmanr(entropy.ravel(), distance.ravel()).statistic)
 
 
 class RunningStatistics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,25 @@ def sample_photographs() -> dict[str, Image.Image]:
         "flower": sklearn / "flower.jpg",
     }
     return {name: load_image(path) for name, path in files.items()}
+
+
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files named, and for a folder those in it (not below) whose suffix Pillow knows, by name.
+
+    Raises:
+        ImageError: a folder without image files. Files are not looked at, so one that is missing is found later.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        known = Image.registered_extensions()
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
+        if not found:
+            raise ImageError(f"{printable(path)}: a folder without image files; name the files, or another folder.")
+        files += found
+    return files
 
 
 def printable(path: str | Path) -> str:

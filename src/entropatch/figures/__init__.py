@@ -5,9 +5,20 @@ so the functions run without a display and leave the caller's plots alone. Sizes
 """
 
 from entropatch.figures.accuracy import accuracy_against
-from entropatch.figures.curves import training_curves
+from entropatch.figures.blocks import entropy_in_blocks, stages_side_by_side
+from entropatch.figures.charts import entropy_against_distance, entropy_histograms
 from entropatch.figures.patches import entropy_and_stages, overview
 from entropatch.figures.saving import save_figure
 from entropatch.figures.style import ENTROPY_COLOURS
 
-__all__ = ["ENTROPY_COLOURS", "accuracy_against", "entropy_and_stages", "overview", "save_figure", "training_curves"]
+__all__ = [
+    "ENTROPY_COLOURS",
+    "accuracy_against",
+    "entropy_against_distance",
+    "entropy_and_stages",
+    "entropy_histograms",
+    "entropy_in_blocks",
+    "overview",
+    "save_figure",
+    "stages_side_by_side",
+]

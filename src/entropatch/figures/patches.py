@@ -46,7 +46,7 @@ def entropy_and_stages(inspection: Inspection, *, title: str = "", note: str = "
         for row, maps in enumerate(entropy.values()):
             sheet.picture(row, column, heat(crop, maps[column], limits))
         for row, method in enumerate(stages.values(), len(entropy)):
-            sheet.picture(row, column, remaining(crop, method.kept[column]), _count(method, column))
+            sheet.picture(row, column, remaining(crop, method.kept[column]), count_text(method, column))
     sheet.colour_bar(0, len(entropy), limits)
     for row, order in enumerate(entropy):
         sheet.side_label(row, entropy_label(order))
@@ -107,10 +107,12 @@ def _about(inspection: Inspection) -> str:
     )
 
 
-def _count(stages: Stages, stage: int) -> str:
+def count_text(stages: Stages, stage: int) -> str:
+    """How many patches a stage left: "97 of 196 patches", or "97 of 196 + 1 fused"."""
     kept, fused = stages.kept[stage], stages.fused[stage]
     return f"{kept.sum()} of {kept.size}" + (f" + {fused} fused" if fused else " patches")
 
 
 def entropy_label(order: float) -> str:
+    """How figures call the entropy of an order."""
     return "Shannon entropy" if order == 1 else renyi_method(order).label.replace("Rényi", "Rényi entropy", 1)

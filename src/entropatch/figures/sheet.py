@@ -30,13 +30,16 @@ class Sheet(Page):
         title: str,
         notes: Iterable[str],
         lowest: float,
+        bar: bool = True,
     ):
         """`below` holds the room under each row, `left` that beside the first column; no row is under `lowest`."""
         self.cell = (CELL, CELL * min(max(crop.shape[0] / crop.shape[1], 0.4), 2.5))
         self.left = MARGIN + left
         self.row = max(self.cell[1], lowest)
         heights = [self.row + room + GAP for room in below]
-        super().__init__(self.left + columns * (CELL + GAP) + BAR, HEADS + sum(heights), title, notes)
+        super().__init__(
+            self.left + columns * (CELL + GAP) + (BAR if bar else MARGIN), HEADS + sum(heights), title, notes
+        )
         self.top += HEADS
         self.tops = [self.top + sum(heights[:row]) for row in range(len(below))]
 

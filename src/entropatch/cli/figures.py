@@ -1,0 +1,189 @@
+"""`entropatch figures`: the paper's figures for any model and images, and accuracy against cost from records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from entropatch.cli import app
+from entropatch.cli.options import entries
+
+if TYPE_CHECKING:
+    from entropatch.gallery import Gallery, GallerySettings
+
+
+@app.command()
+def figures(
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, or folders of them.", metavar="[IMAGE]...")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A timm model, with the weights timm names for it. Default: DINOv2 ViT-S/14 at 224 px."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A checkpoint of that model instead, .safetensors or .pth.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the model's input in pixels, if not its own.")] = None,
+    orders: Annotated[
+        str, typer.Option(help="Of the entropies, in (0, inf], commas between; 1 is Shannon.", metavar="O[,O]...")
+    ] = "1,2,inf",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose kept patches stand side by side: evit, evit-drop, shannon, random, renyi-O; commas between. "
+            "Default: evit and each order",
+            metavar="M[,M]...",
+        ),
+    ] = None,
+    keep_rates: Annotated[
+        str,
+        typer.Option(help="Share of the patches that each stage keeps, in (0, 1]; a picture each.", metavar="R,..."),
+    ] = "0.7",
+    blocks: Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")] = None,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON of evaluate, search or demo, for accuracy against GFLOPs and images/s; repeatable."),
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(help="Draw only the first so many images; all count in the histograms.", min=0)
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Annotated[Path, typer.Option(help="Folder for figures and numbers.")] = Path("entropatch-figures"),
+) -> None:
+    """Draw the paper's figures, each as PNG and SVG with the numbers behind it.
+
+    Per image: the entropy of every patch in every block, and what remains after each pruning stage. Of all images:
+    histograms of the entropy per block, and entropy against attention distance. From --records: accuracy against
+    GFLOPs and images/s. Files of an earlier run in the same folder are replaced. An image that cannot be used is named
+    on the error stream, and the exit status is 1; for a setting that makes no sense it is 2.
+    """
+    from entropatch.gallery import GallerySettings
+    from entropatch.methods import parse_order
+
+    console = Console(stderr=True)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        if not images and not records:
+            raise ValueError("give images to look at, --records to draw, or both.")
+        settings = GallerySettings(
+            tuple(dict.fromkeys(entries(orders, parse_order, "--orders"))),
+            None if methods is None else entries(methods, str, "--methods"),
+            entries(keep_rates, float, "--keep-rates"),
+            None if blocks is None else entries(blocks, int, "--blocks"),
+        )
+        points = [point for path in records or [] for point in _points(path)]
+        gallery, facts, files = None, {}, []
+        if images:
+            from entropatch.images import image_files
+
+            files = image_files(images)
+            gallery, facts = _gallery(model, weights, image_size, settings, methods is not None, device, output, say)
+    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
+        _fail(error, 2)
+    written, failed = 0, 0
+    try:
+        if points:
+            from entropatch.gallery import draw_accuracy
+
+            written += len(draw_accuracy(points, output))
+        if gallery is not None:
+            drawn, failed = _draw(gallery, files, pictures, say)
+            written += drawn
+            if failed < len(files):
+                written += len(gallery.finish(facts))
+    except (ImportError, ValueError, OSError) as error:
+        _fail(error, 1)
+    typer.echo(f"{written} files written to {output.resolve()}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _points(path: Path) -> list[dict[str, Any]]:
+    from entropatch.gallery import accuracy_records
+    from entropatch.images import printable
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{printable(path)} cannot be read as JSON: {error}") from error
+    return accuracy_records(data, printable(path))
+
+
+def _gallery(
+    model: str | None,
+    weights: Path | None,
+    image_size: int | None,
+    settings: GallerySettings,
+    insist: bool,
+    device: str,
+    output: Path,
+    say: Callable[[str], None],
+) -> tuple[Gallery, dict[str, Any]]:
+    """The model loaded and ready to be drawn, and what is to be said of it beside the numbers."""
+    from dataclasses import replace
+
+    from entropatch.files import require
+    from entropatch.gallery import Gallery
+    from entropatch.inspection import possible_methods
+    from entropatch.methods import method_label
+    from entropatch.pretrained import load_model
+
+    require("matplotlib", "figures")
+    require("scipy", "figures")
+    output.mkdir(parents=True, exist_ok=True)
+    network, source = load_model(model, weights=weights, image_size=image_size, on_message=say)
+    possible, refused = possible_methods(network, settings.methods or ())
+    for name, reason in refused.items():
+        if insist:
+            raise ValueError(f"{name}: {reason}")
+        say(f"{method_label(name)} is left out: {reason}")
+    say(f"weights: {source}")
+    name = str(getattr(network, "pretrained_cfg", {}).get("architecture", type(network).__name__))
+    settings = replace(settings, methods=tuple(possible))
+    return Gallery(network.to(device), output, settings, name), {"model": name, "weights": source}
+
+
+def _draw(gallery: Gallery, files: Sequence[Path], pictures: int | None, say: Callable[[str], None]) -> tuple[int, int]:
+    """How many files were written, and how many images could not be used."""
+    from entropatch.images import ImageError, printable, read_image
+
+    written, failed = 0, 0
+    with _progress(len(files)) as step:
+        for number, path in enumerate(files):
+            try:
+                image, remarks = read_image(path)
+                name = path.stem.encode("utf-8", "replace").decode("utf-8")
+                written += len(gallery.add(name, image, draw=pictures is None or number < pictures))
+                for remark in remarks:
+                    say(f"{printable(path)}: {remark}")
+            except ImageError as error:
+                say(f"entropatch figures: {error}")
+                failed += 1
+            step()
+    return written, failed
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on the error stream where that is a terminal, as the function that moves it by one."""
+    console = Console(stderr=True)
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    typer.echo(f"entropatch figures: {error}", err=True)
+    raise typer.Exit(status)
