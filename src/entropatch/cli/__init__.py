@@ -15,7 +15,17 @@ app = typer.Typer(
 )
 
 # Each file of this package that holds a subcommand registers it on `app` when imported.
-COMMANDS: tuple[str, ...] = ("bench", "demo", "evaluate", "figures", "finetune", "report", "search", "search", "visualize")
+COMMANDS: tuple[str, ...] = (
+    "bench",
+    "check",
+    "demo",
+    "evaluate",
+    "figures",
+    "finetune",
+    "report",
+    "search",
+    "visualize",
+)
 
 
 @app.callback()

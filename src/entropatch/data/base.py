@@ -34,6 +34,10 @@ class LabelledImages(ABC):
         """The image's file, or what else tells the user which one it is."""
         return f"image {index}"
 
+    def mask(self, index: int) -> np.ndarray:
+        """Which pixels show the object: (height, width), bool. Raises DataError where the data set does not know."""
+        raise DataError(f"{self.name(index)}: this data set has no masks; fashion-mnist-photos has.")
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"index must lie in 0 … {len(self) - 1}, but got {index}.")
@@ -100,6 +104,9 @@ class Chosen(LabelledImages):
 
     def name(self, index: int) -> str:
         return self.whole.name(self.places[index])
+
+    def mask(self, index: int) -> np.ndarray:
+        return self.whole.mask(self.places[index])
 
 
 @dataclass(frozen=True)
