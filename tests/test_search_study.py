@@ -244,7 +244,7 @@ def claim(folder, barrier, found):
         storage = study._storage
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         for trial in waiting:
-            barrier.wait()
+            barrier.wait(20)
             found.put((trial.number, storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)))
 
 
@@ -255,7 +255,7 @@ def test_two_workers_never_claim_one_trial(tmp_path):
     processes = [fork.Process(target=claim, args=(tmp_path, barrier, found)) for _ in range(2)]
     for process in processes:
         process.start()
-    claims = [found.get(timeout=60) for _ in range(2 * len(points))]
+    claims = [found.get(timeout=30) for _ in range(2 * len(points))]
     for process in processes:
         process.join()
     won = [number for number, mine in claims if mine]

@@ -266,7 +266,7 @@ def write_report(study: Study, folder: str | Path, tolerance: float = TOLERANCE)
     budget = budget_text(settings)
     chosen, rule = recommend(summaries, settings, tolerance)
     title = f"{settings['model']['name']} on {settings['data']['name']}, {settings['scope']}"
-    about = study.user_attrs[ABOUT] | {"recommended by": rule, "recommended": _chosen_text(chosen)}
+    about = study.user_attrs[ABOUT] | ({"budget": budget} if budget else {}) | {"recommended by": rule, "recommended": _chosen_text(chosen)}
     about |= {f"failed: {point.name}": reason for point, reason in failures_of(study).items()}
     paths = write_records(
         records, folder, "search", title=f"Search: {title}", about=about, table=_records_table(records)

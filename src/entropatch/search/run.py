@@ -205,16 +205,15 @@ def _meeting(settings: SearchSettings, experiment: Experiment, method: str) -> d
 
 def _about(experiment: Experiment) -> dict[str, Any]:
     """What the report says of the study beside its settings."""
-    settings = experiment.settings
+    settings, data = experiment.settings, experiment.data
     about = {
         "model": settings.spec.name,
         "weights": settings.spec.weights,
-        "data": dict(experiment.data.description),
+        "data": str(data.description.get("name", "")),
+        "images": f"{len(data.train)} for training, {len(data.test)} for testing, {len(data.classes)} classes",
         "scope": settings.scope,
         "blocks": settings.blocks,
         "image size": settings.recipe.image_size,
         "speed": f"batches of {settings.speed.batch_size}, each setting timed in turns with dense in its own trial",
     }
-    if settings.has_target:
-        about |= {"budget": settings.target_gflops or settings.target_speedup}
     return about | environment(experiment.device)
