@@ -30,12 +30,12 @@ BLOCK_LOGITS = 1024 * 1024
 def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float) -> Tensor:
     """Entropy of each query's attention over the keys: (B, H, n, d), (B, H, m, d) -> (B, H, n), in nats."""
     entropy = q.new_empty(q.shape[:3], dtype=working_dtype(q))
-    rows, groups, space = _plan(q, k.shape[2])
+    rows, groups, space = _plan(q, k.shape[2], order)
     for group in groups:
         queries, keys = _heads(q[group], entropy.dtype), _heads(k[group], entropy.dtype)
         for r in range(0, q.shape[2], rows):
-            x = _logits(queries[:, r : r + rows], keys, scale, space)
-            spread = _softmax_entropy(x, x.amax(-1), order)[2]
+            x = _logits(queries[:, r : r + rows], keys, scale, space[0])
+            spread = _softmax_entropy(x, x.amax(-1), order, space[-1])[2]
             entropy[group][:, :, r : r + rows] = spread.view(*q[group].shape[:2], -1)
     return entropy.clamp_min_(0)
 
@@ -48,7 +48,7 @@ def attend_with_entropy(
     # Laid out as (B, N, H, d), what the projection after it reads.
     output = v.new_empty(batch, n, all_heads, v.shape[-1]).transpose(1, 2)
     entropy = q.new_empty(batch, all_heads, n - num_prefix, dtype=working_dtype(q))
-    rows, groups, space = _plan(q, n - num_prefix)
+    rows, groups, space = _plan(q, n - num_prefix, order)
     for group in groups:
         queries, keys, values = (_heads(x[group], entropy.dtype) for x in (q, k, v))
         lead = q[group].shape[:2]
@@ -61,8 +61,11 @@ def attend_with_entropy(
     return output, entropy.clamp_min_(0)
 
 
-def _plan(q: Tensor, m: int) -> tuple[int, list[tuple[slice, slice]], Tensor]:
-    """Query rows of a block, the images and heads that go through together, and space for the logits of one block."""
+def _plan(q: Tensor, m: int, order: float) -> tuple[int, list[tuple[slice, slice]], Tensor]:
+    """Query rows of a block, the images and heads that go through together, and space for one block's matrices.
+
+    The space (2, logits of a block) is for logits and probabilities; of size (1, …) where these take the logits' place.
+    """
     batch, heads, n, _ = q.shape
     n, m = max(n, 1), max(m, 1)  # nothing to compute where there are none, and nothing to divide by
     rows = min(n, max(32, BLOCK_LOGITS // m))
@@ -73,7 +76,12 @@ def _plan(q: Tensor, m: int) -> tuple[int, list[tuple[slice, slice]], Tensor]:
         (slice(b, b + images), slice(h, h + step)) for b in range(0, batch, images) for h in range(0, heads, step)
     ]
     # One block after the other uses it, so that its pages stay mapped and in the cache.
-    return rows, groups, q.new_empty(images * step * rows * m, dtype=working_dtype(q))
+    return rows, groups, q.new_empty(1 if _in_place(order) else 2, images * step * rows * m, dtype=working_dtype(q))
+
+
+def _in_place(order: float) -> bool:
+    """Whether the probabilities alone, without the logits, give output and entropy."""
+    return math.isinf(order) or order == 2
 
 
 def _heads(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,9 +94,9 @@ def _attend_block(
     q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, space: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Output and entropy of some rows of some heads: q (h, r, d), k and v (h, N, d) -> (h, r, d), (h, r)."""
-    x = _logits(q, k[:, num_prefix:], scale, space)
+    x = _logits(q, k[:, num_prefix:], scale, space[0])
     largest = x.amax(-1)
-    probs, log_peak, entropy = _softmax_entropy(x, largest, order)
+    probs, log_peak, entropy = _softmax_entropy(x, largest, order, space[-1])
     output = probs @ v[:, num_prefix:]
     if num_prefix == 0:
         return output, entropy
@@ -98,19 +106,21 @@ def _attend_block(
     return output.mul_(shares[..., :1]).baddbmm_(shares[..., 1:], v[:, :num_prefix]), entropy
 
 
-def _softmax_entropy(x: Tensor, largest: Tensor, order: float) -> tuple[Tensor, Tensor, Tensor]:
+def _softmax_entropy(x: Tensor, largest: Tensor, order: float, space: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """softmax(x), the log of its largest entry, and its entropy, along the last dimension; overwrites `x`.
 
-    `largest` is the maximum of x.
+    `largest` is the maximum of x. The probabilities are written to the beginning of `space`, which may be that of x
+    where `_in_place(order)`.
     """
-    if math.isinf(order) or order == 2:
-        probs = torch.softmax(x, -1, out=x)
+    probs = space[: x.numel()].view(x.shape)
+    if _in_place(order):
+        torch.softmax(x, -1, out=probs)
         log_peak = probs.amax(-1).log()
         return probs, log_peak, -log_peak if order > 2 else -2 * torch.linalg.vector_norm(probs, 2, dim=-1).log()
     if abs(order - 1) < NEAR_ONE and order != 1:
-        log_probs = x.log_softmax(-1)
-        return log_probs.exp(), log_probs.amax(-1), entropy_from_log_probs(log_probs, order)
-    probs = x.softmax(-1)
+        log_probs = torch.log_softmax(x, -1, out=x)
+        return torch.exp(log_probs, out=probs), log_probs.amax(-1), entropy_from_log_probs(log_probs, order)
+    torch.softmax(x, -1, out=probs)
     log_peak = probs.amax(-1).log()
     x.sub_(largest[..., None])
     if order == 1:
