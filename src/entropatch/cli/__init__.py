@@ -16,6 +16,7 @@ app = typer.Typer(
 
 # Each file of this package that holds a subcommand registers it on `app` when imported.
 COMMANDS: tuple[str, ...] = (
+    "app_command",
     "bench",
     "check",
     "demo",

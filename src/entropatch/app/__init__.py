@@ -1,0 +1,5 @@
+"""The local page on which one looks at pruning interactively: what is computed, how it is shown, how it is served."""
+
+from entropatch.app.explorer import Explorer, Latency, Seen, Setting
+
+__all__ = ["Explorer", "Latency", "Seen", "Setting"]

@@ -1,0 +1,195 @@
+"""What the page shows, computed: each thing once, and only when something it depends on changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from entropatch.attention import BlockAttention
+from entropatch.bench.settings import Variant
+from entropatch.config import PruneConfig, default_blocks
+from entropatch.images import cropped, load_image, to_tensor
+from entropatch.inspection import Stages, pruning_stages
+from entropatch.measure import count_flops, time_interleaved
+from entropatch.methods import Method, find_method
+from entropatch.observation import observe
+from entropatch.surgery import block_count, prune_
+
+Load = Callable[[str], "tuple[nn.Module, str]"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method by its name, and a keep rate ρ in (0, 1]. Raises ValueError for an unknown name or another rate."""
+
+    method: str
+    keep_rate: float
+
+    def __post_init__(self) -> None:
+        self.config()
+
+    def config(self) -> PruneConfig:
+        return find_method(self.method).config(self.keep_rate)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image under one setting.
+
+    Attributes:
+        method: how the patches are scored.
+        importance: score of every patch in the unpruned model at each pruning block, (blocks, H, W), float32, larger =
+            keep; of an entropy its negative, in nats.
+        stages: what each stage kept.
+        gflops, dense_gflops: 10⁹ multiply-adds per image, pruned and not.
+    """
+
+    method: Method
+    importance: np.ndarray
+    stages: Stages
+    gflops: float
+    dense_gflops: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median milliseconds per image, alone in its batch, pruned and dense, measured in turns."""
+
+    pruned_ms: float
+    dense_ms: float
+
+
+@dataclass
+class _Model:
+    """A loaded model and pruned copies of it that share its weights; surgery is done once for each."""
+
+    dense: nn.Module
+    source: str
+    copies: list[nn.Module] = field(default_factory=list)
+
+    def pruned(self, configs: Sequence[PruneConfig]) -> list[nn.Module]:
+        """Copies pruned so, one per config; they stay so until the next call."""
+        while len(self.copies) < len(configs):
+            self.copies.append(Variant("random", 1.0).apply(self.dense, "auto"))
+        return [prune_(copy, config) for copy, config in zip(self.copies, configs, strict=False)]
+
+
+class Explorer:
+    """Answers the page's questions about models and images; one at a time, whoever asks.
+
+    A change of the order needs one pruned forward pass; the scores of the unpruned model come from the queries and
+    keys of one dense pass per image, multiply-adds are counted once per keep rate, and times measured once per setting.
+
+    Args:
+        load: a model by name and where its weights came from, as `entropatch.pretrained.load_model`.
+        photographs: images that have a name in place of a path, such as `entropatch.images.sample_photographs()`.
+        repeats: timed calls of each model.
+
+    Errors of `load`, ImageError for a picture that cannot be read, and UnsupportedModelError for a method that a model
+    does not allow pass through every method; what was there before stays.
+    """
+
+    def __init__(self, load: Load, photographs: dict[str, Image.Image], *, repeats: int = 5):
+        self.photographs = dict(photographs)
+        self.repeats = repeats
+        self._lock = threading.RLock()
+        self._model = lru_cache(maxsize=2)(lambda name: _Model(*load(name)))
+        self._read = lru_cache(maxsize=4)(self._read_picture)
+        self._attention = lru_cache(maxsize=8)(self._look)
+        self._gflops = lru_cache(maxsize=1024)(self._count)
+        self._latencies: dict[tuple[str, Setting], Latency] = {}
+
+    def source(self, model: str) -> str:
+        """Where the weights of a model came from; loads it if need be."""
+        with self._lock:
+            return self._model(model).source
+
+    def crop(self, model: str, picture: str) -> np.ndarray:
+        """The pixels the model sees of a picture, (height, width, 3), uint8."""
+        with self._lock:
+            return np.asarray(cropped(self._read(picture), self._model(model).dense))
+
+    def see(self, model: str, picture: str, setting: Setting) -> Seen:
+        """What a setting does to a picture: a name of `photographs`, or the path of a file."""
+        with self._lock:
+            method = find_method(setting.method)
+            (pruned,) = self._model(model).pruned([setting.config()])
+            (stages,) = pruning_stages(pruned, self._images(model, picture), setting.config())
+            # All that decides the number of tokens, and so the multiply-adds; the order does not.
+            counted = Setting("shannon" if method.order is not None else method.name, setting.keep_rate)
+            return Seen(
+                method,
+                self._importance(model, picture, method),
+                stages,
+                self._gflops(model, counted),
+                self._gflops(model, None),
+            )
+
+    def known_latency(self, model: str, setting: Setting) -> Latency | None:
+        """What `latency` measured before."""
+        return self._latencies.get((model, setting))
+
+    def latency(self, model: str, settings: Sequence[Setting]) -> list[Latency]:
+        """How long an image takes under each setting; those not measured yet are, in turns with the dense model."""
+        with self._lock:
+            loaded = self._model(model)
+            new = [one for one in dict.fromkeys(settings) if (model, one) not in self._latencies]
+            if new:
+                images = self._images(model, None)
+                models = [loaded.dense, *loaded.pruned([setting.config() for setting in new])]
+                runs = {str(i): (lambda module=module: module(images)) for i, module in enumerate(models)}
+                dense, *times = time_interleaved(runs, 1, repeats=self.repeats, warmup=0).values()
+                for setting, timing in zip(new, times, strict=True):
+                    self._latencies[model, setting] = Latency(timing.p50_ms, dense.p50_ms)
+            return [self._latencies[model, setting] for setting in settings]
+
+    def _importance(self, model: str, picture: str, method: Method) -> np.ndarray:
+        with torch.inference_mode():
+            maps = [
+                method.criterion.importance(attention).reshape(grid).float().numpy()
+                for attention, grid in self._attention(model, picture)
+            ]
+        return np.stack(maps)
+
+    def _look(self, model: str, picture: str) -> list[tuple[BlockAttention, tuple[int, int]]]:
+        """The attention of the unpruned model at each pruning block, and the patch grid."""
+
+        def look(attention: BlockAttention, grid: tuple[int, int]) -> tuple[BlockAttention, tuple[int, int]]:
+            kept = BlockAttention(
+                attention.q,
+                attention.k,
+                attention.v,
+                scale=attention.scale,
+                num_prefix_tokens=attention.num_prefix_tokens,
+                has_class_token=attention.has_class_token,
+                block=attention.block,
+                backend=attention.backend,
+                output_wanted=False,
+            )
+            return kept, grid
+
+        (pruned,) = self._model(model).pruned([PruneConfig(keep_rate=1.0)])
+        blocks = default_blocks(block_count(pruned))
+        return list(observe(pruned, self._images(model, picture), look, blocks).blocks.values())
+
+    def _count(self, model: str, setting: Setting | None) -> float:
+        """10⁹ multiply-adds per image; of the dense model for None."""
+        loaded = self._model(model)
+        counted = loaded.dense if setting is None else loaded.pruned([setting.config()])[0]
+        return count_flops(counted, self._images(model, None)).total / 1e9
+
+    def _images(self, model: str, picture: str | None) -> Tensor:
+        """A batch of one picture; of any for None, where only its size matters."""
+        image = Image.new("RGB", (64, 64)) if picture is None else self._read(picture)
+        return to_tensor(image, self._model(model).dense)[None]
+
+    def _read_picture(self, picture: str) -> Image.Image:
+        return self.photographs[picture] if picture in self.photographs else load_image(Path(picture))

@@ -1,0 +1,73 @@
+"""`entropatch app`: a local page on which one looks at pruning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from entropatch.cli import app
+
+# Beside the default model; any other that timm knows can be typed in.
+OFFERED = (
+    "deit_small_patch16_224.fb_in1k",
+    "deit_tiny_patch16_224.fb_in1k",
+    "vit_base_patch16_224.augreg_in21k_ft_in1k",
+)
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@app.command("app")
+def app_command(
+    model: Annotated[
+        str | None,
+        typer.Option(help="A timm model, with the weights timm names for it. Default: DINOv2 ViT-S/14 at 224 px."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint of that model, .safetensors or .pth.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the models' input in pixels.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = LOCAL[0],
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535)] = 7860,
+    upload_mb: Annotated[int, typer.Option(help="Largest image that may be uploaded, in megabytes.", min=1)] = 20,
+) -> None:
+    """Serve a page on this machine: pick an image, model, criterion, order and keep rate, and see what is kept.
+
+    Nothing is shared and nothing is sent anywhere. Ctrl-C ends it. The exit status is 1 if a package, the weights or
+    the port is not to be had.
+    """
+    from entropatch.app import Explorer
+    from entropatch.app.page import serve
+    from entropatch.files import require
+    from entropatch.images import sample_photographs
+    from entropatch.pretrained import load_model
+    from entropatch.weights import ENCODER
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    first = model or ENCODER
+    try:
+        for package in ("gradio", "matplotlib", "fvcore"):
+            require(package, "app")
+        explorer = Explorer(
+            lambda name: load_model(
+                name, weights=weights if name == first else None, image_size=image_size, on_message=say
+            ),
+            sample_photographs(),
+        )
+        say(f"weights: {explorer.source(first)}")
+        page, address = serve(
+            explorer,
+            list(dict.fromkeys((first, ENCODER, *OFFERED))),
+            host=host,
+            port=port,
+            upload_mb=upload_mb,
+            wait=False,
+        )
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
+        typer.echo(f"entropatch app: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"Open {address} in a browser; Ctrl-C ends it.")
+    if host not in LOCAL:
+        say(f"Listening on {host}: anyone who can reach this machine can use the page.")
+    page.block_thread()
