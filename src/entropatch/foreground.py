@@ -223,7 +223,8 @@ def _advice(at: dict[int, tuple[float, float | None]]) -> tuple[bool, str]:
     if reversed_in:
         return False, f"do not trust low entropy here; it marks the background in {named(reversed_in)}."
     if unsure:
-        return False, f"do not trust low entropy here; not better than chance in {named(unsure)}."
+        where = named(unsure)
+        return False, f"do not trust low entropy here; not shown to beat chance in {where}; more images may settle it."
     return True, f"trust low entropy for pruning at {named(list(at))}."
 
 

@@ -193,7 +193,8 @@ def draw_accuracy(records: Sequence[Mapping[str, Any]], folder: str | Path, *, t
     Raises:
         ValueError: no record holds an accuracy and either cost.
     """
-    note = "Top-1 accuracy on the test images; a bar is one standard deviation over seeds, the number a keep rate."
+    bars = any(record.get("top1_std") is not None for record in records)
+    note = "The number beside a point is its keep rate" + ("; a bar is one standard deviation." if bars else ".")
     written = []
     for x, stem in (("gflops", "accuracy-gflops"), ("images_per_second", "accuracy-images-per-second")):
         if any(record.get(x) is not None and record.get("top1") is not None for record in records):

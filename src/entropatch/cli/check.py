@@ -68,7 +68,7 @@ def check(
     from entropatch.tables import write_records
 
     try:
-        wanted = tuple(dict.fromkeys(entries(orders, parse_order, "--orders")))
+        wanted = tuple(dict.fromkeys(parse_order(text) for text in entries(orders, str, "--orders")))
         places = None if blocks is None else entries(blocks, int, "--blocks")
         count, found, source = _pairs(
             images, masks, mask_level, alpha, data, root, pairs(data_option or [], "--data-option"), limit
@@ -79,9 +79,7 @@ def check(
         table = foreground_table(result)
         typer.echo(table)
         if result.one_class:
-            typer.echo(
-                f"{result.one_class} images were skipped: all of their patches are foreground, or none.", err=True
-            )
+            typer.echo(f"skipped, since all of their patches are foreground, or none: {result.one_class}", err=True)
         typer.echo(result.verdict)
         if output is not None:
             facts = {"verdict": result.verdict, "images": result.images, "one class only, skipped": result.one_class}

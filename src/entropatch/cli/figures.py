@@ -77,7 +77,7 @@ def figures(
         if not images and not records:
             raise ValueError("give images to look at, --records to draw, or both.")
         settings = GallerySettings(
-            tuple(dict.fromkeys(entries(orders, parse_order, "--orders"))),
+            tuple(dict.fromkeys(parse_order(text) for text in entries(orders, str, "--orders"))),
             None if methods is None else entries(methods, str, "--methods"),
             entries(keep_rates, float, "--keep-rates"),
             None if blocks is None else entries(blocks, int, "--blocks"),
