@@ -21,6 +21,9 @@ from entropatch.train import ModelSpec, Recipe
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("matplotlib")
 
+# Trials are made here without running them.
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used")
+
 
 @pytest.fixture(autouse=True)
 def _quiet():

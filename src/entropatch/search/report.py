@@ -181,7 +181,13 @@ def _table(
 
 
 def _printed(summary: Summary) -> float:
+    """Top-1 as tables show it: what they show as equal is equal."""
     return round(summary.top1, 2)
+
+
+def _gflops(summary: Summary) -> float:
+    """Without the rounding of the mean: settings that cost the same do so exactly."""
+    return round(summary.gflops, 9)
 
 
 def _cell(summary: Summary, bold: bool = False) -> str:
@@ -224,15 +230,17 @@ def recommend(
     dense = next((s for s in summaries if s.method == DENSE), None)
     if budget := budget_text(settings):
         most = settings["target_gflops"]
-        met = [s for s in candidates if most is None or s.gflops <= most]
+        met = [s for s in candidates if most is None or _gflops(s) <= most]
         rule = f"the highest mean top-1 that meets the budget ({budget})"
-        return max(met, key=lambda s: (s.top1, -s.gflops), default=None), rule
-    near = [s for s in candidates if dense is not None and s.top1 >= dense.top1 - tolerance]
+        return max(met, key=lambda s: (_printed(s), -_gflops(s)), default=None), rule
+    near = [s for s in candidates if dense is not None and _printed(s) >= round(_printed(dense) - tolerance, 6)]
     if near:
         rule = f"the fewest multiply-adds with a mean top-1 no more than {tolerance:g} % (absolute) below dense"
-        return min(near, key=lambda s: (s.gflops, -s.top1)), rule
+        return min(near, key=lambda s: (_gflops(s), -_printed(s))), rule
     why = "dense was not tried" if dense is None else f"none is within {tolerance:g} % (absolute) of dense"
-    return max(candidates, key=lambda s: (s.top1, -s.gflops), default=None), f"the highest mean top-1, since {why}"
+    return max(
+        candidates, key=lambda s: (_printed(s), -_gflops(s)), default=None
+    ), f"the highest mean top-1, since {why}"
 
 
 def budget_text(settings: Mapping[str, Any]) -> str | None:
@@ -266,7 +274,11 @@ def write_report(study: Study, folder: str | Path, tolerance: float = TOLERANCE)
     budget = budget_text(settings)
     chosen, rule = recommend(summaries, settings, tolerance)
     title = f"{settings['model']['name']} on {settings['data']['name']}, {settings['scope']}"
-    about = study.user_attrs[ABOUT] | ({"budget": budget} if budget else {}) | {"recommended by": rule, "recommended": _chosen_text(chosen)}
+    about = (
+        study.user_attrs[ABOUT]
+        | ({"budget": budget} if budget else {})
+        | {"recommended by": rule, "recommended": _chosen_text(chosen)}
+    )
     about |= {f"failed: {point.name}": reason for point, reason in failures_of(study).items()}
     paths = write_records(
         records, folder, "search", title=f"Search: {title}", about=about, table=_records_table(records)
