@@ -226,7 +226,8 @@ def test_blue_is_kept_first(explorer: Explorer) -> None:
             explorer.see("m", "one", Setting(name, 0.5)), importance=importance if sign > 0 else importance - 1
         )
         html = panels.panel(crop, seen, panels.colour_limits(seen)[0])
-        map_, bar = pictures(html)[:2]
+        shown = pictures(html)
+        map_, bar = shown[0], shown[3]
         blue = (map_[..., 2] - map_[..., 0]).reshape(6, 16, 6, 16).mean((1, 3)).ravel()
         assert np.corrcoef(blue, importance[0].ravel())[0, 1] > 0.95
         blue = (bar[..., 2] - bar[..., 0]).mean(0)
