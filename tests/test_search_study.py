@@ -211,7 +211,7 @@ def test_a_setting_whose_folder_is_in_use_is_left_for_later(tmp_path):
             raise RunBusyError("another process is training")
         return score(point)
 
-    assert Worker(opened(tmp_path), POINTS, measure, grace=0.3, poll=0.05).run() == 5
+    assert Worker(opened(tmp_path), POINTS, measure, grace=0.3, poll=0.05, on_standing=not_for_ever()).run() == 5
     assert calls[0] == calls[-1] == POINTS[0]
     assert completed(opened(tmp_path)) == expected()
 
@@ -219,7 +219,7 @@ def test_a_setting_whose_folder_is_in_use_is_left_for_later(tmp_path):
 # -------------------------------------------------------------------------------------------------- several workers
 
 
-def work(folder, seconds=0.0, grace=4):
+def work(folder, seconds=0.0, grace=600):
     """A worker in a process of its own."""
     with quiet():
         Worker(opened(folder, grace=grace), POINTS, logged(folder, seconds), poll=0.05, grace=grace).run()
@@ -269,9 +269,8 @@ def test_a_worker_killed_in_the_middle_is_replaced_at_once_on_its_machine(tmp_pa
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    started = time.monotonic()
-    work(tmp_path, grace=10_000)
-    assert time.monotonic() - started < 30  # far less than the grace
+    # A worker that waits for nobody does all that is left, so it knew at once.
+    assert Worker(opened(tmp_path, grace=10_000), POINTS, logged(tmp_path), wait=False).run() == 5
     names = [name for name, _ in tried(tmp_path)]
     assert names.count(POINTS[0].name) == 2
     assert sorted(names[1:]) == sorted(point.name for point in POINTS)
@@ -281,6 +280,12 @@ def test_a_worker_killed_in_the_middle_is_replaced_at_once_on_its_machine(tmp_pa
         TrialState.FAIL,
         TrialState.COMPLETE,
     ]
+
+
+def not_for_ever(polls=200):
+    """An `on_standing` that ends a worker which waits in vain."""
+    left = iter(range(polls))
+    return lambda standing: next(left)
 
 
 def lost(study, worker):
@@ -301,8 +306,7 @@ def lost(study, worker):
 def test_a_worker_lost_elsewhere_is_replaced_when_its_heart_has_not_beaten_for_long(tmp_path, worker):
     study = opened(tmp_path, grace=2)
     lost(study, worker)
-    assert Worker(study, POINTS, score, wait=False, grace=2).run() == 4
-    assert Worker(study, POINTS, score, poll=0.1, grace=2).run() == 1
+    assert Worker(study, POINTS, score, poll=0.1, grace=2, on_standing=not_for_ever()).run() == 5
     assert completed(study) == expected()
 
 
@@ -311,7 +315,7 @@ def test_a_claim_without_name_or_heartbeat_is_taken_back(tmp_path):
     enqueue(study, POINTS[:1])
     trial = study.get_trials()[0]
     assert study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-    assert Worker(study, POINTS, score, poll=0.05, grace=0.3).run() == 5
+    assert Worker(study, POINTS, score, poll=0.05, grace=0.3, on_standing=not_for_ever()).run() == 5
     assert completed(study) == expected()
 
 
