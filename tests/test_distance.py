@@ -60,6 +60,9 @@ def test_distances_whose_value_is_known():
     # Attention on oneself alone reaches nowhere.
     sharp = 100 * torch.eye(5)
     assert attention_distance(sharp, sharp, (1, 5)).tolist() == pytest.approx([0.0] * 5)
+    # Where rounding of squared distances would show.
+    sharp = 200 * torch.eye(37 * 37)
+    assert attention_distance(sharp, sharp, (37, 37), 1.0, 0.1).abs().max() == 0
 
 
 def test_tokens_that_are_not_the_patches_of_the_grid_are_refused():

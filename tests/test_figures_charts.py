@@ -67,6 +67,17 @@ def test_every_block_of_every_order_has_its_map_on_one_scale():
     for place, (order, block) in enumerate(itertools.product(ORDERS, range(12)), 1):
         expected = colours((entropy[order][block] - low) / (high - low))[..., :3]
         assert pictures[place].reshape(4, 16, 4, 16, 3).mean((1, 3)) == pytest.approx(expected, abs=1e-6)
+    boxes = [axes.get_position() for axes in figure.axes if axes.images]
+    captions = [text for text in figure.texts if text.get_text().startswith("block")]
+    for place, caption in enumerate(captions, 1):
+        x, y = caption.get_position()
+        assert caption.get_text() == f"block {(place - 1) % 12}"
+        assert x == pytest.approx((boxes[place].x0 + boxes[place].x1) / 2)
+        assert 0 < (boxes[place].y0 - y) * figure.get_figheight() < 0.1  # inches below its picture
+    # In reading order, six to a row.
+    assert [(-round(box.y0, 6), round(box.x0, 6)) for box in boxes[1:]] == sorted(
+        (-round(box.y0, 6), round(box.x0, 6)) for box in boxes[1:]
+    )
     bar = next(axes for axes in figure.axes if not axes.images)
     assert bar.get_ylim() == pytest.approx((low, high))
     assert bar.get_ylabel() == "entropy (nats)"

@@ -51,7 +51,7 @@ def attention_distance(
     for start in range(0, height * width, rows):
         some = slice(start, start + rows)
         weights = attention_logits(q[..., some, :], k, factor).softmax(-1)
-        # Not by matrix products, whose rounding would move the patches by hundredths.
+        # Not by matrix products, which round where the patch size is no integer.
         distances = torch.cdist(centres[some], centres, compute_mode="donot_use_mm_for_euclid_dist")
         parts.append((weights * distances).sum(-1))
     return torch.cat(parts, dim=-1)
