@@ -213,8 +213,8 @@ def test_entropies_share_a_colour_scale_and_others_have_their_own(explorer: Expl
     assert a == b == scale_limits([-low.importance, -high.importance])
     assert c != a
     assert other.importance.min() <= -c[1] < -c[0] <= other.importance.max()
-    assert "entropy in nats" in panels.panel(explorer.crop("m", "one"), low, a)
-    assert "attention in %" in panels.panel(explorer.crop("m", "one"), other, c)
+    assert "nats of entropy" in panels.panel(explorer.crop("m", "one"), low, a)
+    assert "% of class attention" in panels.panel(explorer.crop("m", "one"), other, c)
 
 
 def test_blue_is_kept_first(explorer: Explorer) -> None:
@@ -244,7 +244,7 @@ def test_the_table_compares(explorer: Explorer) -> None:
     assert dense[:3] == ["Dense", "36", f"{seen[0].dense_gflops:.2f}"]
     assert dense[4] == "100"
     saved = 100 * (1 - seen[0].gflops / seen[0].dense_gflops)
-    assert renyi == ["Rényi, order 2", "36 → 18 → 9 → 5", f"{seen[0].gflops:.2f}", f"−{saved:.0f} %", "50", "2.00×"]
+    assert renyi == ["Rényi, order 2", "36 → 18 → 9 → 5", f"{seen[0].gflops:.2f}", f"−{saved:.0f} %", "50", "2.00"]
     assert evit[4] == "measuring …"
     times = panels.comparison(seen, [Latency(50.0, 100.0), Latency(60.0, 140.0)])
     assert "<td>100–140</td>" in times

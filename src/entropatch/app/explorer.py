@@ -97,7 +97,7 @@ class Explorer:
     does not allow pass through every method; what was there before stays.
     """
 
-    def __init__(self, load: Load, photographs: dict[str, Image.Image], *, repeats: int = 5):
+    def __init__(self, load: Load, photographs: dict[str, Image.Image], *, repeats: int = 3):
         self.photographs = dict(photographs)
         self.repeats = repeats
         self._lock = threading.RLock()

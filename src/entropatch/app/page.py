@@ -110,21 +110,20 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
     with gr.Blocks(title="entropatch", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         picture = gr.State(names[0])
         with gr.Row():
-            with gr.Column(scale=1, min_width=230):
-                upload = gr.File(label="Drop an image, or click", height=110, elem_id="ep-upload")
+            with gr.Column(scale=1, min_width=270):
+                upload = gr.File(label="Drop an image, or click", show_label=False, height=132, elem_id="ep-upload")
                 gallery = gr.Gallery(
                     [(image.copy(), name) for name, image in explorer.photographs.items()],
                     columns=3,
-                    height="auto",
                     object_fit="cover",
                     allow_preview=False,
                     interactive=False,
                     buttons=[],
-                    label="Photographs",
+                    show_label=False,
                     elem_id="ep-photographs",
                 )
                 model = gr.Dropdown(models, value=models[0], allow_custom_value=True, label="Model", elem_id="ep-model")
-                rate = gr.Slider(0.1, 1.0, value=0.7, step=0.05, label="Keep rate of each stage", elem_id="ep-rate")
+                rate = gr.Slider(0.1, 1.0, value=0.7, step=0.05, label="Keep rate", elem_id="ep-rate")
                 crop = gr.HTML(elem_id="ep-crop")
             with gr.Column(scale=4):
                 table = gr.HTML(elem_id="ep-comparison")
@@ -152,18 +151,20 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
 def _side(gr: Any, number: int, criterion: str) -> tuple[Any, Any, Any]:
     """Criterion, order and panel of one side."""
     with gr.Column(min_width=320):
-        menu = gr.Dropdown(list(CRITERIA), value=criterion, label="Criterion", elem_id=f"ep-criterion-{number}")
-        order = gr.Slider(
-            0,
-            len(ORDERS) - 1,
-            value=ORDERS.index(2.0),
-            step=1,
-            label="Order of the entropy",
-            visible=criterion == RENYI,
-            elem_id=f"ep-order-{number}",
-            elem_classes="ep-order",
-        )
-        marks = gr.HTML(_marks(), visible=criterion == RENYI)
+        with gr.Group(elem_classes="ep-controls"):
+            menu = gr.Dropdown(list(CRITERIA), value=criterion, label="Criterion", elem_id=f"ep-criterion-{number}")
+            order = gr.Slider(
+                0,
+                len(ORDERS) - 1,
+                value=ORDERS.index(2.0),
+                step=1,
+                label="Order of the entropy",
+                visible=criterion == RENYI,
+                elem_id=f"ep-order-{number}",
+                elem_classes="ep-order",
+                buttons=[],
+            )
+            marks = gr.HTML(_marks(), visible=criterion == RENYI)
         shown = gr.HTML(elem_id=f"ep-panel-{number}")
         menu.change(
             lambda chosen: [gr.update(visible=chosen == RENYI)] * 2,

@@ -55,9 +55,9 @@ def comparison(seen: Sequence[Seen], latencies: Sequence[Latency | None]) -> str
         saved = f"−{100 * (1 - one.gflops / one.dense_gflops):.0f} %"
         time, ratio = "measuring …", ""
         if latency is not None:
-            time, ratio = f"{latency.pruned_ms:.0f}", f"{latency.dense_ms / latency.pruned_ms:.2f}×"
+            time, ratio = f"{latency.pruned_ms:.0f}", f"{latency.dense_ms / latency.pruned_ms:.2f}"
         rows.append(_row("td", [one.method.label, tokens, f"{one.gflops:.2f}", saved, time, ratio]))
-    head = _row("th", ["", "patch tokens", "GFLOPs", "of dense", "ms per image", "as fast as dense"])
+    head = _row("th", ["", "patch tokens", "GFLOPs", "saved", "ms per image", "× dense"])
     return f'<table class="ep-table"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
 
 
@@ -80,7 +80,7 @@ def _picture(pixels: np.ndarray, what: str, caption: str) -> str:
 
 
 def _count(kept: np.ndarray, fused: int) -> str:
-    return f"{kept.sum()} of {kept.size} patches" + (f" + {fused} fused" if fused else "")
+    return f"{kept.sum()} of {kept.size}" + (f" + {fused} fused" if fused else " patches")
 
 
 def _bar(seen: Seen, limits: tuple[float, float]) -> str:
@@ -89,14 +89,14 @@ def _bar(seen: Seen, limits: tuple[float, float]) -> str:
     grey = np.full((BAR_HEIGHT, BAR_STEPS, 3), 128, np.uint8)
     colours = heat(grey, np.linspace(low, high, BAR_STEPS)[None], limits)
     if seen.method.order is not None:
-        ends, unit = (f"{low:.2f}", f"{high:.2f}"), "entropy in nats"
+        ends, unit = (f"{low:.2f}", f"{high:.2f}"), "nats of entropy"
     elif seen.method.criterion.needs_class_token:
-        ends, unit = (f"{-100 * low:.2f}", f"{-100 * high:.2f}"), "class token's attention in %"
+        ends, unit = (f"{-100 * low:.2f}", f"{-100 * high:.2f}"), "% of class attention"
     else:
         ends, unit = ("", ""), "random numbers"
     return (
         f'<div class="ep-bar"><span>{ends[0]}</span><img src="{data_uri(colours)}" alt="colour scale">'
-        f"<span>{ends[1]}</span><span>{unit}: blue is kept, red is dropped first</span></div>"
+        f"<span>{ends[1]}</span><span>{unit}; blue is kept first</span></div>"
     )
 
 
