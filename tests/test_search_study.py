@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +38,7 @@ COMPARED = {"scope": "training-free", "model": {"name": "test_vit"}, "data": {"n
 POINTS = [Point("dense", None, 0), *(Point(m, r, 0) for m in ("evit", "renyi-0.5") for r in (0.7, 0.3))]
 
 fork = multiprocessing.get_context("forkserver")
+fork.set_forkserver_preload(["training_case", "accelerate", "timm", "sklearn.datasets", "optuna", "entropatch.search"])
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +48,37 @@ def _quiet():
 
 
 def opened(folder, name="search", compared=COMPARED, grace=4):
-    return open_study(open_storage(sqlite_address(folder / "search.db"), 1, grace), name, compared, {})
+    server = folder / "server.txt"
+    address = server.read_text() if server.exists() else sqlite_address(folder / "search.db")
+    return open_study(open_storage(address, 1, grace), name, compared, {})
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def folder(request, tmp_path):
+    """A folder for the files of a test; the study is in a file there, or on a PostgreSQL server that is started."""
+    if request.param == "sqlite":
+        yield tmp_path
+        return
+    pytest.importorskip("psycopg", reason="no driver for PostgreSQL is installed")
+    if shutil.which("initdb") is None or shutil.which("postgres") is None:
+        pytest.skip("no PostgreSQL server is installed")
+    # The server refuses to run as root, and to share its folder with others.
+    user = "postgres" if os.geteuid() == 0 else None
+    home = tempfile.mkdtemp(prefix="entropatch-")  # a socket's path must be short
+    try:
+        shutil.chown(home, user) if user else None
+        quietly = {"user": user, "cwd": home, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(["initdb", "-D", f"{home}/data", "-U", "me", "--auth=trust", "-N"], check=True, **quietly)
+        server = subprocess.Popen(["postgres", "-D", f"{home}/data", "-k", home, "-h", "", "-F"], **quietly)
+        while not Path(home, ".s.PGSQL.5432").exists():
+            assert server.poll() is None
+            time.sleep(0.05)
+        (tmp_path / "server.txt").write_text(f"postgresql+psycopg://me@/postgres?host={home}")
+        yield tmp_path
+        server.send_signal(signal.SIGINT)  # ends the connections that are still open
+        server.wait()
+    finally:
+        shutil.rmtree(home)
 
 
 def score(point):
@@ -225,17 +259,17 @@ def work(folder, seconds=0.0, grace=600):
         Worker(opened(folder, grace=grace), POINTS, logged(folder, seconds), poll=0.05, grace=grace).run()
 
 
-def test_workers_that_start_at_the_same_moment_share_the_work(tmp_path):
+def test_workers_that_start_at_the_same_moment_share_the_work(folder):
     # Nothing is there yet: they also race for the tables, the study and the queue.
-    processes = [fork.Process(target=work, args=(tmp_path, 0.15)) for _ in range(3)]
+    processes = [fork.Process(target=work, args=(folder, 0.15)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    assert sorted(name for name, _ in tried(tmp_path)) == sorted(point.name for point in POINTS)
-    assert len({worker for _, worker in tried(tmp_path)}) > 1
-    assert completed(opened(tmp_path)) == expected()
+    assert sorted(name for name, _ in tried(folder)) == sorted(point.name for point in POINTS)
+    assert len({worker for _, worker in tried(folder)}) > 1
+    assert completed(opened(folder)) == expected()
 
 
 def claim(folder, barrier, found):
@@ -248,11 +282,11 @@ def claim(folder, barrier, found):
             found.put((trial.number, storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)))
 
 
-def test_two_workers_never_claim_one_trial(tmp_path):
+def test_two_workers_never_claim_one_trial(folder):
     points = [Point("evit", 0.7, seed) for seed in range(12)]
-    enqueue(opened(tmp_path), points)
+    enqueue(opened(folder), points)
     barrier, found = fork.Barrier(2), fork.Queue()
-    processes = [fork.Process(target=claim, args=(tmp_path, barrier, found)) for _ in range(2)]
+    processes = [fork.Process(target=claim, args=(folder, barrier, found)) for _ in range(2)]
     for process in processes:
         process.start()
     claims = [found.get(timeout=30) for _ in range(2 * len(points))]
@@ -262,19 +296,19 @@ def test_two_workers_never_claim_one_trial(tmp_path):
     assert sorted(won) == list(range(len(points)))
 
 
-def test_a_worker_killed_in_the_middle_is_replaced_at_once_on_its_machine(tmp_path):
-    process = fork.Process(target=work, args=(tmp_path, 30.0, 10_000))
+def test_a_worker_killed_in_the_middle_is_replaced_at_once_on_its_machine(folder):
+    process = fork.Process(target=work, args=(folder, 30.0, 10_000))
     process.start()
-    while not (tmp_path / "tried.txt").exists():
+    while not (folder / "tried.txt").exists():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     # A worker that waits for nobody does all that is left, so it knew at once.
-    assert Worker(opened(tmp_path, grace=10_000), POINTS, logged(tmp_path), wait=False).run() == 5
-    names = [name for name, _ in tried(tmp_path)]
+    assert Worker(opened(folder, grace=10_000), POINTS, logged(folder), wait=False).run() == 5
+    names = [name for name, _ in tried(folder)]
     assert names.count(POINTS[0].name) == 2
     assert sorted(names[1:]) == sorted(point.name for point in POINTS)
-    study = opened(tmp_path)
+    study = opened(folder)
     assert completed(study) == expected()
     assert [trial.state for trial in trials_by_point(study.get_trials())[POINTS[0]]] == [
         TrialState.FAIL,
@@ -303,8 +337,8 @@ def lost(study, worker):
 
 
 @pytest.mark.parametrize("worker", [{"host": "b", "machine": "another", "pid": 1, "started": 1}, None])
-def test_a_worker_lost_elsewhere_is_replaced_when_its_heart_has_not_beaten_for_long(tmp_path, worker):
-    study = opened(tmp_path, grace=2)
+def test_a_worker_lost_elsewhere_is_replaced_when_its_heart_has_not_beaten_for_long(folder, worker):
+    study = opened(folder, grace=2)
     lost(study, worker)
     assert Worker(study, POINTS, score, poll=0.1, grace=2, on_standing=not_for_ever()).run() == 5
     assert completed(study) == expected()
