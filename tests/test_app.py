@@ -130,11 +130,11 @@ def test_times_are_measured_once_per_setting_in_turns_with_the_dense_model(explo
     assert explorer.known_latency("m", settings[0]) is None
     with counted_passes() as passes:
         first = explorer.latency("m", settings)
-        assert passes == [36, 7, 5] * 2  # dense, EViT with its fused tokens, Rényi; two repeats
+        assert passes == [36, 7, 5] * 3  # dense, EViT with its fused tokens, Rényi; a warm-up and two repeats
         assert explorer.latency("m", [settings[1], settings[0]]) == first[::-1]
-        assert len(passes) == 6
+        assert len(passes) == 9
         explorer.latency("m", [settings[0], Setting("renyi-2", 0.3)])
-        assert passes[6:] == [36, 2] * 2
+        assert passes[9:] == [36, 2] * 3
     assert explorer.known_latency("m", settings[0]) == first[0]
     assert explorer.known_latency("other", settings[0]) is None
     assert all(one.pruned_ms > 0 and one.dense_ms > 0 for one in first)

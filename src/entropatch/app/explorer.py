@@ -97,7 +97,7 @@ class Explorer:
     does not allow pass through every method; what was there before stays.
     """
 
-    def __init__(self, load: Load, photographs: dict[str, Image.Image], *, repeats: int = 3):
+    def __init__(self, load: Load, photographs: dict[str, Image.Image], *, repeats: int = 5):
         self.photographs = dict(photographs)
         self.repeats = repeats
         self._lock = threading.RLock()
@@ -146,7 +146,7 @@ class Explorer:
                 images = self._images(model, None)
                 models = [loaded.dense, *loaded.pruned([setting.config() for setting in new])]
                 runs = {str(i): (lambda module=module: module(images)) for i, module in enumerate(models)}
-                dense, *times = time_interleaved(runs, 1, repeats=self.repeats, warmup=0).values()
+                dense, *times = time_interleaved(runs, 1, repeats=self.repeats, warmup=1).values()
                 for setting, timing in zip(new, times, strict=True):
                     self._latencies[model, setting] = Latency(timing.p50_ms, dense.p50_ms)
             return [self._latencies[model, setting] for setting in settings]
