@@ -272,3 +272,11 @@ def test_private_criteria_are_not_offered() -> None:
     with pytest.raises(ValueError, match="ClassAttention") as error:
         Criterion.from_dict({"name": "?"})
     assert "_Hidden" not in str(error.value)
+
+
+def test_a_criterion_must_not_take_the_name_of_one_of_ours():
+    with pytest.raises(TypeError, match="must not be called Renyi, as entropatch's own"):
+        type("Renyi", (Criterion,), {"__module__": "elsewhere"})
+    assert Criterion.from_dict({"name": "Renyi", "order": 2.0}) == Renyi(2.0)
+    for _ in range(2):  # a notebook's cell runs again
+        type("Repeated", (Criterion,), {"__module__": "elsewhere"})

@@ -13,6 +13,7 @@ from entropatch.data import DataError, open_data
 from entropatch.data.fashion_mnist import DEBIAN, read_idx
 from entropatch.data.imagenet100 import class_ids
 from entropatch.data.photos import SPECKS, GarmentsOnPhotographs
+from entropatch.images import ImageError
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -414,6 +415,21 @@ def test_hugging_face_labels_that_are_words_are_numbered(tmp_path):
     assert data.classes == ("cat", "dog", "eel")
     assert [data.train.label(i) for i in range(3)] == [1, 0, 2]
     assert data.test.label(0) == 1
+
+
+def test_hugging_face_images_are_read_by_the_rules_of_files(tmp_path):
+    root, picture = tmp_path / "set", tmp_path / "clear.png"
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(picture)
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
+    root.mkdir()
+    for split in ("train", "test"):
+        rows = {"image": [picture.read_bytes(), b"torn"], "label": [0, 0]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(root / f"{split}-00000-of-00001.parquet")
+    train = open_data(f"hf:{root}", tmp_path / "cache").train
+    assert train.image(0).getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(ImageError, match="train, row 1: not an image file"):
+        train.image(1)
 
 
 def test_hugging_face_split_with_hidden_labels_is_refused(tmp_path):

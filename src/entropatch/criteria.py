@@ -35,6 +35,10 @@ class Criterion(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        known = Criterion._known.get(cls.__name__)
+        # A class may be defined anew, as notebooks do; but a saved config that names one of ours must stay ours.
+        if known is not None and known.__module__ == __name__ != cls.__module__:
+            raise TypeError(f"a criterion must not be called {cls.__name__}, as entropatch's own; choose another name.")
         Criterion._known[cls.__name__] = cls
 
     @abstractmethod

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -54,20 +55,33 @@ def read_image(path: str | Path) -> tuple[Image.Image, list[str]]:
     """
     path = Path(path)
     _check_file(path)
+    return _read(path, printable(path))
+
+
+def image_from_bytes(content: bytes, name: str) -> Image.Image:
+    """The picture in an image file's bytes as RGB, by the rules of `read_image`.
+
+    Raises:
+        ImageError: not a picture, damaged, or too large; the message begins with `name`.
+    """
+    return _read(io.BytesIO(content), name)[0]
+
+
+def _read(file: Path | IO[bytes], name: str) -> tuple[Image.Image, list[str]]:
     try:
         with warnings.catch_warnings():
             # Pillow warns of sizes that are refused below, and of damaged metadata, which the pixels do not depend on.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 return _decode(image)
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{printable(path)}: not an image file that Pillow can read.") from None
+        raise ImageError(f"{name}: not an image file that Pillow can read.") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{printable(path)}: too large: {_one_line(error)}") from error
+        raise ImageError(f"{name}: too large: {_one_line(error)}") from error
     except MemoryError as error:
-        raise ImageError(f"{printable(path)}: too large for the memory of this machine.") from error
+        raise ImageError(f"{name}: too large for the memory of this machine.") from error
     except Exception as error:  # Pillow's decoders let through whatever a damaged file provokes
-        raise ImageError(f"{printable(path)}: cannot be read as an image: {_one_line(error)}") from error
+        raise ImageError(f"{name}: cannot be read as an image: {_one_line(error)}") from error
 
 
 def cropped(image: Image.Image, model: nn.Module) -> Image.Image:

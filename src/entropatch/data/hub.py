@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -33,17 +32,14 @@ class HubImages(LabelledImages):
         return f"{self.split}, row {index}"
 
     def image(self, index: int) -> Image.Image:
-        from entropatch.images import ImageError, load_image
+        from entropatch.images import ImageError, image_from_bytes, load_image
 
         cell = self.rows[index][self.column]
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise ImageError(f"{self.name(index)}: no image.")
         if cell["bytes"] is None:
             return load_image(cell["path"])
-        try:
-            return Image.open(io.BytesIO(cell["bytes"])).convert("RGB")
-        except Exception as error:  # Pillow's decoders let through whatever damaged bytes provoke
-            raise ImageError(f"{self.name(index)}: cannot be read as an image: {error}") from error
+        return image_from_bytes(cell["bytes"], self.name(index))
 
 
 def open_hub(
