@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from entropatch.cli import app
-
-T = TypeVar("T")
+from entropatch.cli.options import entries
+from entropatch.cli.terminal import fail, progress_bar
 
 
 @app.command()
@@ -51,9 +47,9 @@ def bench(
     try:
         settings = BenchSettings(
             model=model,
-            methods=_entries(methods, str, "--methods"),
-            keep_rates=_entries(keep_rates, float, "--keep-rates"),
-            batch_sizes=_entries(batch_sizes, int, "--batch-sizes"),
+            methods=entries(methods, str, "--methods"),
+            keep_rates=entries(keep_rates, float, "--keep-rates"),
+            batch_sizes=entries(batch_sizes, int, "--batch-sizes"),
             image_size=image_size,
             dtype=dtype,
             amp=amp,
@@ -68,41 +64,22 @@ def bench(
         if Path(name).name != name:
             raise ValueError(f"--name is a file name without folders, but got {name!r}; use --output for the folder.")
     except ValueError as error:
-        _fail(str(error), 2)
+        fail("bench", error, 2)
     try:
-        with _progress(settings.steps()) as step:
+        with progress_bar("measuring", settings.steps()) as step:
             result = run_bench(settings, step)
         shown = bench_table(result.records)
         title = f"{settings.model} at {settings.image_size} px on {result.about['hardware']}"
         paths = write_records(result.records, output, name, title=title, about=result.about, table=shown)
     except (ImportError, ValueError, OSError) as error:
-        _fail(str(error), 1)
+        fail("bench", error, 1)
     typer.echo(shown)
     if table is not None:
         typer.echo(table_3(result.records))
     typer.echo("Written: " + ", ".join(str(path) for path in paths))
     if result.failed:
-        _fail(f"{len(result.failed)} of {len(result.records)} rows could not be measured; their notes say why.", 1)
-
-
-def _entries(text: str, kind: Callable[[str], T], option: str) -> tuple[T, ...]:
-    """The values between commas."""
-    try:
-        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ValueError(f"{option} takes numbers with commas between, but got {text!r}.") from None
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on the error stream, as the function that moves it by one."""
-    console = Console(stderr=True)
-    columns = (TextColumn("measuring"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=steps)
-        yield lambda: progress.advance(task)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(f"entropatch bench: {message}", err=True)
-    raise typer.Exit(status)
+        fail(
+            "bench",
+            f"{len(result.failed)} of {len(result.records)} rows could not be measured; their notes say why.",
+            1,
+        )

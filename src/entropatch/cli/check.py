@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from entropatch.cli import app
 from entropatch.cli.options import entries, pairs
+from entropatch.cli.terminal import fail, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +72,7 @@ def check(
             images, masks, mask_level, alpha, data, root, pairs(data_option or [], "--data-option"), limit
         )
         network, about = _network(model, weights, image_size, device)
-        with _progress(count) as step:
+        with progress_bar("checking", count) as step:
             result = check_foreground(network, found, wanted, blocks=places, on_image=step)
         table = foreground_table(result)
         typer.echo(table)
@@ -88,7 +86,7 @@ def check(
             paths = write_records(result.records, output, "check", title=title, about=facts, table=table)
             typer.echo("Written: " + ", ".join(str(path) for path in paths))
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
-        _fail(error)
+        fail("check", error, 2)
 
 
 def foreground_table(result: ForegroundCheck) -> str:
@@ -174,18 +172,3 @@ def _network(
     )
     name = str(getattr(network, "pretrained_cfg", {}).get("architecture", type(network).__name__))
     return network.to(device), {"model": name, "weights": source}
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on the error stream where that is a terminal, as the function that moves it by one."""
-    console = Console(stderr=True)
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)
-
-
-def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"entropatch check: {error}", err=True)
-    raise typer.Exit(2)

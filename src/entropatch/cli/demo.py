@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from entropatch.cli import app
+from entropatch.cli.terminal import fail
 
 if TYPE_CHECKING:
     from entropatch.demo import DemoResult
@@ -43,12 +44,12 @@ def demo(
         if keep_rates is not None:
             settings = replace(settings, keep_rates=_numbers(keep_rates))
     except ValueError as error:
-        _fail(error, 2)
+        fail("demo", error, 2)
     try:
         with _progress(console) as on_step:
             result = run_demo(output, settings, on_message=_printer(console), on_step=on_step)
     except (ImportError, OSError, WeightsError) as error:
-        _fail(error, 1)
+        fail("demo", error, 1)
     _show(result, quick)
 
 
@@ -102,8 +103,3 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise ValueError(f"--keep-rates takes numbers with commas between, but got {text!r}.") from None
-
-
-def _fail(error: Exception, status: int) -> NoReturn:
-    typer.echo(f"entropatch demo: {' '.join(str(error).split())}", err=True)
-    raise typer.Exit(status)

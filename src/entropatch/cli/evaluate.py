@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from entropatch.cli import app
 from entropatch.cli.options import data_of, entries, model_spec, pairs, weights_about
+from entropatch.cli.terminal import fail, progress_bar
 
 if TYPE_CHECKING:
     from entropatch.config import PruneConfig
@@ -65,7 +62,7 @@ def evaluate(
         settings = _settings(methods, keep_rates, blocks, config or [], about.get("prune"))
         speed = Speed(speed_batch_size, repeats) if speed_batch_size else None
         built = spec.build(None, size, strict=True)
-        with _progress(count_steps(opened, len(settings), batch_size, speed)) as step:
+        with progress_bar("evaluating", count_steps(opened, len(settings), batch_size, speed)) as step:
             records = run(
                 built,
                 opened,
@@ -79,7 +76,7 @@ def evaluate(
                 on_step=step,
             )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
-        _fail(error)
+        fail("evaluate", error, 1)
     shown = markdown_table(*_table(records))
     typer.echo(shown)
     if records[0]["damaged"]:
@@ -128,18 +125,3 @@ def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
         return f"{record[key]:.{digits[key]}f}" if key in digits else record[key]
 
     return [columns[key] for key in shown], [[cell(record, key) for key in shown] for record in records]
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on the error stream, as the function that moves it by one."""
-    console = Console(stderr=True)
-    columns = (TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=steps)
-        yield lambda: progress.advance(task)
-
-
-def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"entropatch evaluate: {error}", err=True)
-    raise typer.Exit(1)

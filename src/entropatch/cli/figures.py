@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from entropatch.cli import app
 from entropatch.cli.options import entries
+from entropatch.cli.terminal import fail, progress_bar
 
 if TYPE_CHECKING:
     from entropatch.gallery import Gallery, GallerySettings
@@ -90,7 +89,7 @@ def figures(
             files = image_files(images)
             gallery, facts = _gallery(model, weights, image_size, settings, methods is not None, device, output, say)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
-        _fail(error, 2)
+        fail("figures", error, 2)
     written, failed = 0, 0
     try:
         if points:
@@ -103,7 +102,7 @@ def figures(
             if failed < len(files):
                 written += len(gallery.finish(facts))
     except (ImportError, ValueError, OSError) as error:
-        _fail(error, 1)
+        fail("figures", error, 1)
     typer.echo(f"{written} files written to {output.resolve()}")
     if failed:
         raise typer.Exit(1)
@@ -159,7 +158,7 @@ def _draw(gallery: Gallery, files: Sequence[Path], pictures: int | None, say: Ca
     from entropatch.images import ImageError, printable, read_image
 
     written, failed = 0, 0
-    with _progress(len(files)) as step:
+    with progress_bar("drawing", len(files)) as step:
         for number, path in enumerate(files):
             try:
                 image, remarks = read_image(path)
@@ -172,18 +171,3 @@ def _draw(gallery: Gallery, files: Sequence[Path], pictures: int | None, say: Ca
                 failed += 1
             step()
     return written, failed
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on the error stream where that is a terminal, as the function that moves it by one."""
-    console = Console(stderr=True)
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)
-
-
-def _fail(error: Exception, status: int) -> NoReturn:
-    typer.echo(f"entropatch figures: {error}", err=True)
-    raise typer.Exit(status)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from entropatch.cli import app
 from entropatch.cli.options import entries, pairs, pruning, recipe_of
+from entropatch.cli.terminal import fail
 
 if TYPE_CHECKING:
     from entropatch.data import DataSet
@@ -91,7 +92,7 @@ def finetune(
         arguments = pairs(model_arg or [], "--model-arg")
         spec = ModelSpec(model, None if weights == "none" else weights, drop_path, arguments)
     except (ImportError, TypeError, ValueError, OSError) as error:
-        _fail(error, 2)
+        fail("finetune", error, 2)
     try:
         outcomes = [
             _run(
@@ -108,7 +109,7 @@ def finetune(
         ]
         _report(outcomes, numbers, output, {"model": model, "data": data, "method": method, "keep_rate": keep_rate})
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
-        _fail(error, 1)
+        fail("finetune", error, 1)
 
 
 def _show_recipe(settings: Recipe) -> None:
@@ -206,8 +207,3 @@ def _report(outcomes: list[Outcome], seeds: tuple[int, ...], output: Path, about
             f"{summary['top1_best']:.2f} %; top-5 {summary['top5_mean']:.2f} ± {summary['top5_std']:.2f} %, best "
             f"{summary['top5_best']:.2f} %"
         )
-
-
-def _fail(error: Exception, status: int) -> NoReturn:
-    typer.echo(f"entropatch finetune: {error}", err=True)
-    raise typer.Exit(status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from entropatch.cli import app
 from entropatch.cli.options import data_of, entries, model_spec, pairs, recipe_of, weights_about
+from entropatch.cli.terminal import fail
 
 if TYPE_CHECKING:
     from entropatch.search import Standing
@@ -125,7 +126,7 @@ def search(
         options = pairs(data_option or [], "--data-option")
         opened = data_of(about, data, root, download, test_limit, options, train_limit)
     except (ImportError, TypeError, ValueError, OSError) as error:
-        _fail(error, 2)
+        fail("search", error, 2)
     try:
         with _progress() as (text, standing):
             found = searching.search(
@@ -141,12 +142,12 @@ def search(
                 on_standing=standing,
             )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
-        _fail(error, 1)
+        fail("search", error, 1)
     _show(output, found.files)
     now = found.standing
     typer.echo(f"{now.finished} of {now.settings} settings are finished; {found.tried} were tried here.")
     if now.given_up:
-        _fail(f"{now.given_up} settings failed and were given up; {output / 'search.md'} says why.", 1)
+        fail("search", f"{now.given_up} settings failed and were given up; {output / 'search.md'} says why.", 1)
 
 
 def _recipe(scope: str, name: str, changes: dict[str, Any], about: dict[str, Any]) -> Recipe:
@@ -195,8 +196,3 @@ def _progress() -> Iterator[tuple[Callable[[str], None], Callable[[Standing], No
             progress.update(task, total=now.settings, completed=now.finished)
 
         yield text, standing
-
-
-def _fail(error: Exception | str, status: int) -> NoReturn:
-    typer.echo(f"entropatch search: {error}", err=True)
-    raise typer.Exit(status)

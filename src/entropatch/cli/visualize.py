@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from entropatch.cli import app
+from entropatch.cli.terminal import fail, progress_bar
 
 DEFAULT_METHODS = ("evit", "shannon")
 DEFAULT_ORDERS = ("2",)
@@ -64,10 +63,10 @@ def visualize(
     try:
         names = method_names(_entries(method or DEFAULT_METHODS), _entries(order or DEFAULT_ORDERS), keep_rate)
     except ValueError as error:
-        _fail(error, 2)
+        fail("visualize", error, 2)
     drawer = _prepare(model, weights, image_size, names, method is not None, keep_rate, output, svg, say)
     failed = 0
-    with _progress(console, len(images)) as step:
+    with progress_bar("drawing", len(images), console) as step:
         for path in images:
             failed += not drawer.draw(path)
             step()
@@ -174,9 +173,9 @@ def _prepare(
         network, source = load_model(model, weights=weights, image_size=image_size, on_message=say)
         names = _possible(network, names, insist, say)
     except (ImportError, WeightsError) as error:
-        _fail(error, 1)
+        fail("visualize", error, 1)
     except (ValueError, OSError) as error:
-        _fail(error, 2)
+        fail("visualize", error, 2)
     say(f"weights: {source}")
     return _Drawer(network, names, keep_rate, output, (".png", ".svg") if svg else (".png",), say)
 
@@ -214,17 +213,3 @@ def _entries(values: Sequence[str]) -> list[str]:
 def _drawable(name: str) -> str:
     """A file name as a figure can draw it: bytes that are no text become question marks."""
     return name.encode("utf-8", "replace").decode("utf-8")
-
-
-@contextmanager
-def _progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on the error stream where that is a terminal, as the function that moves it by one."""
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)
-
-
-def _fail(error: Exception, status: int) -> NoReturn:
-    typer.echo(f"entropatch visualize: {error}", err=True)
-    raise typer.Exit(status)
