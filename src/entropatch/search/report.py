@@ -351,7 +351,7 @@ def _write_plots(
     ]
     notes = {
         "gflops": "",
-        "images_per_second": f"Images/s: ratio to the dense model timed in turns, times {dense:.1f}.",
+        "images_per_second": f"Images/s: ratio to the dense model timed in turns, times its median of {dense:.1f}.",
     }
     paths = []
     for x, name in (("gflops", "pareto-gflops"), ("images_per_second", "pareto-speed")):
