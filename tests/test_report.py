@@ -189,6 +189,32 @@ def test_seeds_are_one_run_with_mean_and_spread(tmp_path: Path) -> None:
     assert (run.title, run.settings["seed"]) == ("test_vit on digits, dense", "0, 1, 10")
 
 
+def test_a_check_is_a_table_of_scores_and_blocks_under_its_verdict(tmp_path: Path) -> None:
+    head = {"images": 6}
+    records: list[dict[str, Any]] = [
+        {"score": name, "label": label, "block": block, "auroc": value, "standard_error": 0.1, **head}
+        for name, label, values in (("shannon", "Shannon", (0.71, 0.8)), ("evit", "EViT", (0.6, 0.5)))
+        for block, value in enumerate(values)
+    ]
+    records.append({"score": "pixels", "label": "Pixels", "block": None, "auroc": 0.55, "standard_error": 0.2, **head})
+    write_records(records, tmp_path, "check", title="Foreground", about={"verdict": "do not trust it"})
+    run = read_run(tmp_path)
+    assert (run.kind, run.title, run.findings) == ("check", "Foreground", ("do not trust it",))
+    assert run.tables[0].columns == ("", "block 0", "block 1", "all")
+    assert run.tables[0].rows == (
+        ("Shannon", "0.71 ± 0.10", "0.80 ± 0.10", ""),
+        ("EViT", "0.60 ± 0.10", "0.50 ± 0.10", ""),
+        ("Pixels", "", "", "0.55 ± 0.20"),
+    )
+
+
+def test_long_tables_are_folded_away_and_complete(tmp_path: Path) -> None:
+    write_records([{"x": i} for i in range(50)], tmp_path / "long", "x")
+    page = Page(write_report([tmp_path / "long"], tmp_path / "report.html"))
+    assert page.tables[1] == [["x"], *([str(i)] for i in range(50))]
+    assert "50 records" in page.text
+
+
 def test_several_record_files_of_a_folder_stay_apart(tmp_path: Path) -> None:
     for stem, torch, seed in (("a", "2.15", 1), ("b", "2.15", 2)):
         write_records([{"x": 1}], tmp_path, stem, about={"torch": torch, "seed": seed})
@@ -199,16 +225,27 @@ def test_several_record_files_of_a_folder_stay_apart(tmp_path: Path) -> None:
 
 
 def test_values_as_they_are_read(tmp_path: Path) -> None:
-    record = {"order": float("inf"), "keep_rate": (0.9, 0.5), "top1": 71.234, "top1_std": 0.5, "auroc": 0.78915}
-    record |= {"note": "", "flag": True, "nothing": None, "lost": float("nan"), "big": 123456.7, "trial": 3}
+    record = {"order": float("inf"), "keep_rate": (0.9, 0.5), "top1": 71.234, "top1_std": 0.5, "share": 0.78915}
+    record |= {
+        "note": "",
+        "flag": True,
+        "gflops": 0.0028,
+        "p50_ms": 0.0,
+        "nothing": None,
+        "lost": float("nan"),
+        "big": 123456.7,
+        "trial": 3,
+    }
     write_records([record], tmp_path, "x")
     table = read_run(tmp_path).tables[0]
     assert dict(zip(table.columns, table.rows[0], strict=True)) == {
         "order": "∞",
         "keep rate": "0.9, 0.5",
         "top-1 %": "71.23 ± 0.50",
-        "auroc": "0.7892",
+        "share": "0.7892",
         "flag": "yes",
+        "GFLOPs": "0.0028",
+        "p50 ms": "0.0",
         "lost": "—",
         "big": "123457",
         "trial": "3",
@@ -222,10 +259,12 @@ def test_pictures_smallest_format_and_at_most_so_many(tmp_path: Path) -> None:
     small = '<svg xmlns="http://www.w3.org/2000/svg" width="72pt" height="36pt"/>'
     (folder / "a.svg").write_text(small)
     (folder / "b.svg").write_text(small + " " * 5000)
+    Image.new("RGB", (260, 130)).save(folder / "c.png", dpi=(260, 260))
+    assert read_run(folder).pictures[2].size == (130, 65)
     run = read_run(folder, most_pictures=2)
     assert [(one.name, one.media_type, one.size) for one in run.pictures] == [
-        ("a", "image/svg+xml", (96, 48)),
-        ("b", "image/png", (12, 8)),
+        ("a", "image/svg+xml", (130, 65)),
+        ("b", "image/png", (12, 8)),  # it does not say how large an inch is
     ]
     assert run.pictures_left_out == 1
     page = Page(write_report([folder], tmp_path / "report.html", most_pictures=2))

@@ -22,15 +22,17 @@ KNOWN: dict[str, tuple[str, str]] = {
     "best_top5": ("best top-5 %", ".2f"),
     "gflops": ("GFLOPs", ".2f"),
     "images_per_second": ("images/s", ".1f"),
+    "dense_images_per_second": ("dense images/s", ".1f"),
     "vs_dense": ("× dense", ".2f"),
     "vs_random": ("× random", ".3f"),
     "p50_ms": ("p50 ms", ".1f"),
     "p95_ms": ("p95 ms", ".1f"),
     "peak_memory_mib": ("peak MiB", ".1f"),
     "seconds": ("seconds", ".0f"),
+    "auroc": ("AUROC", ".2f"),
 }
 # Shown after the value it belongs to: value ± spread.
-SPREADS = {"accuracy": "accuracy_error", "top1": "top1_std", "top5": "top5_std", "auroc": "auroc_error"}
+SPREADS = {"accuracy": "accuracy_error", "top1": "top1_std", "top5": "top5_std", "auroc": "standard_error"}
 MISSING = "—"
 
 
@@ -42,6 +44,15 @@ def records_table(records: Sequence[Mapping[str, Any]], caption: str = "") -> Ta
     rows = tuple(tuple(_cell(key, record) for key in keys) for record in records)
     heads = tuple(KNOWN[key][0] if key in KNOWN else key.replace("_", " ") for key in keys)
     return make_table(caption, heads, rows)
+
+
+def pivot(records: Sequence[Mapping[str, Any]], row: str, column: str, value: str) -> Table:
+    """One row per value of `row`, one column per value of `column`; a record without the latter is of all of them."""
+    names = list(dict.fromkeys(shown(record[row]) for record in records))
+    heads = list(dict.fromkeys(_head(record, column) for record in records))
+    cells = {(shown(record[row]), _head(record, column)): _cell(value, record) for record in records}
+    rows = [[name, *(cells.get((name, head), "") for head in heads)] for name in names]
+    return make_table(KNOWN[value][0], ("", *heads), rows)
 
 
 def make_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -63,7 +74,8 @@ def shown(value: Any, spec: str = "") -> str:
     if isinstance(value, float) and math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if isinstance(value, (int, float)) and spec:
-        return format(value, spec if spec != "d" or isinstance(value, int) else "g")
+        text = format(value, spec if spec != "d" or isinstance(value, int) else "g")
+        return f"{value:.2g}" if value and not float(text) else text
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, (list, tuple)):
@@ -84,6 +96,10 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
         return {name: shown(value)}
     parts = (flat(item, f"{name}.{key}" if name else str(key)) for key, item in value.items())
     return {key: leaf for part in parts for key, leaf in part.items()}
+
+
+def _head(record: Mapping[str, Any], column: str) -> str:
+    return "all" if record.get(column) is None else f"{column} {shown(record[column])}"
 
 
 def _cell(key: str, record: Mapping[str, Any]) -> str:

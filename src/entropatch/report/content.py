@@ -27,7 +27,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file's bytes, with its media type and its size in pixels (of an SVG, in its own units; None: unsaid)."""
+    """An image file's bytes, with its media type and its size on the page in pixels (None: it does not say)."""
 
     name: str
     data: bytes

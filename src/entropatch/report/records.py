@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropatch.images import printable
-from entropatch.report.cells import flat, records_table
+from entropatch.report.cells import flat, pivot, records_table, shown
 from entropatch.report.content import ReportError, Run, load_json, reading
 from entropatch.report.pictures import choose_pictures, read_picture
 
@@ -17,13 +17,16 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bench", ("vs_random", "peak_memory_mib")),
     ("search", ("trial", "top1", "gflops")),
     ("evaluate", ("name", "top1", "damaged")),
+    ("check", ("label", "block", "auroc")),
     ("finetune", ("seed", "best_top1", "best_epoch")),
 )
 # What `entropatch.measure.environment` notes, and the packages the demo adds.
 MACHINE = ("device", "hardware", "cpu", "cores", "threads", "omp_num_threads", "omp_wait_policy", "cpu_capability")
 MACHINE += ("python", "torch", "cuda", "timm", "entropatch", "platform", "date")
 MACHINE += ("torchvision", "scikit-learn", "scikit-image", "matplotlib")
-FINDINGS = ("verdict", "finding", "findings", "recommended", "recommendation")
+# Entries that say what came out: these, and those that begin so, with their names before them.
+FINDINGS = ("verdict", "recommended")
+NAMED_FINDINGS = ("keep rate ", "Spearman")
 
 
 def read_records(path: Path) -> Run | None:
@@ -36,15 +39,16 @@ def read_records(path: Path) -> Run | None:
         raise ReportError(f"{printable(path)}: damaged: its records are not all objects.")
     maker = str(about.pop("made by", "")).removeprefix("entropatch ")
     kind = maker or kind_of(records)
-    findings = [f"{key}: {value}" if key.startswith("keep rate ") else value for key, value in about.items()]
-    told = [key.startswith("keep rate ") or key in FINDINGS for key in about]
-    settings = flat({key: about[key] for key, is_told in zip(about, told, strict=True) if not is_told})
+    findings = {key: shown(about[key]) for key in about if key in FINDINGS}
+    findings |= {key: f"{key}: {shown(about[key])}" for key in about if key.startswith(NAMED_FINDINGS)}
+    settings = flat({key: value for key, value in about.items() if key not in findings})
+    table = pivot(records, "label", "block", "auroc") if kind == "check" else records_table(records)
     return Run(
         path=path,
         kind=kind,
         title=_title(path.with_suffix(".md")) or path.stem,
-        findings=tuple(str(text) for text, is_told in zip(findings, told, strict=True) if is_told),
-        tables=(records_table(records),),
+        findings=tuple(findings.values()),
+        tables=(table,),
         settings={key.removeprefix("settings."): value for key, value in settings.items() if key not in MACHINE},
         machine={key: value for key, value in settings.items() if key in MACHINE and value != "—"},
     )
