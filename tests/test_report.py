@@ -148,7 +148,7 @@ def test_nothing_in_the_page_leads_outside_and_nothing_runs(tmp_path: Path) -> N
     assert not {"script", "iframe", "link", "object", "embed", "form", "b"} & set(page.tags)
     assert page.tags.count("img") == 3  # the two pictures and the training curve
     assert "default-src 'none'" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.tables[1][2][0] == HOSTILE  # and yet it is all there to be read
+    assert page.tables[2][2][0] == HOSTILE  # and yet it is all there to be read
     assert "<img src=x onerror=alert(1)>" in page.text
     assert any("1.5" in cell for table in page.tables for row in table for cell in row)
 
@@ -200,11 +200,11 @@ def test_a_check_is_a_table_of_scores_and_blocks_under_its_verdict(tmp_path: Pat
     write_records(records, tmp_path, "check", title="Foreground", about={"verdict": "do not trust it"})
     run = read_run(tmp_path)
     assert (run.kind, run.title, run.findings) == ("check", "Foreground", ("do not trust it",))
-    assert run.tables[0].columns == ("", "block 0", "block 1", "all")
+    assert run.tables[0].columns == ("block", "Shannon", "EViT", "Pixels")
     assert run.tables[0].rows == (
-        ("Shannon", "0.71 ± 0.10", "0.80 ± 0.10", ""),
-        ("EViT", "0.60 ± 0.10", "0.50 ± 0.10", ""),
-        ("Pixels", "", "", "0.55 ± 0.20"),
+        ("0", "0.71 ± 0.10", "0.60 ± 0.10", ""),
+        ("1", "0.80 ± 0.10", "0.50 ± 0.10", ""),
+        ("all", "", "", "0.55 ± 0.20"),
     )
 
 

@@ -47,12 +47,16 @@ def records_table(records: Sequence[Mapping[str, Any]], caption: str = "") -> Ta
 
 
 def pivot(records: Sequence[Mapping[str, Any]], row: str, column: str, value: str) -> Table:
-    """One row per value of `row`, one column per value of `column`; a record without the latter is of all of them."""
-    names = list(dict.fromkeys(shown(record[row]) for record in records))
-    heads = list(dict.fromkeys(_head(record, column) for record in records))
-    cells = {(shown(record[row]), _head(record, column)): _cell(value, record) for record in records}
-    rows = [[name, *(cells.get((name, head), "") for head in heads)] for name in names]
-    return make_table(KNOWN[value][0], ("", *heads), rows)
+    """One row per value of `row`, one column per value of `column`; a record without the former is of all of them."""
+
+    def name(record: Mapping[str, Any]) -> str:
+        return "all" if record.get(row) is None else shown(record[row])
+
+    heads = list(dict.fromkeys(shown(record[column]) for record in records))
+    cells = {(name(record), shown(record[column])): _cell(value, record) for record in records}
+    names = dict.fromkeys(place for place, _ in cells)
+    rows = [[place, *(cells.get((place, head), "") for head in heads)] for place in names]
+    return make_table(KNOWN[value][0], (row, *heads), rows)
 
 
 def make_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -96,10 +100,6 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
         return {name: shown(value)}
     parts = (flat(item, f"{name}.{key}" if name else str(key)) for key, item in value.items())
     return {key: leaf for part in parts for key, leaf in part.items()}
-
-
-def _head(record: Mapping[str, Any], column: str) -> str:
-    return "all" if record.get(column) is None else f"{column} {shown(record[column])}"
 
 
 def _cell(key: str, record: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ def read_records(path: Path) -> Run | None:
     findings = {key: shown(about[key]) for key in about if key in FINDINGS}
     findings |= {key: f"{key}: {shown(about[key])}" for key in about if key.startswith(NAMED_FINDINGS)}
     settings = flat({key: value for key, value in about.items() if key not in findings})
-    table = pivot(records, "label", "block", "auroc") if kind == "check" else records_table(records)
+    table = pivot(records, "block", "label", "auroc") if kind == "check" else records_table(records)
     return Run(
         path=path,
         kind=kind,
