@@ -248,6 +248,8 @@ def test_the_table_compares(explorer: Explorer) -> None:
     assert evit[4] == "measuring …"
     times = panels.comparison(seen, [Latency(50.0, 100.0), Latency(60.0, 140.0)])
     assert "<td>100–140</td>" in times
+    assert "busy" not in times
+    assert "differ by 60 %: this machine is busy" in panels.comparison(seen, [Latency(50.0, 100.0, 0.6), None])
 
 
 def test_answers_come_first_without_times_then_with_them(explorer: Explorer) -> None:

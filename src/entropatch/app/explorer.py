@@ -61,10 +61,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Latency:
-    """Median milliseconds per image, alone in its batch, pruned and dense, measured in turns."""
+    """Median milliseconds per image, alone in its batch, pruned and dense, measured in turns.
+
+    `spread` is how far the 95th percentile lies above the median, as a share of it; of the two, the larger.
+    """
 
     pruned_ms: float
     dense_ms: float
+    spread: float = 0.0
 
 
 @dataclass
@@ -148,7 +152,8 @@ class Explorer:
                 runs = {str(i): (lambda module=module: module(images)) for i, module in enumerate(models)}
                 dense, *times = time_interleaved(runs, 1, repeats=self.repeats, warmup=1).values()
                 for setting, timing in zip(new, times, strict=True):
-                    self._latencies[model, setting] = Latency(timing.p50_ms, dense.p50_ms)
+                    spread = max(one.p95_ms / one.p50_ms for one in (timing, dense)) - 1
+                    self._latencies[model, setting] = Latency(timing.p50_ms, dense.p50_ms, spread)
             return [self._latencies[model, setting] for setting in settings]
 
     def _importance(self, model: str, picture: str, method: Method) -> np.ndarray:

@@ -13,6 +13,8 @@ from PIL import Image
 from entropatch.app.explorer import Latency, Seen
 from entropatch.figures.pixels import heat, remaining, scale_limits
 
+# Above this share of the median the 95th percentile tells of a busy machine.
+UNSTEADY = 0.25
 BAR_STEPS, BAR_HEIGHT = 128, 6
 
 
@@ -58,7 +60,12 @@ def comparison(seen: Sequence[Seen], latencies: Sequence[Latency | None]) -> str
             time, ratio = f"{latency.pruned_ms:.0f}", f"{latency.dense_ms / latency.pruned_ms:.2f}"
         rows.append(_row("td", [one.method.label, tokens, f"{one.gflops:.2f}", saved, time, ratio]))
     head = _row("th", ["", "patch tokens", "GFLOPs", "saved", "ms per image", "× dense"])
-    return f'<table class="ep-table"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    table = f'<table class="ep-table"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    spread = max((latency.spread for latency in latencies if latency is not None), default=0.0)
+    if spread <= UNSTEADY:
+        return table
+    note = f"The times of one model differ by {100 * spread:.0f} %: this machine is busy, so trust only large ratios."
+    return f'{table}<p class="ep-note">{note}</p>'
 
 
 def as_seen(crop: np.ndarray) -> str:
