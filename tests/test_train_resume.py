@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from entropatch.images import ImageError
 from entropatch.train import CheckpointError, DivergedError, ModelSpec, RunMismatchError, Runtime, load_weights
 from entropatch.train.checkpoints import Checkpoints
 from entropatch.train.progress import Progress
+from entropatch.train.run_folder import locked
 
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
@@ -118,13 +120,15 @@ def test_a_finished_run_started_again_trains_nothing(undisturbed):
 
 
 def test_two_processes_cannot_train_into_one_folder(tmp_path):
-    process = start(run, tmp_path)
+    long = {"recipe": recipe(epochs=100)}  # so that it cannot be over before this process looks
+    process = start(partial(run, **long), tmp_path)
     while not checkpoints(tmp_path):
         time.sleep(0.01)
     with pytest.raises(RunMismatchError, match="another process is training"):
-        run(tmp_path)
+        run(tmp_path, **long)
     kill(process)
-    run(tmp_path)  # the lock went with the killed process
+    with locked(tmp_path):  # the lock went with the killed process
+        pass
 
 
 @pytest.mark.slow

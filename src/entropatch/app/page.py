@@ -140,6 +140,7 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
             trigger_mode="always_last",
             concurrency_limit=1,
             show_progress="minimal",
+            show_progress_on=table,  # an animation over each picture would take time from what is being timed
             api_visibility="private",
         )
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
