@@ -20,6 +20,7 @@ from entropatch.evaluate import Speed, evaluate
 from entropatch.measure import count_flops
 from entropatch.methods import method_config
 from entropatch.search import SearchSettings, StudyMismatchError, Teamwork, search
+from entropatch.search.experiment import Experiment
 from entropatch.search.study import open_storage, quiet, sqlite_address
 from entropatch.train import ModelSpec, Runtime, save_weights
 
@@ -170,6 +171,12 @@ def test_without_training_each_setting_is_what_evaluate_says(weights, tmp_path, 
         assert {key: record[key] for key in ("top1", "top5", "gflops")} == {
             k: twin[k] for k in ("top1", "top5", "gflops")
         }
+
+
+def test_pytorch_built_for_an_accelerator_that_is_not_there_runs_on_the_cpu(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert Experiment(free(weights), data(), tmp_path, Runtime()).device == torch.device("cpu")
 
 
 def test_a_budget_in_gflops_is_met_to_the_patch(weights, tmp_path, one_thread):

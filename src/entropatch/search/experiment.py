@@ -52,8 +52,9 @@ class Experiment:
         require("fvcore", "search")
         self.settings, self.data, self.runtime, self.on_text = settings, data, runtime, on_text
         self.folder = Path(folder)
-        accelerator = torch.accelerator.current_accelerator() if runtime.device == "auto" else None
-        self.device = accelerator or torch.device("cpu")
+        # `current_accelerator` alone names what PyTorch was built for, whether or not the machine has one.
+        found = runtime.device == "auto" and torch.accelerator.is_available()
+        self.device = (torch.accelerator.current_accelerator() if found else None) or torch.device("cpu")
         if settings.recipe.precision == "float16" and self.device.type == "cpu" and settings.scope == FINETUNED:
             raise ValueError("precision float16 needs an accelerator; use bfloat16 or float32 on a CPU.")
         # Refused before anything is written: a model that cannot be pruned, or is for other classes.
