@@ -36,7 +36,20 @@ def release(package: str) -> tuple[int, ...] | None:
 
 TRITON, NUMPY = release("triton"), release("numpy") or ()
 IN_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = ["triton"] if IN_CHILD else ["reference", "streaming"]
+BACKENDS = ["triton"] if IN_CHILD else ["reference", "streaming", "streaming on workers"]
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "streaming on workers":
+        on_workers(monkeypatch)
+    return request.param.removesuffix(" on workers")
+
+
+def on_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streaming gives blocks to three threads of its own, however small they are."""
+    monkeypatch.setattr(streaming, "number_of_workers", lambda device: 3)
+    monkeypatch.setattr(streaming, "SHARED_LOGITS", 0)
 
 
 def tokens(shape: tuple[int, int, int, int, int], dtype: torch.dtype, sink: float = 1.0) -> tuple[Tensor, ...]:
@@ -70,7 +83,7 @@ def plain_error(q: Tensor, k: Tensor, order: float, prefix: int, expected: Tenso
     return error[error.isfinite()].max().item() if error.isfinite().any() else 0.0
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_output_and_entropy_match_the_float64_twin(backend: str, order: float, dtype: torch.dtype) -> None:
@@ -92,7 +105,7 @@ def test_output_and_entropy_match_the_float64_twin(backend: str, order: float, d
         torch.testing.assert_close(alone, entropy, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("order", [0.5, 1.0, 1.001, 2.0, math.inf])
 def test_a_prefix_token_that_takes_all_attention_costs_the_entropy_nothing(backend: str, order: float) -> None:
     q, k, v = tokens((1, 2, 40, 16, 1), torch.float32)
@@ -104,7 +117,7 @@ def test_a_prefix_token_that_takes_all_attention_costs_the_entropy_nothing(backe
     torch.testing.assert_close(output.double(), expected_output, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("order", [1e-300, *ORDERS, 1e300])
 def test_finite_for_logits_of_ten_thousand(backend: str, order: float) -> None:
     q = torch.tensor([100.0, -100.0, 1.0, 0.0]).reshape(1, 1, 4, 1).expand(-1, -1, -1, 16) / 4
@@ -118,13 +131,18 @@ def test_finite_for_logits_of_ten_thousand(backend: str, order: float) -> None:
 
 if not IN_CHILD:
 
+    @pytest.mark.parametrize("workers", [False, True])
     @pytest.mark.parametrize("order", [1.0, 1.1, 2.0, 3.0, math.inf])
-    def test_streaming_does_not_depend_on_its_block_size(monkeypatch: pytest.MonkeyPatch, order: float) -> None:
+    def test_streaming_does_not_depend_on_its_blocks(
+        monkeypatch: pytest.MonkeyPatch, order: float, workers: bool
+    ) -> None:
         q, k, v = tokens((2, 3, 150, 16, 5), torch.float32)
         whole = attend_with_entropy(q, k, v, order, 0.25, 5, "streaming")
         alone = kernel_entropy(q, k, order, 0.25, "streaming")
+        if workers:
+            on_workers(monkeypatch)
         for logits in [1, 40 * 150, 2 * 150 * 150, 4 * 150 * 150, 10**9]:
-            monkeypatch.setattr(streaming, "BLOCK_LOGITS", logits)
+            monkeypatch.setattr(streaming, "WORKER_LOGITS" if workers else "THREAD_LOGITS", logits)
             for got, expected in zip(attend_with_entropy(q, k, v, order, 0.25, 5, "streaming"), whole, strict=True):
                 torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(kernel_entropy(q, k, order, 0.25, "streaming"), alone, rtol=1e-5, atol=1e-5)
@@ -142,11 +160,12 @@ if not IN_CHILD:
                         largest = max(largest, tensor.untyped_storage().nbytes() // 4)
                 return result
 
-        monkeypatch.setattr(streaming, "BLOCK_LOGITS", 100 * 1500)
+        monkeypatch.setattr(streaming, "number_of_workers", lambda device: 1)
+        monkeypatch.setattr(streaming, "THREAD_LOGITS", 100 * 1500)
         with Watch():
             streaming.attend_with_entropy(q, k, v, 2.0, 0.25, 1)
         threads = torch.get_num_threads()
-        assert 1499 * 100 <= largest <= max(threads * streaming.BLOCK_LOGITS, 3 * q.numel()) < 2 * 1500 * 1500 / 4
+        assert 1499 * 100 <= largest <= max(threads * streaming.THREAD_LOGITS, 3 * q.numel()) < 2 * 1500 * 1500 / 4
 
     @pytest.mark.parametrize("backend", ["reference", "streaming"])
     def test_autocast_does_not_lower_the_precision(backend: str) -> None:

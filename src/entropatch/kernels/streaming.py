@@ -1,4 +1,4 @@
-"""The "streaming" backend: one pass over blocks of query rows that fit the cache; the n×n matrix never exists.
+"""The "streaming" backend: one pass over blocks of query rows, a core to a block; the n×n matrix never exists.
 
 For a block of rows, with x the logits and keys split into prefix tokens c and patches p:
 
@@ -14,30 +14,39 @@ costs the patches no precision. Everything here is plain ATen, so it runs on any
 from __future__ import annotations
 
 import math
-from math import prod
+from dataclasses import dataclass
+from math import ceil, prod
 
 import torch
 from torch import Tensor
 
 from entropatch.entropy import NEAR_ONE, entropy_from_log_probs, working_dtype
+from entropatch.kernels.workers import number_of_workers, share_out
 
-# Logits per thread in one block, of as many rows of one head, or heads and images of short sequences, as that takes.
-# Each operator wakes the other threads, so blocks pay that are larger than a core's second-level cache; at 4 MiB of
-# float32 they are still far from n×n.
-BLOCK_LOGITS = 1024 * 1024
+# Logits of one block, of as many rows of one head, or heads and images of short sequences, as that takes: in all where
+# each worker has its own blocks, for each thread where PyTorch spreads a block's operators. Smaller ones would fit a
+# core's second-level cache, but then Python's time between the operators, and the waking of threads, shows.
+WORKER_LOGITS = 512 * 1024
+THREAD_LOGITS = 1024 * 1024
+# Fewer logits are not worth waking other threads for.
+SHARED_LOGITS = 64 * 1024
+# For each worker, so that none waits long for the last one.
+TASKS = 4
 LN_2 = math.log(2)
 
 
 def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float) -> Tensor:
     """Entropy of each query's attention over the keys: (B, H, n, d), (B, H, m, d) -> (B, H, n), in nats."""
     entropy = q.new_empty(q.shape[:3], dtype=working_dtype(q))
-    rows, groups, space = _plan(q, k.shape[2], order)
-    for group in groups:
-        queries, keys = _heads(q[group], entropy.dtype), _heads(k[group], entropy.dtype)
-        for r in range(0, q.shape[2], rows):
-            x = _logits(queries[:, r : r + rows], keys, scale, space[0])
-            spread = _weights_entropy(x, x.amax(-1), order, space[-1])[2]
-            entropy[group][:, :, r : r + rows] = spread.view(*q[group].shape[:2], -1)
+
+    def work(task: _Task, space: _Space) -> None:
+        queries, keys = (space.heads(i, x[task.group]) for i, x in enumerate((q, k)))
+        for rows in task.blocks:
+            x = _logits(queries[:, rows], keys, scale, space.logits)
+            spread = _weights_entropy(x, x.amax(-1), order, space.weights)[2]
+            entropy[task.group][:, :, rows] = spread.view(*q[task.group].shape[:2], -1)
+
+    share_out(work, *_plan((q, k), k.shape[2], order))
     return entropy.clamp_min_(0)
 
 
@@ -49,35 +58,72 @@ def attend_with_entropy(
     # Laid out as (B, N, H, d), what the projection after it reads.
     output = v.new_empty(batch, n, all_heads, v.shape[-1]).transpose(1, 2)
     entropy = q.new_empty(batch, all_heads, n - num_prefix, dtype=working_dtype(q))
-    rows, groups, space = _plan(q, n - num_prefix, order)
-    for group in groups:
-        queries, keys, values = (_heads(x[group], entropy.dtype) for x in (q, k, v))
-        lead = q[group].shape[:2]
-        for r in range(0, n, rows):
-            stop = min(r + rows, n)
-            attended, spread = _attend_block(queries[:, r:stop], keys, values, order, scale, num_prefix, space)
-            output[group][:, :, r:stop] = attended.view(*lead, stop - r, -1)
-            first = max(num_prefix - r, 0)  # rows of prefix tokens, which have no entropy
-            entropy[group][:, :, r + first - num_prefix : stop - num_prefix] = spread.view(*lead, -1)[:, :, first:]
+
+    def work(task: _Task, space: _Space) -> None:
+        queries, keys, values = (space.heads(i, x[task.group]) for i, x in enumerate((q, k, v)))
+        lead = q[task.group].shape[:2]
+        for rows in task.blocks:
+            attended, spread = _attend_block(queries[:, rows], keys, values, order, scale, num_prefix, space)
+            output[task.group][:, :, rows] = attended.view(*lead, *attended.shape[1:])
+            first = max(num_prefix - rows.start, 0)  # rows of prefix tokens, which have no entropy
+            patches = slice(rows.start + first - num_prefix, rows.stop - num_prefix)
+            entropy[task.group][:, :, patches] = spread.view(*lead, -1)[:, :, first:]
+
+    share_out(work, *_plan((q, k, v), n - num_prefix, order))
     return output, entropy.clamp_min_(0)
 
 
-def _plan(q: Tensor, m: int, order: float) -> tuple[int, list[tuple[slice, slice]], Tensor]:
-    """Query rows of a block, the images and heads that go through together, and space for one block's matrices.
+@dataclass(frozen=True)
+class _Task:
+    """Blocks of query rows of some images' heads."""
 
-    The space (2, logits of a block) is for logits and weights; of size (1, …) where these take the logits' place.
-    """
-    batch, heads, n, _ = q.shape
-    n, m = max(n, 1), max(m, 1)  # nothing to compute where there are none, and nothing to divide by
-    rows = min(n, max(32, BLOCK_LOGITS // m))
-    together = torch.get_num_threads() * max(1, BLOCK_LOGITS // (rows * m))
-    images = min(max(1, together // max(heads, 1)), max(batch, 1))
+    group: tuple[slice, slice]  # images, heads
+    blocks: list[slice]
+
+
+@dataclass(frozen=True)
+class _Space:
+    """What one worker writes block after block into, so that its pages stay mapped and in the cache."""
+
+    logits: Tensor
+    weights: Tensor  # the memory of the logits where the weights may take their place
+    copies: list[Tensor]  # of queries, keys and values, (heads, n, d) each; none where views will do
+
+    def heads(self, i: int, x: Tensor) -> Tensor:
+        """(B, H, n, d) -> (B·H, n, d) in the working dtype; `i` is the tensor's place among the copies."""
+        if not self.copies:
+            return x[0]
+        copy = self.copies[i][: x.shape[0] * x.shape[1]]
+        copy.view(x.shape).copy_(x)
+        return copy
+
+
+def _plan(tensors: tuple[Tensor, ...], m: int, order: float) -> tuple[list[_Task], list[_Space]]:
+    """The parts of the work and a space for each worker; the first of the tensors are the queries, for m patch keys."""
+    batch, heads, n, _ = tensors[0].shape
+    workers = number_of_workers(tensors[0].device) if batch * heads * n * m >= SHARED_LOGITS else 1
+    logits, threads = (WORKER_LOGITS, 1) if workers > 1 else (THREAD_LOGITS, torch.get_num_threads())
+    rows = max(1, min(n, max(32, logits // max(m, 1))))  # at least 1: nothing to divide by where there are none
+    together = min(threads * max(1, logits // max(rows * m, 1)), ceil(batch * heads / workers))
+    images = max(1, min(together // max(heads, 1), batch))
     step = max(1, heads if images > 1 else min(heads, together))
     groups = [
         (slice(b, b + images), slice(h, h + step)) for b in range(0, batch, images) for h in range(0, heads, step)
     ]
-    # One block after the other uses it, so that its pages stay mapped and in the cache.
-    return rows, groups, q.new_empty(1 if _in_place(order) else 2, images * step * rows * m, dtype=working_dtype(q))
+    blocks = [slice(r, min(r + rows, n)) for r in range(0, n, rows)]
+    parts = min(len(blocks), ceil(TASKS * workers / max(len(groups), 1))) if workers > 1 else 1
+    tasks = [_Task(group, blocks[i::parts]) for group in groups for i in range(parts)]
+    return tasks, _spaces(tensors, min(workers, len(tasks)), images * step, rows * m, order)
+
+
+def _spaces(tensors: tuple[Tensor, ...], workers: int, heads: int, logits: int, order: float) -> list[_Space]:
+    """Space for each worker's blocks, of so many logits of each of so many heads."""
+    # Made here and not by the workers: a record of this thread's memory then shows it.
+    q = tensors[0]
+    matrices = q.new_empty(workers, 1 if _in_place(order) else 2, heads * logits, dtype=working_dtype(q))
+    views = q.dtype == matrices.dtype and heads <= q.shape[1]  # the heads are those of one image
+    copies = [x.new_empty(workers, heads, *x.shape[2:], dtype=matrices.dtype) for x in tensors] if not views else []
+    return [_Space(matrices[i, 0], matrices[i, -1], [copy[i] for copy in copies]) for i in range(workers)]
 
 
 def _in_place(order: float) -> bool:
@@ -85,19 +131,13 @@ def _in_place(order: float) -> bool:
     return math.isinf(order) or order == 2
 
 
-def _heads(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, H, n, d) -> (B·H, n, d) in the given dtype; a view where the heads are those of one image."""
-    # Contiguous at once: the default keeps the order of the strides, and reshape would copy a second time.
-    return x[0].to(dtype) if x.shape[0] == 1 else x.to(dtype, memory_format=torch.contiguous_format).flatten(0, 1)
-
-
 def _attend_block(
-    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, space: Tensor
+    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, space: _Space
 ) -> tuple[Tensor, Tensor]:
     """Output and entropy of some rows of some heads: q (h, r, d), k and v (h, N, d) -> (h, r, d), (h, r)."""
-    x = _logits(q, k[:, num_prefix:], scale, space[0])
+    x = _logits(q, k[:, num_prefix:], scale, space.logits)
     largest = x.amax(-1)
-    weights, total, entropy = _weights_entropy(x, largest, order, space[-1])
+    weights, total, entropy = _weights_entropy(x, largest, order, space.weights)
     output = weights @ v[:, num_prefix:]
     if num_prefix == 0:
         return output.div_(total[..., None]), entropy
