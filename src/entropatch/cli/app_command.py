@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from entropatch.cli import app
+from entropatch.cli import app, parameters
 
 # Beside the default model; any other that timm knows can be typed in.
 OFFERED = (
@@ -20,12 +19,9 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 @app.command("app")
 def app_command(
-    model: Annotated[
-        str | None,
-        typer.Option(help="A timm model, with the weights timm names for it. Default: DINOv2 ViT-S/14 at 224 px."),
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="A checkpoint of that model, .safetensors or .pth.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the models' input in pixels.")] = None,
+    model: parameters.TimmModel = None,
+    weights: parameters.Checkpoint = None,
+    image_size: parameters.ImageSize = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = LOCAL[0],
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535)] = 7860,
     upload_mb: Annotated[int, typer.Option(help="Largest image that may be uploaded, in megabytes.", min=1)] = 20,

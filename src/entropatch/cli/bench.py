@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from entropatch.cli import app
+from entropatch.cli import app, parameters
 from entropatch.cli.options import entries
 from entropatch.cli.terminal import fail, progress_bar
 
@@ -17,15 +17,13 @@ def bench(
     model: Annotated[
         str, typer.Option(help="A timm model; its weights are random, which does not change its speed.")
     ] = "deit_small_patch16_224",
-    methods: Annotated[
-        str, typer.Option(help="Of dense, random, evit, evit-drop, shannon, renyi-<order>; commas between.")
-    ] = "dense,random,evit,shannon,renyi-2,renyi-inf",
+    methods: parameters.Methods = "dense,random,evit,shannon,renyi-2,renyi-inf",
     keep_rates: Annotated[str, typer.Option(help="Keep rates in (0, 1]; commas between.")] = "0.7,0.5,0.3",
     batch_sizes: Annotated[str, typer.Option(help="Images per call; commas between.")] = "1,16",
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     amp: Annotated[bool, typer.Option("--amp", help="Float32 weights under autocast to --dtype.")] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: parameters.Device = "cpu",
     backend: Annotated[
         str, typer.Option(help="What computes entropies: auto, reference, streaming or triton.")
     ] = "auto",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entropatch.cli import app
+from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, pairs
 from entropatch.cli.terminal import fail, progress_bar
 
@@ -36,24 +36,19 @@ def check(
     data: Annotated[
         str | None, typer.Option(help="A data set with exact masks instead of files: fashion-mnist-photos.")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
-    data_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for that data set; repeatable.")] = None,
+    root: parameters.Root = None,
+    data_option: parameters.DataOptions = None,
     limit: Annotated[int, typer.Option(help="So many of the data set's test images.", min=1)] = 40,
-    model: Annotated[
-        str | None,
-        typer.Option(help="A timm model, with the weights timm names for it. Default: DINOv2 ViT-S/14 at 224 px."),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="A checkpoint of that model instead, .safetensors or .pth.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the model's input in pixels, if not its own.")] = None,
+    model: parameters.TimmModel = None,
+    weights: parameters.Checkpoint = None,
+    image_size: parameters.ImageSize = None,
     orders: Annotated[
         str, typer.Option(help="Of the entropy, in (0, inf], commas between; 1 is Shannon.", metavar="O[,O]...")
     ] = "1,2,inf",
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that would prune, 0-based; default ¼, ½, ¾ of the depth.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: parameters.Device = "cpu",
     output: Annotated[Path | None, typer.Option(help="Folder for check.md, .csv and .json.")] = None,
 ) -> None:
     """Check whether patches of low entropy are the foreground, before trusting a pruning that keeps them.

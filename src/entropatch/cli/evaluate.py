@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entropatch.cli import app
+from entropatch.cli import app, parameters
 from entropatch.cli.options import data_of, entries, model_spec, pairs, weights_about
 from entropatch.cli.terminal import fail, progress_bar
 
@@ -21,12 +21,12 @@ def evaluate(
         str, typer.Option(help="pretrained, or a file; the file of a run knows its model, data and pruning.")
     ] = "pretrained",
     model: Annotated[str | None, typer.Option(help="A timm model; default what the file is of.")] = None,
-    model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the architecture; repeatable.")] = None,
+    model_arg: parameters.ModelArguments = None,
     data: Annotated[str | None, typer.Option(help="As for finetune; default what the file was trained on.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
-    test_limit: Annotated[int | None, typer.Option(help="Test on so many images only.")] = None,
-    data_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for that data set; repeatable.")] = None,
+    root: parameters.Root = None,
+    download: parameters.Download = False,
+    test_limit: parameters.TestLimit = None,
+    data_option: parameters.DataOptions = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -35,17 +35,17 @@ def evaluate(
         ),
     ] = None,
     keep_rates: Annotated[str | None, typer.Option(help="In (0, 1]; commas between; default 0.7.")] = None,
-    blocks: Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")] = None,
+    blocks: parameters.Blocks = None,
     config: Annotated[
         list[Path] | None, typer.Option(help="A pruning config file as one more row; repeatable.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="In pixels; default the file's, or 224.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per pass over the test set.")] = 64,
     speed_batch_size: Annotated[int, typer.Option(help="Images per timed call; 0 measures no speed.")] = 16,
-    repeats: Annotated[int, typer.Option(help="Timed calls.")] = 10,
+    repeats: parameters.SpeedRepeats = 10,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Loading processes.")] = 2,
+    device: parameters.Device = "cpu",
+    workers: parameters.Workers = 2,
     output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv and .json.")] = None,
 ) -> None:
     """Test a model on a data set: top-1, top-5, GFLOPs and images/s, dense beside pruned."""

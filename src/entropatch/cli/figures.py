@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from entropatch.cli import app
+from entropatch.cli import app, parameters
 from entropatch.cli.options import entries
 from entropatch.cli.terminal import fail, progress_bar
 
@@ -23,14 +23,9 @@ def figures(
     images: Annotated[
         list[Path] | None, typer.Argument(help="Image files, or folders of them.", metavar="[IMAGE]...")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="A timm model, with the weights timm names for it. Default: DINOv2 ViT-S/14 at 224 px."),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="A checkpoint of that model instead, .safetensors or .pth.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the model's input in pixels, if not its own.")] = None,
+    model: parameters.TimmModel = None,
+    weights: parameters.Checkpoint = None,
+    image_size: parameters.ImageSize = None,
     orders: Annotated[
         str, typer.Option(help="Of the entropies, in (0, inf], commas between; 1 is Shannon.", metavar="O[,O]...")
     ] = "1,2,inf",
@@ -46,7 +41,7 @@ def figures(
         str,
         typer.Option(help="Share of the patches that each stage keeps, in (0, 1]; a picture each.", metavar="R,..."),
     ] = "0.7",
-    blocks: Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")] = None,
+    blocks: parameters.Blocks = None,
     records: Annotated[
         list[Path] | None,
         typer.Option(help="JSON of evaluate, search or demo, for accuracy against GFLOPs and images/s; repeatable."),
@@ -54,7 +49,7 @@ def figures(
     pictures: Annotated[
         int | None, typer.Option(help="Draw only the first so many images; all count in the histograms.", min=0)
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: parameters.Device = "cpu",
     output: Annotated[Path, typer.Option(help="Folder for figures and numbers.")] = Path("entropatch-figures"),
 ) -> None:
     """Draw the paper's figures, each as PNG and SVG with the numbers behind it.

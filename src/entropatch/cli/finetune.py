@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entropatch.cli import app
+from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, pairs, pruning, recipe_of
 from entropatch.cli.terminal import fail
 
@@ -27,20 +27,18 @@ def finetune(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the run; the same command continues what is in it.")],
-    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
-    train_limit: Annotated[int | None, typer.Option(help="Train on so many images only.")] = None,
-    test_limit: Annotated[int | None, typer.Option(help="Test on so many images only.")] = None,
-    data_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for that data set; repeatable.")] = None,
+    root: parameters.Root = None,
+    download: parameters.Download = False,
+    train_limit: parameters.TrainLimit = None,
+    test_limit: parameters.TestLimit = None,
+    data_option: parameters.DataOptions = None,
     model: Annotated[str, typer.Option(help="A timm model.")] = "deit_small_patch16_224",
-    weights: Annotated[
-        str, typer.Option(help="pretrained, none, bundled (DINOv2 ViT-S/14 without a hub), or a file.")
-    ] = "pretrained",
-    drop_path: Annotated[float, typer.Option(help="Stochastic depth while training.")] = 0.1,
-    model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the architecture; repeatable.")] = None,
+    weights: parameters.StartWeights = "pretrained",
+    drop_path: parameters.DropPath = 0.1,
+    model_arg: parameters.ModelArguments = None,
     method: Annotated[str, typer.Option(help="dense, random, evit, evit-drop, shannon or renyi-<order>.")] = "renyi-2",
     keep_rate: Annotated[str, typer.Option(help="In (0, 1]; or one per block, commas between.")] = "0.7",
-    blocks: Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")] = None,
+    blocks: parameters.Blocks = None,
     config: Annotated[Path | None, typer.Option(help="A pruning config file, in place of the three above.")] = None,
     recipe: Annotated[str, typer.Option(help="paper or evit: the settings to start from.")] = "paper",
     setting: Annotated[
@@ -53,11 +51,11 @@ def finetune(
         Path | None, typer.Option(help="Weights of a dense run, to distil from; with --set distillation=0.5.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="One run for each; commas between.")] = "0",
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    accumulate: Annotated[int, typer.Option(help="Passes per batch, for batches that do not fit in memory.")] = 1,
-    workers: Annotated[int, typer.Option(help="Loading processes.")] = 4,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints within an epoch.")] = 500,
-    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")] = False,
+    device: parameters.TrainingDevice = "auto",
+    accumulate: parameters.Accumulate = 1,
+    workers: parameters.Workers = 4,
+    checkpoint_every: parameters.CheckpointEvery = 500,
+    gradient_checkpointing: parameters.GradientCheckpointing = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU too.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write curves to <output>/tensorboard.")] = True,

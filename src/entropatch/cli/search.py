@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from entropatch.cli import app
+from entropatch.cli import app, parameters
 from entropatch.cli.options import data_of, entries, model_spec, pairs, recipe_of, weights_about
 from entropatch.cli.terminal import fail
 
@@ -26,28 +26,24 @@ def search(
         Path, typer.Option(help="Folder of the study, its runs and its report; the same command continues it.")
     ],
     data: Annotated[str | None, typer.Option(help="As for finetune; default what the weights were trained on.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
-    train_limit: Annotated[int | None, typer.Option(help="Train on so many images only.")] = None,
-    test_limit: Annotated[int | None, typer.Option(help="Test on so many images only.")] = None,
-    data_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for that data set; repeatable.")] = None,
+    root: parameters.Root = None,
+    download: parameters.Download = False,
+    train_limit: parameters.TrainLimit = None,
+    test_limit: parameters.TestLimit = None,
+    data_option: parameters.DataOptions = None,
     model: Annotated[str | None, typer.Option(help="A timm model; default what the weights are of.")] = None,
-    weights: Annotated[
-        str, typer.Option(help="pretrained, none, bundled (DINOv2 ViT-S/14 without a hub), or a file.")
-    ] = "pretrained",
-    drop_path: Annotated[float, typer.Option(help="Stochastic depth while training.")] = 0.1,
-    model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the architecture; repeatable.")] = None,
+    weights: parameters.StartWeights = "pretrained",
+    drop_path: parameters.DropPath = 0.1,
+    model_arg: parameters.ModelArguments = None,
     scope: Annotated[
         str, typer.Option(help="training-free (test the weights as they are) or finetuned (train each setting).")
     ] = "training-free",
-    methods: Annotated[
-        str, typer.Option(help="Of dense, random, evit, evit-drop, shannon, renyi-<order>; commas between.")
-    ] = "dense,random,evit,renyi-0.5,shannon,renyi-2,renyi-4,renyi-inf",
+    methods: parameters.Methods = "dense,random,evit,renyi-0.5,shannon,renyi-2,renyi-4,renyi-inf",
     keep_rates: Annotated[
         str | None, typer.Option(help="In (0, 1]; commas between; default 0.9 to 0.3. Not with a target.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Commas between. Without training they matter to random alone.")] = "0",
-    blocks: Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")] = None,
+    blocks: parameters.Blocks = None,
     target_gflops: Annotated[
         float | None, typer.Option(help="Budget: each method gets the largest keep rate with at most so many GFLOPs.")
     ] = None,
@@ -78,14 +74,14 @@ def search(
     report: Annotated[
         bool, typer.Option("--report", help="Only write the report again, from the study; no model, no data.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    accumulate: Annotated[int, typer.Option(help="Passes per batch, for batches that do not fit in memory.")] = 1,
+    device: parameters.TrainingDevice = "auto",
+    accumulate: parameters.Accumulate = 1,
     batch_size: Annotated[int, typer.Option(help="Images per pass over the test set, without training.")] = 64,
     speed_batch_size: Annotated[int, typer.Option(help="Images per timed call.")] = 16,
-    repeats: Annotated[int, typer.Option(help="Timed calls.")] = 10,
-    workers: Annotated[int, typer.Option(help="Loading processes.")] = 4,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints within an epoch.")] = 500,
-    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")] = False,
+    repeats: parameters.SpeedRepeats = 10,
+    workers: parameters.Workers = 4,
+    checkpoint_every: parameters.CheckpointEvery = 500,
+    gradient_checkpointing: parameters.GradientCheckpointing = False,
 ) -> None:
     """Find the method, order and keep rate to use, as trials of an Optuna study that workers share.
 

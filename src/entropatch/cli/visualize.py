@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from entropatch.cli import app
+from entropatch.cli import app, parameters
 from entropatch.cli.terminal import fail, progress_bar
 
 DEFAULT_METHODS = ("evit", "shannon")
@@ -26,14 +26,9 @@ SOURCE_KEY = "entropatch-source"
 @app.command()
 def visualize(
     images: Annotated[list[Path], typer.Argument(help="Image files of any kind.", metavar="IMAGE...")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="A timm model, with the weights timm names for it. Default: DINOv2 ViT-S/14 at 224 px."),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="A checkpoint of that model instead, .safetensors or .pth.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the model's input in pixels, if not its own.")] = None,
+    model: parameters.TimmModel = None,
+    weights: parameters.Checkpoint = None,
+    image_size: parameters.ImageSize = None,
     order: Annotated[
         list[str] | None,
         typer.Option(help="Rényi orders in (0, inf], commas between; 1 is Shannon. Default: 2", metavar="O[,O]..."),

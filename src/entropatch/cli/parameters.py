@@ -1,0 +1,36 @@
+"""Arguments that read alike in several subcommands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TimmModel = Annotated[
+    str | None,
+    typer.Option(help="A timm model, with the weights timm names for it. Default: DINOv2 ViT-S/14 at 224 px."),
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint of that model instead, .safetensors or .pth.")]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input in pixels, if not its own.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+TrainingDevice = Annotated[str, typer.Option(help="auto or cpu.")]
+Blocks = Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")]
+TrainLimit = Annotated[int | None, typer.Option(help="Train on so many images only.")]
+TestLimit = Annotated[int | None, typer.Option(help="Test on so many images only.")]
+DataOptions = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for that data set; repeatable.")]
+ModelArguments = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the architecture; repeatable.")]
+StartWeights = Annotated[
+    str, typer.Option(help="pretrained, none, bundled (DINOv2 ViT-S/14 without a hub), or a file.")
+]
+DropPath = Annotated[float, typer.Option(help="Stochastic depth while training.")]
+Accumulate = Annotated[int, typer.Option(help="Passes per batch, for batches that do not fit in memory.")]
+Workers = Annotated[int, typer.Option(help="Loading processes.")]
+CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints within an epoch.")]
+GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")]
+SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.")]
+Methods = Annotated[
+    str, typer.Option(help="Of dense, random, evit, evit-drop, shannon, renyi-<order>; commas between.")
+]
