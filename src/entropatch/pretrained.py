@@ -19,6 +19,11 @@ class ModelError(ValueError):
     """A model, or a weights file for it, that cannot be used; the message is one line."""
 
 
+def architecture(model: nn.Module) -> str:
+    """timm's name of the model's architecture; for a model that timm did not make, the name of its class."""
+    return str(getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__)
+
+
 def load_model(
     name: str | None = None,
     *,

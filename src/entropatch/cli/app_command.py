@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from entropatch.cli import app, parameters
+from entropatch.cli.terminal import fail
 
 # Beside the default model; any other that timm knows can be typed in.
 OFFERED = (
@@ -61,8 +62,7 @@ def app_command(
             wait=False,
         )
     except (ImportError, ValueError, OSError, RuntimeError) as error:
-        typer.echo(f"entropatch app: {error}", err=True)
-        raise typer.Exit(1) from None
+        fail("app", error, 1)
     typer.echo(f"Open {address} in a browser; Ctrl-C ends it.")
     if host not in LOCAL:
         say(f"Listening on {host}: anyone who can reach this machine can use the page.")

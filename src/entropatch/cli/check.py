@@ -159,11 +159,11 @@ def _network(
     model: str | None, weights: Path | None, image_size: int | None, device: str
 ) -> tuple[Any, dict[str, str]]:
     from entropatch.files import require
-    from entropatch.pretrained import load_model
+    from entropatch.pretrained import architecture, load_model
 
     require("scipy", "figures")
     network, source = load_model(
         model, weights=weights, image_size=image_size, on_message=lambda line: typer.echo(line, err=True)
     )
-    name = str(getattr(network, "pretrained_cfg", {}).get("architecture", type(network).__name__))
+    name = architecture(network)
     return network.to(device), {"model": name, "weights": source}

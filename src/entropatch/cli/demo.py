@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from entropatch.cli import app
-from entropatch.cli.terminal import fail
+from entropatch.cli.terminal import fail, printer
 
 if TYPE_CHECKING:
     from entropatch.demo import DemoResult
@@ -47,14 +47,10 @@ def demo(
         fail("demo", error, 2)
     try:
         with _progress(console) as on_step:
-            result = run_demo(output, settings, on_message=_printer(console), on_step=on_step)
+            result = run_demo(output, settings, on_message=printer(console), on_step=on_step)
     except (ImportError, OSError, WeightsError) as error:
         fail("demo", error, 1)
     _show(result, quick)
-
-
-def _printer(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -68,7 +64,7 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
             if phase not in tasks:
                 tasks[phase] = progress.add_task(phase, total=total)
                 if not console.is_terminal:
-                    _printer(console)(f"{phase} …")
+                    printer(console)(f"{phase} …")
             progress.update(tasks[phase], completed=done)
 
         yield on_step

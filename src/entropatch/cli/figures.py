@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries
-from entropatch.cli.terminal import fail, progress_bar
+from entropatch.cli.options import entries, possible
+from entropatch.cli.terminal import fail, printer, progress_bar
 
 if TYPE_CHECKING:
     from entropatch.gallery import Gallery, GallerySettings
@@ -63,9 +63,7 @@ def figures(
     from entropatch.methods import parse_order
 
     console = Console(stderr=True)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say = printer(console)
 
     try:
         if not images and not records:
@@ -92,7 +90,7 @@ def figures(
 
             written += len(draw_accuracy(points, output))
         if gallery is not None:
-            drawn, failed = _draw(gallery, files, pictures, say)
+            drawn, failed = _draw(gallery, files, pictures, console)
             written += drawn
             if failed < len(files):
                 written += len(gallery.finish(facts))
@@ -129,31 +127,25 @@ def _gallery(
 
     from entropatch.files import require
     from entropatch.gallery import Gallery
-    from entropatch.inspection import possible_methods
-    from entropatch.methods import method_label
-    from entropatch.pretrained import load_model
+    from entropatch.pretrained import architecture, load_model
 
     require("matplotlib", "figures")
     require("scipy", "figures")
     output.mkdir(parents=True, exist_ok=True)
     network, source = load_model(model, weights=weights, image_size=image_size, on_message=say)
-    possible, refused = possible_methods(network, settings.methods or ())
-    for name, reason in refused.items():
-        if insist:
-            raise ValueError(f"{name}: {reason}")
-        say(f"{method_label(name)} is left out: {reason}")
+    methods = possible(network, settings.methods or (), insist, say)
     say(f"weights: {source}")
-    name = str(getattr(network, "pretrained_cfg", {}).get("architecture", type(network).__name__))
-    settings = replace(settings, methods=tuple(possible))
+    name = architecture(network)
+    settings = replace(settings, methods=tuple(methods))
     return Gallery(network.to(device), output, settings, name), {"model": name, "weights": source}
 
 
-def _draw(gallery: Gallery, files: Sequence[Path], pictures: int | None, say: Callable[[str], None]) -> tuple[int, int]:
+def _draw(gallery: Gallery, files: Sequence[Path], pictures: int | None, console: Console) -> tuple[int, int]:
     """How many files were written, and how many images could not be used."""
     from entropatch.images import ImageError, printable, read_image
 
-    written, failed = 0, 0
-    with progress_bar("drawing", len(files)) as step:
+    written, failed, say = 0, 0, printer(console)
+    with progress_bar("drawing", len(files), console) as step:
         for number, path in enumerate(files):
             try:
                 image, remarks = read_image(path)

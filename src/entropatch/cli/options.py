@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from entropatch.config import PruneConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from entropatch.data import DataSet
     from entropatch.train import ModelSpec, Recipe
 
@@ -53,6 +55,22 @@ def pruning(method: str, keep_rate: str, blocks: str | None, config: Path | None
     rates = entries(keep_rate, float, "--keep-rate")
     places = None if blocks is None else entries(blocks, int, "--blocks")
     return method_config(method, rates[0] if len(rates) == 1 else rates, places)
+
+
+def possible(model: nn.Module, names: Sequence[str], insist: bool, say: Callable[[str], None]) -> list[str]:
+    """The methods this model allows. Where they are only the default, the others are left out with a line."""
+    from entropatch.inspection import possible_methods
+    from entropatch.methods import method_label
+
+    found, refused = possible_methods(model, names)
+    if "evit" in refused and not insist and possible_methods(model, ["evit-drop", *found])[0][0] == "evit-drop":
+        say(f"{method_label('evit-drop')} stands in for {method_label('evit')}: {refused.pop('evit')}")
+        found = ["evit-drop", *found]
+    for name, reason in refused.items():
+        if insist:
+            raise ValueError(f"{name}: {reason}")
+        say(f"{method_label(name)} is left out: {reason}")
+    return found
 
 
 def recipe_of(name: str, changes: dict[str, Any]) -> Recipe:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from entropatch.cli import app
+from entropatch.cli.terminal import fail
 
 
 @app.command()
@@ -37,6 +38,5 @@ def report(
     try:
         path = write_report(runs, output, title=title, most_pictures=pictures, force=force)
     except (ReportError, ImportError, OSError) as error:
-        typer.echo(f"entropatch report: {error}", err=True)
-        raise typer.Exit(1) from None
+        fail("report", error, 1)
     typer.echo(f"{path.resolve()}: {len(dict.fromkeys(runs))} runs, {path.stat().st_size / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""What the subcommands show on the error stream: a progress bar, and the line they end with when something fails."""
+"""What the subcommands show on the error stream: progress, lines, and the one they end with when something fails."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def progress_bar(what: str, steps: int, console: Console | None = None) -> Itera
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=steps)
         yield lambda: progress.advance(task)
+
+
+def printer(console: Console) -> Callable[[str], None]:
+    """A function that writes a line to the console as it is."""
+    return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def fail(command: str, error: Exception | str, status: int) -> NoReturn:

@@ -15,7 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from entropatch.cli import app, parameters
-from entropatch.cli.terminal import fail, progress_bar
+from entropatch.cli.options import possible
+from entropatch.cli.terminal import fail, printer, progress_bar
 
 DEFAULT_METHODS = ("evit", "shannon")
 DEFAULT_ORDERS = ("2",)
@@ -51,9 +52,7 @@ def visualize(
     a setting that makes no sense it is 2. Drawing an image again replaces its picture; no other file is ever replaced.
     """
     console = Console(stderr=True)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say = printer(console)
 
     try:
         names = method_names(_entries(method or DEFAULT_METHODS), _entries(order or DEFAULT_ORDERS), keep_rate)
@@ -120,11 +119,12 @@ class _Drawer:
         from entropatch.figures import entropy_and_stages, save_figure
         from entropatch.images import ImageError, printable, read_image
         from entropatch.inspection import inspect_image
+        from entropatch.pretrained import architecture
 
         try:
             image, remarks = read_image(path)
             seen = inspect_image(self.model, image, self.methods, self.keep_rate)
-            note = f"{self.model.pretrained_cfg['architecture']}, keep rate {self.keep_rate:g}"
+            note = f"{architecture(self.model)}, keep rate {self.keep_rate:g}"
             figure = entropy_and_stages(seen, title=_drawable(path.name), note=note)
             name = picture_name(self.folder, path, self.suffixes)
             for suffix in self.suffixes:
@@ -166,29 +166,13 @@ def _prepare(
             raise ValueError(f"--output must be a folder, but {printable(output)} is a file.")
         output.mkdir(parents=True, exist_ok=True)
         network, source = load_model(model, weights=weights, image_size=image_size, on_message=say)
-        names = _possible(network, names, insist, say)
+        names = possible(network, names, insist, say)
     except (ImportError, WeightsError) as error:
         fail("visualize", error, 1)
     except (ValueError, OSError) as error:
         fail("visualize", error, 2)
     say(f"weights: {source}")
     return _Drawer(network, names, keep_rate, output, (".png", ".svg") if svg else (".png",), say)
-
-
-def _possible(model: Any, names: list[str], insist: bool, say: Callable[[str], None]) -> list[str]:
-    """The methods this model allows. Where they are only the default, the others are left out with a line."""
-    from entropatch.inspection import possible_methods
-    from entropatch.methods import method_label
-
-    possible, refused = possible_methods(model, names)
-    if "evit" in refused and not insist and possible_methods(model, ["evit-drop", *possible])[0][0] == "evit-drop":
-        say(f"{method_label('evit-drop')} stands in for {method_label('evit')}: {refused.pop('evit')}")
-        possible = ["evit-drop", *possible]
-    for name, reason in refused.items():
-        if insist:
-            raise ValueError(f"{name}: {reason}")
-        say(f"{method_label(name)} is left out: {reason}")
-    return possible
 
 
 def _shows(picture: Path, source: Path) -> bool:

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import nn
 
+from entropatch import __version__
 from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.files import write_text
+from entropatch.pretrained import architecture
 from entropatch.surgery import prune_, unprune_
 from entropatch.surgery.prune import is_pruned
 from entropatch.train.progress import Progress
@@ -98,8 +100,8 @@ def finetune(
     _check(model, data, prune, recipe, teacher, runtime)
     folder = Path(folder)
     settings = {
-        "entropatch": _version(),
-        "model": {"kind": _kind(model), "classes": len(data.classes), "weights": digest(model)},
+        "entropatch": __version__,
+        "model": {"kind": architecture(model), "classes": len(data.classes), "weights": digest(model)},
         "data": dict(data.description),
         "prune": None if prune is None else json.loads(prune.to_json()),
         "recipe": recipe.to_dict(),
@@ -192,13 +194,3 @@ def _fixed_size(model: nn.Module | None) -> tuple[int, ...] | None:
         return None
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return None if size is None else tuple(size)
-
-
-def _kind(model: nn.Module) -> str:
-    return str(getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__)
-
-
-def _version() -> str:
-    import entropatch
-
-    return entropatch.__version__
