@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from hypothesis import settings
+from safetensors.torch import save_file
 
 # Wall-clock limits per example make a busy machine fail; `CI` replays the same examples on every run.
 settings.register_profile("entropatch", deadline=None)
@@ -19,6 +22,15 @@ settings.load_profile("ci" if os.environ.get("CI") else "entropatch")
 def _seeded() -> None:
     """Every test draws the same random numbers, alone or in company."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of timm's smallest ViT, "test_vit": 100 patches, 6 blocks."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    return path
 
 
 @pytest.fixture

@@ -283,13 +283,20 @@ def test_messages_name_the_file_and_not_the_folder_of_uploads(tmp_path: Path) ->
 # -------------------------------------------------------------------------------------------------------- the server
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[str]:
+@contextmanager
+def serving() -> Iterator[str]:
+    """The address of the page while the block runs."""
     pytest.importorskip("gradio", reason="Gradio is not installed")
     explorer = Explorer(load, {"one": photograph(0), "two": photograph(1)}, repeats=1)
     page, address = serve(explorer, ["m", "plain"], port=0, upload_mb=1, wait=False)
     yield address
     page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    with serving() as address:
+        yield address
 
 
 def fetch(url: str, **arguments: Any) -> Any:

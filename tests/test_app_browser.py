@@ -11,10 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from test_app import load, photograph
-
-from entropatch.app import Explorer
-from entropatch.app.page import serve
+from test_app import photograph, serving
 
 pytestmark = pytest.mark.slow
 
@@ -33,11 +30,8 @@ SWITCHES = (
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
-    pytest.importorskip("gradio", reason="Gradio is not installed")
-    explorer = Explorer(load, {"one": photograph(0), "two": photograph(1)}, repeats=1)
-    page, address = serve(explorer, ["m", "plain"], port=0, upload_mb=1, wait=False)
-    yield address
-    page.close(verbose=False)
+    with serving() as address:
+        yield address
 
 
 @pytest.fixture

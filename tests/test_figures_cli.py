@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import timm
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -30,14 +29,6 @@ from entropatch.inspection import entropy_maps, pruning_stages
 from entropatch.methods import method_config
 
 ORDERS = (1.0, math.inf)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), path)
-    return path
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import timm
-import torch
 from PIL import Image
 from small_models import create
 from typer.testing import CliRunner
@@ -263,14 +262,6 @@ def test_bad_input_is_refused():
 
 
 # ------------------------------------------------------------------------------------------------- the command
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), path)
-    return path
 
 
 @pytest.fixture

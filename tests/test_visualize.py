@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,15 +16,6 @@ pytest.importorskip("matplotlib")
 
 import entropatch.cli.visualize as command
 from entropatch.cli import COMMANDS, app
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """Weights of timm's smallest ViT: 100 patches, 6 blocks."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), path)
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,6 @@ from entropatch.files import require
 # 3 GB, of which the model sees the middle square.
 MAX_ASPECT = 32
 
-_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
-
 
 class ImageError(ValueError):
     """A file that cannot be used as a picture; the message is one line and names it."""
@@ -213,7 +211,7 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _eight_bits(image, notes).convert("RGB")
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")

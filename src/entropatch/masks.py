@@ -33,9 +33,9 @@ def load_mask(path: str | Path, level: int = LEVEL) -> np.ndarray:
     load_image(path)  # with its checks of the file
     with Image.open(path) as image:
         image.load()
-        if image.mode in ("1", "P") and "transparency" not in image.info:
+        if image.mode in ("1", "P") and not image.has_transparency_data:
             return np.asarray(ImageOps.exif_transpose(image)) != 0
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        if image.has_transparency_data:
             raise MaskError(
                 f"{printable(path)}: a mask must be grey, black-and-white or of a palette, but this one is transparent "
                 "in places; take the alpha channels as masks (--alpha), or save it without."
@@ -59,7 +59,7 @@ def alpha_mask(path: str | Path) -> np.ndarray:
     load_image(path)
     with Image.open(path) as image:
         image.load()
-        if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
+        if not image.has_transparency_data:
             raise MaskError(f"{printable(path)}: the image has no alpha channel to take a mask from.")
         upright = ImageOps.exif_transpose(image)
         return np.asarray(upright.convert("RGBA"))[..., 3] > LEVEL

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig
 from entropatch.criteria import Criterion
-from entropatch.surgery import Trace, block_count, prune_, pruning_config, trace, unprune_
+from entropatch.surgery import Trace, block_count, is_pruned, prune_, pruning_config, trace, unprune_
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def run(model: nn.Module, images: Tensor, config: PruneConfig) -> Trace:
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards the model is pruned, or not, and in training mode, or not, as before."""
-    before = _config_of(model)
+    before = pruning_config(model) if is_pruned(model) else None
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -82,7 +82,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             module.training = training
         if before is not None:
             prune_(model, before)
-        elif _config_of(model) is not None:
+        elif is_pruned(model):
             unprune_(model)
 
 
@@ -107,10 +107,3 @@ class _Look(Criterion):
 def _forward(model: nn.Module, images: Tensor) -> None:
     parameter = next(model.parameters())
     model.forward_features(images.to(parameter.device, parameter.dtype))  # pyright: ignore[reportCallIssue]
-
-
-def _config_of(model: nn.Module) -> PruneConfig | None:
-    try:
-        return pruning_config(model)
-    except ValueError:
-        return None

@@ -1,7 +1,7 @@
 """In-place surgery on stock models: `prune_`, `unprune_`, `trace`, `restore`."""
 
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.prune import block_count, prune_, pruning_config, unprune_
+from entropatch.surgery.prune import block_count, is_pruned, prune_, pruning_config, unprune_
 from entropatch.surgery.tracing import StageRecord, Trace, restore, trace
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "block_count",
+    "is_pruned",
     "prune_",
     "pruning_config",
     "restore",

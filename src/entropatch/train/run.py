@@ -16,8 +16,7 @@ from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.files import write_text
 from entropatch.pretrained import architecture
-from entropatch.surgery import prune_, unprune_
-from entropatch.surgery.prune import is_pruned
+from entropatch.surgery import is_pruned, prune_, unprune_
 from entropatch.train.progress import Progress
 from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import RunMismatchError, check_or_write, digest, locked
