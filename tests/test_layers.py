@@ -37,7 +37,7 @@ def python(code: str) -> str:
 def test_importing_entropatch_is_light() -> None:
     code = """
 import json, sys
-import torch, torch.utils.flop_counter  # which brings Triton along itself, where that is installed
+import torch
 before = set(sys.modules)
 import entropatch
 print(json.dumps([sorted(set(sys.modules) - before), torch.cuda.is_initialized()]))
@@ -48,6 +48,22 @@ print(json.dumps([sorted(set(sys.modules) - before), torch.cuda.is_initialized()
     assert packages & {"timm", "torchvision", "typer", "rich", "triton", "huggingface_hub", "PIL", *EXTRAS} == set()
     assert not {name for name in loaded if name.startswith("entropatch") and ("triton" in name or "timm" in name)}
     assert not cuda_started
+
+
+@pytest.mark.parametrize("first", ["entropatch", "torch.utils.flop_counter"])
+def test_flop_counters_know_the_operators_whichever_is_imported_first(first: str) -> None:
+    code = f"""
+import sys
+finders = list(sys.meta_path)
+import {first}
+import torch, entropatch
+from torch.utils.flop_counter import FlopCounterMode
+q = torch.zeros(1, 2, 5, 8)
+with FlopCounterMode(display=False) as counter:
+    entropatch.attention_entropy(q, q, 2.0)
+print(counter.get_total_flops(), sys.meta_path == finders)
+"""
+    assert python(code).split() == [str(2 * 2 * 5 * 5 * 8), "True"]
 
 
 def test_every_module_imports_without_the_extras() -> None:

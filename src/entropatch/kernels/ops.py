@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from entropatch.entropy import representable, working_dtype
 from entropatch.kernels import materialised, streaming
+from entropatch.kernels.flop_formulas import register_when_counted
 
 
 def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, backend: str) -> Tensor:
@@ -65,13 +64,4 @@ def _(
     return output, q.new_empty(batch, heads, n - num_prefix, dtype=working_dtype(q))
 
 
-@register_flop_formula(torch.ops.entropatch.attention_entropy)
-def _attention_entropy_flop(q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
-    *lead, n, d = q
-    return 2 * torch.Size(lead).numel() * n * k[-2] * d
-
-
-@register_flop_formula(torch.ops.entropatch.attend_with_entropy)
-def _attend_with_entropy_flop(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
-    batch, heads, n, d = q
-    return 2 * batch * heads * n * k[-2] * (d + v[-1])
+register_when_counted()
