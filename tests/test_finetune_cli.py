@@ -118,7 +118,16 @@ def test_accelerate_launch_on_two_processes_gives_the_result_of_one(tmp_path):
     # Without GPUs --multi_gpu starts the processes all the same, and --device cpu joins them by gloo.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     done = subprocess.run(
-        [*launch, "-m", "entropatch.cli", "finetune", *arguments, "--output", str(tmp_path / "two")],
+        [
+            *launch,
+            "-m",
+            "entropatch.cli",
+            "finetune",
+            *arguments,
+            "--keep-checkpoints",
+            "--output",
+            str(tmp_path / "two"),
+        ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

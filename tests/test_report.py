@@ -215,6 +215,16 @@ def test_long_tables_are_folded_away_and_complete(tmp_path: Path) -> None:
     assert "50 records" in page.text
 
 
+def test_a_training_run_says_on_which_machines_its_seeds_were_trained(tmp_path: Path) -> None:
+    for seed, hardware in enumerate(("one GPU", "another")):
+        folder = seed_run(tmp_path / f"seed-{seed}", seed, [50.0])
+        (folder / "machine.json").write_text(json.dumps({"hardware": hardware, "torch": "2.15", "cuda": None}))
+    machine = read_run(tmp_path).machine
+    assert machine == {"entropatch": "0.1.0", "hardware": "seed-0: one GPU; seed-1: another", "torch": "2.15"}
+    (tmp_path / "seed-1/machine.json").unlink()
+    assert read_run(tmp_path).machine["torch"] == "seed-0: 2.15"
+
+
 def test_several_record_files_of_a_folder_stay_apart(tmp_path: Path) -> None:
     for stem, torch, seed in (("a", "2.15", 1), ("b", "2.15", 2)):
         write_records([{"x": 1}], tmp_path, stem, about={"torch": torch, "seed": seed})
@@ -349,6 +359,7 @@ def test_a_damaged_file_is_named_in_one_line_and_nothing_is_written(damage: Any,
         ("epochs.jsonl", '{"epoch": 1, "loss": 1.0, "top1": 2.0}\n{"epoch": 2'),
         ("epochs.jsonl", '{"epoch": 1}\n'),
         ("result.json", '{"top1": 1.0}'),
+        ("machine.json", "[]"),
     ],
 )
 def test_a_damaged_training_run_is_named(name: str, content: str, tmp_path: Path) -> None:

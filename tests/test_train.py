@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
-from training_case import CPU, PRUNE, SIZE, SPEC, data, free_port, recipe, records, run, run_as, start
+from training_case import CPU, KEEPING, PRUNE, SIZE, SPEC, data, free_port, recipe, records, run, run_as, start
 
 import entropatch
 from entropatch import PruneConfig, Random, pruning_config
@@ -164,7 +164,7 @@ def test_how_a_run_is_carried_out_does_not_change_the_result(plain, tmp_path, ru
 
 def test_two_processes_give_the_result_of_one(plain, tmp_path):
     port = free_port()
-    arguments = {"recipe": SGD, "runtime": dataclasses.replace(CPU, accumulate=2)}
+    arguments = {"recipe": SGD, "runtime": dataclasses.replace(KEEPING, accumulate=2)}
     processes = [start(run_as, rank, 2, port, tmp_path, arguments) for rank in range(2)]
     for process in processes:
         process.join(timeout=120)
@@ -217,7 +217,7 @@ def test_the_moving_average_is_what_is_tested_and_saved(tmp_path):
     run(tmp_path / "plain")
     run(tmp_path / "copy", recipe=recipe(ema_decay=0.0))
     assert_close(tmp_path / "plain", tmp_path / "copy", rtol=0, atol=0)
-    run(tmp_path / "slow", recipe=recipe(ema_decay=0.99))
+    run(tmp_path / "slow", recipe=recipe(ema_decay=0.99), runtime=KEEPING)
     start, plain, slow = SPEC.build(10, SIZE).state_dict(), final(tmp_path / "plain"), final(tmp_path / "slow")
     moved = sum((plain[name] - start[name]).norm() ** 2 for name in plain) ** 0.5
     behind = sum((slow[name] - start[name]).norm() ** 2 for name in plain) ** 0.5
@@ -279,7 +279,7 @@ def test_float16_trains_with_a_gradient_scaler(tmp_path, monkeypatch):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
 
     monkeypatch.setattr(Accelerator, "__init__", with_scaler)
-    run(tmp_path, recipe=recipe(epochs=5, weight_decay=0.1))
+    run(tmp_path, recipe=recipe(epochs=5, weight_decay=0.1), runtime=KEEPING)
     # The scale is far too large at first: those steps are left out, counted, and halve it.
     skipped = [record["skipped_steps"] for record in records(tmp_path)]
     assert 0 < sum(skipped) < 20

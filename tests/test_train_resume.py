@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from training_case import (
     CPU,
+    KEEPING,
     SPEC,
     SomeTorn,
     data,
@@ -77,7 +78,7 @@ def checkpoints(folder):
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(undisturbed, tmp_path):
-    draw = random.Random(0)
+    draw, found = random.Random(0), []
     for _ in range(4):
         before = checkpoints(tmp_path)
         process = start(run_full, tmp_path)
@@ -87,7 +88,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(undisturbed, tmp_pa
         if not process.is_alive():
             break
         kill(process)
-    assert checkpoints(tmp_path)
+        found = checkpoints(tmp_path)
+    assert found
     run_full(tmp_path)
     assert_same_run(undisturbed, tmp_path)
 
@@ -222,10 +224,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
     state = load_weights(tmp_path / "checkpoints" / latest / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in state.values())
     assert run(tmp_path).epochs == 2
+    assert not (tmp_path / "checkpoints").exists()  # complete: nothing is left to continue
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_continues(tmp_path):
-    run(tmp_path)
+    run(tmp_path, runtime=KEEPING)
     whole = (tmp_path / "final.safetensors").read_bytes()
     (tmp_path / "result.json").unlink()
     older, newest = checkpoints(tmp_path)
@@ -236,7 +239,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_continues(tmp_path)
     for path in (tmp_path / "checkpoints" / newest).iterdir():
         path.unlink()
     (tmp_path / "checkpoints" / newest).rmdir()
-    run(tmp_path)
+    run(tmp_path, runtime=KEEPING)
     assert checkpoints(tmp_path) == [older, newest]
     assert (tmp_path / "final.safetensors").read_bytes() == whole
 
@@ -250,7 +253,7 @@ class Bomb:
 
 def test_a_checkpoint_never_runs_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(tmp_path / "run")
+    run(tmp_path / "run", runtime=KEEPING)
     (tmp_path / "run/result.json").unlink()
     newest = tmp_path / "run/checkpoints" / checkpoints(tmp_path / "run")[-1]
     for name in ("training.pt", "random-0.pt"):

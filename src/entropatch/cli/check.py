@@ -57,6 +57,7 @@ def check(
     below it the sign is reversed), and a verdict. A patch is foreground if at least half of it is, by the mask.
     """
     from entropatch.foreground import check_foreground
+    from entropatch.measure import environment
     from entropatch.methods import parse_order
     from entropatch.tables import write_records
 
@@ -77,6 +78,7 @@ def check(
         if output is not None:
             facts = {"verdict": result.verdict, "images": result.images, "one class only, skipped": result.one_class}
             facts |= {"masks": source, "pruning blocks": list(result.pruning_blocks), **about}
+            facts |= environment(device)
             title = "Does low entropy mark the foreground? AUROC per block, mean over images ± standard error"
             paths = write_records(result.records, output, "check", title=title, about=facts, table=table)
             typer.echo("Written: " + ", ".join(str(path) for path in paths))

@@ -55,6 +55,9 @@ def finetune(
     accumulate: parameters.Accumulate = 1,
     workers: parameters.Workers = 4,
     checkpoint_every: parameters.CheckpointEvery = 500,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Leave the last two when the run is finished.")
+    ] = False,
     gradient_checkpointing: parameters.GradientCheckpointing = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU too.")] = False,
@@ -79,6 +82,7 @@ def finetune(
             accumulate=accumulate,
             workers=workers,
             checkpoint_every=checkpoint_every,
+            keep_checkpoints=keep_checkpoints,
             gradient_checkpointing=gradient_checkpointing,
             compile=compiled,
             deterministic=deterministic,

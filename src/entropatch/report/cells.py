@@ -122,3 +122,14 @@ def _is_numeric(cell: str) -> bool:
         except ValueError:
             return False
     return True
+
+
+def joined(facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The facts of several sources: once where they agree, otherwise with the name of the source."""
+    found: dict[str, str] = {}
+    for key in dict.fromkeys(key for one in facts.values() for key in one):
+        values = {name: one[key] for name, one in facts.items() if key in one}
+        agree = len(values) == len(facts) and len(set(values.values())) == 1
+        apart = "; ".join(f"{name}: {value}" for name, value in values.items())
+        found[key] = next(iter(values.values())) if agree else apart
+    return found

@@ -12,7 +12,7 @@ from typing import Any
 from entropatch.figures import save_figure
 from entropatch.figures.curves import training_curves
 from entropatch.images import printable
-from entropatch.report.cells import MISSING, flat, make_table, shown
+from entropatch.report.cells import MISSING, flat, joined, make_table, shown
 from entropatch.report.content import Picture, ReportError, Run, Table, load_json, reading
 from entropatch.report.pictures import read_picture
 from entropatch.train.run import Outcome
@@ -32,6 +32,7 @@ class _SeedRun:
     settings: dict[str, Any]
     history: list[dict[str, Any]]
     result: dict[str, Any] | None
+    machine: dict[str, str]
 
 
 def is_finetune_folder(folder: Path) -> bool:
@@ -53,7 +54,7 @@ def read_finetune(folder: Path) -> Run:
         tables=(_table(runs),),
         pictures=tuple(_curves(runs)),
         settings={"seed": seeds, **facts},
-        machine={"entropatch": shown(settings.get("entropatch"))},
+        machine={"entropatch": shown(settings.get("entropatch"))} | joined({run.name: run.machine for run in runs}),
     )
 
 
@@ -71,7 +72,11 @@ def _read(folder: Path) -> _SeedRun:
     result = load_json(outcome) if outcome.exists() else None
     if result is not None and not (isinstance(result, dict) and set(result) == OUTCOME):
         raise ReportError(f"{printable(outcome)}: damaged: not the outcome of a fine-tuning run.")
-    return _SeedRun(folder.name, settings, history, result)
+    machine = load_json(folder / "machine.json") if (folder / "machine.json").exists() else {}
+    if not isinstance(machine, dict):
+        raise ReportError(f"{printable(folder / 'machine.json')}: damaged: not a description of a machine.")
+    known = {key: shown(value) for key, value in machine.items() if value is not None}
+    return _SeedRun(folder.name, settings, history, result, known)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

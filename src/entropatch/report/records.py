@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropatch.images import printable
-from entropatch.report.cells import flat, pivot, records_table, shown
+from entropatch.report.cells import flat, joined, pivot, records_table, shown
 from entropatch.report.content import ReportError, Run, load_json, reading
 from entropatch.report.pictures import choose_pictures, read_picture
 
@@ -77,8 +77,8 @@ def read_records_folder(folder: Path, most_pictures: int) -> Run | None:
         texts=_texts(files, runs),
         pictures=tuple(pictures),
         pictures_left_out=len(candidates) - len(pictures),
-        settings=_joined({stem: run.settings for stem, run in runs.items()}),
-        machine=_joined({stem: run.machine for stem, run in runs.items()}),
+        settings=joined({stem: run.settings for stem, run in runs.items()}),
+        machine=joined({stem: run.machine for stem, run in runs.items()}),
     )
 
 
@@ -128,13 +128,3 @@ def _is_ours(files: Sequence[Path], pictures: Sequence[Path]) -> bool:
                 if "entropatch-source" in image.info or str(image.info.get("Software")).startswith("entropatch"):
                     return True
     return False
-
-
-def _joined(facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The facts of several files: once where they agree, otherwise with the file they are from."""
-    joined: dict[str, str] = {}
-    for key in dict.fromkeys(key for one in facts.values() for key in one):
-        values = {stem: one[key] for stem, one in facts.items() if key in one}
-        agree = len(values) == len(facts) and len(set(values.values())) == 1
-        joined[key] = next(iter(values.values())) if agree else "; ".join(f"{s}: {v}" for s, v in values.items())
-    return joined

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from entropatch import __version__
 from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.files import write_text
+from entropatch.measure import environment
 from entropatch.pretrained import architecture
 from entropatch.surgery import is_pruned, prune_, unprune_
 from entropatch.train.progress import Progress
@@ -116,12 +118,16 @@ def finetune(
             if not (folder / "run.json").exists():
                 raise RunMismatchError(f"{folder} must be on a disk that all machines share, but is empty on this one.")
             if not (folder / "result.json").exists():
+                if main:
+                    write_text(folder / "machine.json", json.dumps(environment(accelerator.device), indent=2) + "\n")
                 trainer = Trainer(accelerator, model, data, folder, prune, recipe, seed, teacher, runtime)
                 progress = trainer.train(_note(settings), on_epoch or (lambda record: None))
                 if main:
                     text = json.dumps(asdict(_outcome(progress, folder)), indent=2)
                     write_text(folder / "result.json", text + "\n")
                 accelerator.wait_for_everyone()
+            if main and not runtime.keep_checkpoints:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # there is nothing left to continue
     return _finished(folder, model, prune)
 
 

@@ -2,9 +2,10 @@
 
 run.json            what is trained, on what, how; compared when the run is started again
 epochs.jsonl        one record per epoch
-checkpoints/        to continue from
+checkpoints/        to continue from; removed when the run is complete
 best.safetensors    weights of the epoch with the highest top-1 so far
 final.safetensors   weights after the last epoch
+machine.json        where and with what versions it was trained last
 result.json         the outcome; the run is complete when it is there
 tensorboard/        curves
 """

@@ -24,6 +24,7 @@ class Runtime:
         workers: loading processes beside each training process.
         evaluation_batch_size: images per process; twice a training pass when None.
         checkpoint_every: steps between checkpoints within an epoch; one is always written at an epoch's end.
+        keep_checkpoints: leave the last two when the run is finished, each about three times the size of the model.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         compile: run the model through torch.compile.
         compile_backend: its backend.
@@ -37,6 +38,7 @@ class Runtime:
     workers: int = 0
     evaluation_batch_size: int | None = None
     checkpoint_every: int = 500
+    keep_checkpoints: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
     compile_backend: str = "inductor"
