@@ -84,7 +84,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(undisturbed, tmp_pa
         process = start(run_full, tmp_path)
         while process.is_alive() and checkpoints(tmp_path) == before:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.3))
+        time.sleep(draw.uniform(0, 0.05))
         if not process.is_alive():
             break
         kill(process)
