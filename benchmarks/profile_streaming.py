@@ -7,9 +7,7 @@ done alone on all its blocks, as many at a time as there are threads.
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +18,7 @@ from torch import Tensor
 from entropatch.kernels import streaming
 from entropatch.kernels.streaming import THREAD_LOGITS, WORKER_LOGITS
 from entropatch.kernels.workers import number_of_workers, share_out
+from entropatch.measure import time_interleaved
 from entropatch.tables import markdown_table
 
 HEADS, PATCHES, WIDTH, REPEATS = 6, 4096, 64, 20
@@ -42,17 +41,6 @@ class Space:
         q, (k, v) = torch.randn(heads, rows, WIDTH), torch.randn(2, heads, PATCHES, WIDTH).unbind(0)
         x, w, y = torch.rand(3, heads, rows, PATCHES).unbind(0)
         return cls(q, k, v, x, w, y, x.amax(-1, keepdim=True))
-
-
-def timed(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds of each call, median, in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(REPEATS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(taken[1:]) for name, taken in seconds.items()}
 
 
 def main() -> None:
@@ -82,10 +70,9 @@ def main() -> None:
         "output and Shannon entropy": lambda: streaming.attend_with_entropy(q, k, v, 1.0, 0.125, 1),
         "output and entropy of order 2": lambda: streaming.attend_with_entropy(q, k, v, 2.0, 0.125, 1),
     }
-    with torch.inference_mode():
-        whole, alone = timed(wholes), timed(parts)
-    rows_shown = [[name, f"{ms:.0f}"] for name, ms in whole.items()]
-    rows_shown += [[f"part: {name}", f"{ms:.0f}"] for name, ms in alone.items()]
+    whole, alone = (time_interleaved(calls, 1, repeats=REPEATS) for calls in (wholes, parts))
+    rows_shown = [[name, f"{timing.p50_ms:.0f}"] for name, timing in whole.items()]
+    rows_shown += [[f"part: {name}", f"{timing.p50_ms:.0f}"] for name, timing in alone.items()]
     sys.stdout.write(markdown_table(["4096 patches, 6 heads, one image", "ms"], rows_shown))
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ SIZE = 16  # 16 patches of 4×4
 SPEC = ModelSpec("test_vit", drop_path=0.0, arguments={"patch_size": 4, "depth": 4})
 PRUNE = PruneConfig(keep_rate=0.6)
 CPU = Runtime(device="cpu", checkpoint_every=2)
-KEEPING = Runtime(device="cpu", checkpoint_every=2, keep_checkpoints=True)
+KEEPING = replace(CPU, keep_checkpoints=True)
 
 
 def recipe(**fields: Any) -> Recipe:

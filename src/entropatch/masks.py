@@ -33,13 +33,13 @@ def load_mask(path: str | Path, level: int = LEVEL) -> np.ndarray:
     load_image(path)  # with its checks of the file
     with Image.open(path) as image:
         image.load()
-        if image.mode in ("1", "P") and not image.has_transparency_data:
-            return np.asarray(ImageOps.exif_transpose(image)) != 0
         if image.has_transparency_data:
             raise MaskError(
                 f"{printable(path)}: a mask must be grey, black-and-white or of a palette, but this one is transparent "
                 "in places; take the alpha channels as masks (--alpha), or save it without."
             )
+        if image.mode in ("1", "P"):
+            return np.asarray(ImageOps.exif_transpose(image)) != 0
     grey = np.asarray(load_image(path).convert("L"))
     if 0 < grey.max() <= level:
         raise MaskError(

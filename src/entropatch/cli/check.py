@@ -167,5 +167,4 @@ def _network(
     network, source = load_model(
         model, weights=weights, image_size=image_size, on_message=lambda line: typer.echo(line, err=True)
     )
-    name = architecture(network)
-    return network.to(device), {"model": name, "weights": source}
+    return network.to(device), {"model": architecture(network), "weights": source}
