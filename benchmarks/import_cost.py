@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from entropatch.measure import environment, time_interleaved
-from entropatch.tables import write_records
+from entropatch.records.tables import write_records
 
 STATEMENTS = {"torch": "import torch", "entropatch": "import entropatch"}
 

@@ -19,7 +19,7 @@ from entropatch.kernels import streaming
 from entropatch.kernels.streaming import THREAD_LOGITS, WORKER_LOGITS
 from entropatch.kernels.workers import number_of_workers, share_out
 from entropatch.measure import time_interleaved
-from entropatch.tables import markdown_table
+from entropatch.records.tables import markdown_table
 
 HEADS, PATCHES, WIDTH, REPEATS = 6, 4096, 64, 20
 

@@ -17,7 +17,7 @@ import torch
 
 from entropatch import PruneConfig
 from entropatch.data import DataSet, LabelledImages, open_data
-from entropatch.images import ImageError
+from entropatch.data.images import ImageError
 from entropatch.train import ModelSpec, Outcome, Recipe, Runtime, finetune
 
 # Accelerate collects garbage at the end of each run, which takes long with all that is imported here.

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import nn
 
 from entropatch import figures
-from entropatch.attention_statistics import RunningStatistics, batch_statistics, rank_correlation
-from entropatch.files import replacing
-from entropatch.images import cropped, to_tensor
-from entropatch.inspection import Stages, pruning_stages
+from entropatch.data.images import cropped, to_tensor
+from entropatch.look.inspection import Stages, pruning_stages
+from entropatch.look.statistics import RunningStatistics, batch_statistics, rank_correlation
 from entropatch.methods import METHODS, find_method, renyi_method
-from entropatch.tables import write_records
+from entropatch.records.files import replacing
+from entropatch.records.tables import write_records
 
 MADE_BY = "entropatch figures"
 

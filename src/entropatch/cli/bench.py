@@ -40,7 +40,7 @@ def bench(
     exit status is 1; for a setting that makes no sense it is 2.
     """
     from entropatch.bench import BenchSettings, bench_table, check_table, run_bench, table_3
-    from entropatch.tables import write_records
+    from entropatch.records.tables import write_records
 
     try:
         settings = BenchSettings(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from entropatch.foreground import ForegroundCheck
+    from entropatch.look.foreground import ForegroundCheck
 
     Pairs = Iterator[tuple[Image.Image, np.ndarray]]
 
@@ -56,10 +56,10 @@ def check(
     Prints, for each block, the AUROC of low entropy, of EViT's class attention and of plain colour (0.5 is chance,
     below it the sign is reversed), and a verdict. A patch is foreground if at least half of it is, by the mask.
     """
-    from entropatch.foreground import check_foreground
+    from entropatch.look.foreground import check_foreground
     from entropatch.measure import environment
     from entropatch.methods import parse_order
-    from entropatch.tables import write_records
+    from entropatch.records.tables import write_records
 
     try:
         wanted = tuple(dict.fromkeys(parse_order(text) for text in entries(orders, str, "--orders")))
@@ -88,7 +88,7 @@ def check(
 
 def foreground_table(result: ForegroundCheck) -> str:
     """A Markdown table: a row per block and one for their mean, a column per score."""
-    from entropatch.tables import markdown_table
+    from entropatch.records.tables import markdown_table
 
     def cell(mean: float, error: float | None) -> str:
         return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
@@ -112,8 +112,8 @@ def _pairs(
     limit: int,
 ) -> tuple[int, Pairs, str]:
     """How many images there are, the images with their masks one after the other, and where the masks come from."""
-    from entropatch.images import image_files
-    from entropatch.masks import masks_by_stem
+    from entropatch.data.images import image_files
+    from entropatch.data.masks import masks_by_stem
 
     sources = [name for name, given in (("--masks", masks), ("--alpha", alpha), ("--data", data)) if given]
     if len(sources) != 1:
@@ -140,8 +140,8 @@ def _from_data(name: str, root: Path | None, options: dict[str, Any], limit: int
 
 
 def _from_files(files: list[Path], masks: list[Path], level: int) -> Pairs:
-    from entropatch.images import load_image
-    from entropatch.masks import check_size, load_mask
+    from entropatch.data.images import load_image
+    from entropatch.data.masks import check_size, load_mask
 
     for file, path in zip(files, masks, strict=True):
         image, mask = load_image(file), load_mask(path, level)
@@ -150,8 +150,8 @@ def _from_files(files: list[Path], masks: list[Path], level: int) -> Pairs:
 
 
 def _from_alpha(files: list[Path]) -> Pairs:
-    from entropatch.images import load_image
-    from entropatch.masks import alpha_mask
+    from entropatch.data.images import load_image
+    from entropatch.data.masks import alpha_mask
 
     for file in files:
         yield load_image(file), alpha_mask(file)
@@ -160,8 +160,8 @@ def _from_alpha(files: list[Path]) -> Pairs:
 def _network(
     model: str | None, weights: Path | None, image_size: int | None, device: str
 ) -> tuple[Any, dict[str, str]]:
-    from entropatch.files import require
-    from entropatch.pretrained import architecture, load_model
+    from entropatch.extras import require
+    from entropatch.models.pretrained import architecture, load_model
 
     require("scipy", "figures")
     network, source = load_model(

@@ -49,10 +49,10 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv and .json.")] = None,
 ) -> None:
     """Test a model on a data set: top-1, top-5, GFLOPs and images/s, dense beside pruned."""
-    from entropatch.evaluate import Speed, count_steps
-    from entropatch.evaluate import evaluate as run
     from entropatch.measure import environment
-    from entropatch.tables import markdown_table, write_records
+    from entropatch.measure.evaluation import Speed, count_steps
+    from entropatch.measure.evaluation import evaluate as run
+    from entropatch.records.tables import markdown_table, write_records
 
     try:
         about = weights_about(weights, model, data)

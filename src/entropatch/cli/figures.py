@@ -77,7 +77,7 @@ def figures(
         points = [point for path in records or [] for point in _points(path)]
         gallery, facts, files = None, {}, []
         if images:
-            from entropatch.images import image_files
+            from entropatch.data.images import image_files
 
             files = image_files(images)
             gallery, facts = _gallery(model, weights, image_size, settings, methods is not None, device, output, say)
@@ -102,8 +102,8 @@ def figures(
 
 
 def _points(path: Path) -> list[dict[str, Any]]:
+    from entropatch.data.images import printable
     from entropatch.gallery import accuracy_records
-    from entropatch.images import printable
 
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -125,9 +125,9 @@ def _gallery(
     """The model loaded and ready to be drawn, and what is to be said of it beside the numbers."""
     from dataclasses import replace
 
-    from entropatch.files import require
+    from entropatch.extras import require
     from entropatch.gallery import Gallery
-    from entropatch.pretrained import architecture, load_model
+    from entropatch.models.pretrained import architecture, load_model
 
     require("matplotlib", "figures")
     require("scipy", "figures")
@@ -142,7 +142,7 @@ def _gallery(
 
 def _draw(gallery: Gallery, files: Sequence[Path], pictures: int | None, console: Console) -> tuple[int, int]:
     """How many files were written, and how many images could not be used."""
-    from entropatch.images import ImageError, printable, read_image
+    from entropatch.data.images import ImageError, printable, read_image
 
     written, failed, say = 0, 0, printer(console)
     with progress_bar("drawing", len(files), console) as step:

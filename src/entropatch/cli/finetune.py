@@ -115,7 +115,7 @@ def finetune(
 
 
 def _show_recipe(settings: Recipe) -> None:
-    from entropatch.tables import markdown_table
+    from entropatch.records.tables import markdown_table
     from entropatch.train import provenance
 
     records = provenance(settings)
@@ -190,7 +190,7 @@ def _show_epoch(record: dict[str, Any]) -> None:
 
 def _report(outcomes: list[Outcome], seeds: tuple[int, ...], output: Path, about: dict[str, Any]) -> None:
     """What the runs came to; for several seeds also as a table in files."""
-    from entropatch.tables import write_records
+    from entropatch.records.tables import write_records
     from entropatch.train import summarise
 
     if os.environ.get("RANK", "0") != "0":

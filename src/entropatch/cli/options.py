@@ -59,7 +59,7 @@ def pruning(method: str, keep_rate: str, blocks: str | None, config: Path | None
 
 def possible(model: nn.Module, names: Sequence[str], insist: bool, say: Callable[[str], None]) -> list[str]:
     """The methods this model allows. Where they are only the default, the others are left out with a line."""
-    from entropatch.inspection import possible_methods
+    from entropatch.look.inspection import possible_methods
     from entropatch.methods import method_label
 
     found, refused = possible_methods(model, names)

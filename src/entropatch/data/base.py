@@ -24,7 +24,7 @@ class LabelledImages(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """The image in RGB. Raises `entropatch.images.ImageError` if its file is damaged."""
+        """The image in RGB. Raises `entropatch.data.images.ImageError` if its file is damaged."""
 
     @abstractmethod
     def label(self, index: int) -> int:
@@ -54,7 +54,7 @@ class ImageFiles(LabelledImages):
         return len(self.files)
 
     def image(self, index: int) -> Image.Image:
-        from entropatch.images import ImageError, load_image
+        from entropatch.data.images import ImageError, load_image
 
         try:
             return load_image(self.files[index])

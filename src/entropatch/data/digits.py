@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from entropatch.data.base import DataError, DataSet, ImageArray
-from entropatch.files import require
+from entropatch.extras import require
 
 
 def open_digits(root: Path | None = None, *, download: bool = False) -> DataSet:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from entropatch.data.base import DataError, DataSet, LabelledImages
 from entropatch.data.folders import TEST_SPLITS
-from entropatch.files import require
+from entropatch.extras import require
 
 
 class HubImages(LabelledImages):
@@ -32,7 +32,7 @@ class HubImages(LabelledImages):
         return f"{self.split}, row {index}"
 
     def image(self, index: int) -> Image.Image:
-        from entropatch.images import ImageError, image_from_bytes, load_image
+        from entropatch.data.images import ImageError, image_from_bytes, load_image
 
         cell = self.rows[index][self.column]
         if cell is None or (cell["bytes"] is None and not cell["path"]):

@@ -164,7 +164,7 @@ def collate(samples: Sequence[tuple[Tensor | None, int, tuple[str, ...]]]) -> Ba
 
 def _sound_image(images: LabelledImages, number: int) -> Image.Image | None:
     """The image, or None if it is damaged. A missing file or a failing disk is an error, not a damaged image."""
-    from entropatch.images import ImageError
+    from entropatch.data.images import ImageError
 
     try:
         return images.image(number)

@@ -87,14 +87,14 @@ def open_fashion_mnist_photos(
 
 
 def _bundled() -> dict[str, list[Image.Image]]:
-    from entropatch.images import sample_photographs
+    from entropatch.data.images import sample_photographs
 
     photographs = sample_photographs()
     return {split: [photographs[name] for name in names] for split, names in BUNDLED.items()}
 
 
 def _from_folder(folder: Path) -> dict[str, list[Image.Image]]:
-    from entropatch.images import load_image
+    from entropatch.data.images import load_image
 
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     photographs = [load_image(path) for path in files]

@@ -9,7 +9,7 @@ from typing import Any
 from torchvision.datasets import FGVCAircraft, Flowers102
 
 from entropatch.data.base import DataError, DataSet, ImageFiles
-from entropatch.files import require
+from entropatch.extras import require
 
 
 def open_aircraft(root: Path | None, *, download: bool = False, level: str = "variant") -> DataSet:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from entropatch.figures.canvas import Page
 from entropatch.figures.labels import label_points
-from entropatch.figures.page import Page
 from entropatch.figures.style import COLOURS, INK, LINE, MARGIN, MARKERS, SMALL, dress, style
-from entropatch.pareto import pareto_front
+from entropatch.records.pareto import pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from entropatch.methods import method_label
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from entropatch.inspection import Stages
+    from entropatch.look.inspection import Stages
 
 COLUMNS = 6
 
@@ -78,7 +78,7 @@ def stages_side_by_side(crop: np.ndarray, stages: Mapping[str, Stages], *, title
 
     Args:
         crop: the pixels the model saw, (height, width, 3), uint8.
-        stages: by method name, as `entropatch.inspection.pruning_stages` gives them; the same blocks for all.
+        stages: by method name, as `entropatch.look.inspection.pruning_stages` gives them; the same blocks for all.
         title, note: a line above, and one below.
 
     Returns:

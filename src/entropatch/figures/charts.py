@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entropatch.figures.page import Page
+from entropatch.figures.canvas import Page
 from entropatch.figures.patches import entropy_label
 from entropatch.figures.style import COLOURS, FRAME, INK, LINE, MARGIN, SMALL, SOFT_INK, dress, shortened, style
 

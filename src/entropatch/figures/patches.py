@@ -14,7 +14,7 @@ from entropatch.methods import find_method, method_label, renyi_method
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from entropatch.inspection import Inspection, Stages
+    from entropatch.look.inspection import Inspection, Stages
 
 
 def entropy_and_stages(inspection: Inspection, *, title: str = "", note: str = "") -> Figure:
@@ -24,7 +24,7 @@ def entropy_and_stages(inspection: Inspection, *, title: str = "", note: str = "
     rows below show each method's kept patches in colour, the pruned ones greyed, with the count under each.
 
     Args:
-        inspection: the arrays, as `entropatch.inspection.inspect_image` gives them.
+        inspection: the arrays, as `entropatch.look.inspection.inspect_image` gives them.
         title: a line above, such as the file's name; taken literally.
         note: a line below, such as the model and the keep rate.
 

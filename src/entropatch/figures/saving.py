@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropatch.figures.style import DPI, style
-from entropatch.files import replacing
+from entropatch.records.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from entropatch.figures.page import Page
+from entropatch.figures.canvas import Page
 from entropatch.figures.style import ENTROPY_COLOURS, FRAME, INK, LINE, MARGIN, SMALL, SOFT_INK, shortened, style
 
 # Inches. At 175 dots per inch a cell is 224 dots wide: most models' input, pixel for pixel.

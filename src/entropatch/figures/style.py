@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from entropatch.files import require
+from entropatch.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from entropatch.files import require
+from entropatch.extras import require
 from entropatch.surgery.prune import unwrap
 
 Shape = list[int]

@@ -71,7 +71,7 @@ def shown(value: Any, spec: str = "") -> str:
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value in ("inf", "-inf", "nan"):  # as entropatch.tables writes them into JSON
+    if value in ("inf", "-inf", "nan"):  # as entropatch.records.tables writes them into JSON
         value = float(value)
     if isinstance(value, float) and math.isnan(value):
         return MISSING

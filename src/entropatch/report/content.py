@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entropatch.images import printable
+from entropatch.data.images import printable
 
 
 class ReportError(ValueError):

@@ -9,8 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropatch.files import require, write_text
-from entropatch.images import printable
+from entropatch.data.images import printable
+from entropatch.extras import require
+from entropatch.records.files import write_text
 from entropatch.report.cells import MISSING
 from entropatch.report.content import Picture, ReportError, Run
 from entropatch.report.runs import read_run

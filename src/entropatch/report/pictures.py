@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from entropatch.images import printable
+from entropatch.data.images import printable
 from entropatch.report.content import Picture, ReportError, reading
 
 SUFFIXES = (".png", ".svg")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from entropatch.images import printable
+from entropatch.data.images import printable
 from entropatch.report.cells import flat, joined, pivot, records_table, shown
 from entropatch.report.content import ReportError, Run, load_json, reading
 from entropatch.report.pictures import choose_pictures, read_picture
@@ -83,7 +83,7 @@ def read_records_folder(folder: Path, most_pictures: int) -> Run | None:
 
 
 def is_records(data: Any) -> bool:
-    """Whether this is what `entropatch.tables.write_records` writes."""
+    """Whether this is what `entropatch.records.tables.write_records` writes."""
     return (
         isinstance(data, Mapping)
         and isinstance(data.get("about"), Mapping)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entropatch.images import printable
+from entropatch.data.images import printable
 from entropatch.report.content import ReportError, Run, reading
-from entropatch.report.finetune import is_finetune_folder, read_finetune
+from entropatch.report.finetune_runs import is_finetune_folder, read_finetune
 from entropatch.report.records import read_records, read_records_folder
 
 SUPPORTED = "folders or .json files of entropatch demo, bench, evaluate, check, figures, finetune, search or visualize"

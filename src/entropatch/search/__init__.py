@@ -8,9 +8,9 @@ Started several times, on one machine or on many that share a database, the work
 """
 
 from entropatch.search.budget import BudgetError
+from entropatch.search.findings import TOLERANCE, write_report
 from entropatch.search.points import SCOPES, Point
-from entropatch.search.report import TOLERANCE, write_report
-from entropatch.search.run import Found, Teamwork, report, search
+from entropatch.search.searching import Found, Teamwork, report, search
 from entropatch.search.settings import KEEP_RATES, METHODS, SearchSettings
 from entropatch.search.study import StudyMismatchError
 from entropatch.search.worker import Standing

@@ -16,9 +16,9 @@ from torch import nn
 
 from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
-from entropatch.evaluate import DTYPES, class_places, evaluate
-from entropatch.files import require
+from entropatch.extras import require
 from entropatch.measure import Timing, count_flops, environment, time_interleaved
+from entropatch.measure.evaluation import DTYPES, class_places, evaluate
 from entropatch.search.points import DENSE, FINETUNED, Point
 from entropatch.search.settings import SearchSettings
 from entropatch.surgery import prune_

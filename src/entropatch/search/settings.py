@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entropatch.config import PruneConfig
-from entropatch.evaluate import Speed
+from entropatch.measure.evaluation import Speed
 from entropatch.search.points import DENSE, LARGEST_SEED, SCOPES, TRAINING_FREE, known_method
 from entropatch.train import ModelSpec, Recipe
 

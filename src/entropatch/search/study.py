@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropatch.files import require
+from entropatch.extras import require
 from entropatch.search.points import Point
 from entropatch.train.run_folder import differences
 

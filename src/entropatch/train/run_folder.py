@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from entropatch.files import write_text
+from entropatch.records.files import write_text
 
 # Not compared when a run is continued: data may have moved, and the package may have been updated.
 FREE = ("entropatch", "data.root", "about")

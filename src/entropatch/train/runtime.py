@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from entropatch.files import require
+from entropatch.extras import require
 from entropatch.train.recipe import Recipe
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from entropatch.train.run import Outcome
+from entropatch.train.fine_tuning import Outcome
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:

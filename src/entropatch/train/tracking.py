@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from entropatch.files import require
+from entropatch.extras import require
 
 EVERY = 10
 

@@ -24,7 +24,8 @@ from entropatch.data.loaders import (
     training_transform,
 )
 from entropatch.data.seeding import derived_seed, set_seeds
-from entropatch.evaluate import Correct, count_correct
+from entropatch.measure.evaluation import Correct, count_correct
+from entropatch.models.checkpoint import save_weights
 from entropatch.surgery import prune_, pruning_config
 from entropatch.train.checkpoints import Checkpoints
 from entropatch.train.loss import TrainingLoss
@@ -33,7 +34,6 @@ from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import write_epochs
 from entropatch.train.runtime import Runtime
 from entropatch.train.tracking import Curves, ProgressBar
-from entropatch.train.weights_file import save_weights
 
 # More steps in a row without a finite gradient than any gradient scaler needs to find its scale.
 MOST_SKIPPED = 100

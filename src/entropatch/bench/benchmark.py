@@ -1,0 +1,307 @@
+"""Running a benchmark: every variant of a model in turns, on one machine, into records."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entropatch.bench.settings import DENSE, DTYPES, RANDOM, BenchSettings, Variant
+from entropatch.extras import require
+from entropatch.measure import Flops, Timing, count_flops, environment, peak_memory, time_interleaved
+from entropatch.measure.memory import memory_errors
+from entropatch.surgery import trace
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `run_bench` measured.
+
+    Attributes:
+        records: one per row: method, label, keep_rate, batch_size, backend (what computed the entropies, if any),
+            gflops (10⁹ multiply-adds per image), images_per_second, p50_ms, p95_ms, vs_dense and vs_random (ratios of
+            images_per_second at the same batch size, for vs_random at the same keep rate too), peak_memory_mib, note.
+            What could not be measured is None; the note says why.
+        about: machine, versions and settings, which hold for all rows.
+    """
+
+    records: list[Record]
+    about: dict[str, Any]
+
+    @property
+    def failed(self) -> list[Record]:
+        """The records of rows that could not be measured."""
+        return [record for record in self.records if record["images_per_second"] is None]
+
+
+@dataclass
+class _Row:
+    """A variant on its way through one batch size."""
+
+    variant: Variant
+    batch_size: int = 0
+    run: Callable[[], object] | None = None
+    backend: str | None = None
+    gflops: float | None = None
+    peak: int | None = None
+    timing: Timing | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None) -> BenchResult:
+    """Measure every variant at every batch size; the variants of a batch size take turns, so that drift hits all alike.
+
+    A variant that runs out of memory, or cannot be made or run, is reported in its row's note; the others are still
+    measured. All variants share one set of weights.
+
+    Args:
+        settings: what to measure.
+        on_step: called after each peak-memory measurement and each warm-up or timed call.
+
+    Raises:
+        ImportError: fvcore or timm is not installed.
+        ValueError: the model is unknown or cannot be made at this image size.
+    """
+    require("fvcore", "bench")
+    step = on_step or (lambda: None)
+    rows: list[_Row] = []
+    on_cpu = torch.device(settings.device).type == "cpu"
+    with memory_errors() if on_cpu else nullcontext(), _no_eager_fallback() if settings.compile else nullcontext():
+        model = _create(settings)
+        made = {variant: _make(variant, model, settings) for variant in settings.variants()}
+        for batch_size in settings.batch_sizes:
+            images, reason = _attempt(lambda batch_size=batch_size: _images(settings, batch_size))
+            group = [replace(row, batch_size=batch_size, notes=[*row.notes]) for row, _ in made.values()]
+            for row in group:
+                pruned = made[row.variant][1]
+                if reason is not None:
+                    row.notes.append(reason)
+                elif pruned is not None:
+                    _probe(row, pruned, images, settings)
+                step()
+            _time(group, settings, step)
+            for row in group:
+                row.run = None  # its compiled graph and buffers
+            rows += group
+    return BenchResult(_records(rows), _about(settings))
+
+
+def _create(settings: BenchSettings) -> nn.Module:
+    import timm
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = timm.create_model(settings.model, pretrained=False, img_size=settings.image_size)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"timm cannot make the model {settings.model!r} at {settings.image_size} px: {_first_line(error)}"
+        ) from error
+    patches = getattr(model, "patch_embed", None)
+    patch = max(getattr(patches, "patch_size", (1,)))
+    if settings.image_size % patch and not getattr(patches, "dynamic_img_pad", False):
+        above = (settings.image_size // patch + 1) * patch
+        raise ValueError(
+            f"image_size must be a multiple of the patch size {patch}, but got {settings.image_size}; use {above}."
+        )
+    return model.to(settings.device, torch.float32 if settings.amp else DTYPES[settings.dtype]).eval()
+
+
+def _images(settings: BenchSettings, batch_size: int) -> Tensor:
+    shape = (batch_size, 3, settings.image_size, settings.image_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return images.to(settings.device, torch.float32 if settings.amp else DTYPES[settings.dtype])
+
+
+def _autocast(settings: BenchSettings) -> AbstractContextManager[Any]:
+    kind = torch.device(settings.device).type
+    return torch.autocast(kind, dtype=DTYPES[settings.dtype]) if settings.amp else nullcontext()
+
+
+def _make(variant: Variant, model: nn.Module, settings: BenchSettings) -> tuple[_Row, nn.Module | None]:
+    """The pruned model, and a row with what does not depend on the batch size; None and a note if it cannot be made."""
+    row = _Row(variant)
+    pruned, reason = _attempt(lambda: variant.apply(model, settings.backend))
+    if reason is not None:
+        row.notes.append(reason)
+        return row, None
+
+    def inspect() -> tuple[Flops, str | None]:
+        images = _images(settings, 1)
+        if not variant.uses_entropy:
+            return count_flops(pruned, images), None
+        with trace(pruned) as seen:
+            flops = count_flops(pruned, images)
+        return flops, seen.stages[0].backend if seen.stages else None
+
+    with _autocast(settings):
+        inspected, reason = _attempt(inspect)
+    if reason is not None:
+        row.notes.append(f"GFLOPs not counted: {reason}")
+        return row, pruned
+    flops, row.backend = inspected
+    row.gflops = flops.total / 1e9
+    if flops.uncounted:
+        row.notes.append(f"GFLOPs leave out {', '.join(flops.uncounted)}")
+    return row, pruned
+
+
+def _probe(row: _Row, model: nn.Module, images: Tensor, settings: BenchSettings) -> None:
+    """Give the row its function, run it and measure its peak memory; or note why not."""
+
+    def prepare() -> tuple[Callable[[], object], int]:
+        forward = _compiled(model) if settings.compile else model
+
+        def run() -> object:
+            with _autocast(settings):
+                return forward(images)
+
+        return run, peak_memory(run, settings.device)
+
+    prepared, reason = _attempt(prepare)
+    if reason is None:
+        row.run, row.peak = prepared
+    else:
+        row.notes.append(reason)
+
+
+def _compiled(model: nn.Module) -> Callable[[Tensor], object]:
+    """The model as one compiled graph."""
+
+    def forward(images: Tensor) -> object:
+        return model(images)
+
+    # Dynamo keeps its graphs by code object and tries all of one's in turn; a code object of its own keeps each row
+    # from paying for the guards of the rows before it, and from the limit on recompilations.
+    own = types.FunctionType(forward.__code__.replace(), globals(), "forward", None, forward.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False)
+
+
+@contextmanager
+def _no_eager_fallback() -> Iterator[None]:
+    """Fail where Dynamo would give up compiling and run eagerly without a word."""
+    import torch._dynamo.config as dynamo
+
+    with dynamo.patch(fail_on_recompile_limit_hit=True):
+        yield
+
+
+class _RunError(Exception):
+    """A row failed while it was timed."""
+
+    def __init__(self, row: _Row, reason: str):
+        super().__init__(reason)
+        self.row, self.reason = row, reason
+
+
+def _time(rows: list[_Row], settings: BenchSettings, step: Callable[[], None]) -> None:
+    """Time the rows that run, in turns; a row that fails now is left out and the others begin anew."""
+    while alive := [row for row in rows if row.run is not None]:
+        runs = {str(i): _named(row) for i, row in enumerate(alive)}
+        try:
+            timings = time_interleaved(
+                runs,
+                alive[0].batch_size,
+                repeats=settings.repeats,
+                warmup=settings.warmup,
+                device=settings.device,
+                on_step=step,
+            )
+        except _RunError as error:
+            error.row.run = None
+            error.row.notes.append(error.reason)
+        else:
+            for row, timing in zip(alive, timings.values(), strict=True):
+                row.timing = timing
+            return
+        _release()
+
+
+def _named(row: _Row) -> Callable[[], object]:
+    """The row's function; what it raises says which row it was."""
+    run = row.run
+    assert run is not None
+
+    def named() -> object:
+        try:
+            return run()
+        except Exception as error:
+            raise _RunError(row, _reason(error)) from None
+
+    return named
+
+
+def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
+    """(result, None), or (None, the reason in one line). One row's failure must not end the others' measurement."""
+    try:
+        return work(), None
+    except Exception as error:
+        reason = _reason(error)
+    _release()  # outside the handler, since the traceback held the tensors of the failed pass
+    return None, reason
+
+
+def _release() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return "out of memory"
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
+
+
+def _records(rows: list[_Row]) -> list[Record]:
+    speed = {(r.batch_size, r.variant): r.timing.images_per_second for r in rows if r.timing is not None}
+
+    def ratio(row: _Row, other: Variant) -> float | None:
+        mine, base = speed.get((row.batch_size, row.variant)), speed.get((row.batch_size, other))
+        return None if mine is None or base is None else mine / base
+
+    return [
+        {
+            "method": row.variant.method,
+            "label": row.variant.label,
+            "keep_rate": row.variant.keep_rate,
+            "batch_size": row.batch_size,
+            "backend": row.backend,
+            "gflops": row.gflops,
+            "images_per_second": row.timing.images_per_second if row.timing else None,
+            "p50_ms": row.timing.p50_ms if row.timing else None,
+            "p95_ms": row.timing.p95_ms if row.timing else None,
+            "vs_dense": ratio(row, Variant(DENSE, None)),
+            "vs_random": ratio(row, Variant(RANDOM, row.variant.keep_rate)),
+            "peak_memory_mib": None if row.peak is None else row.peak / 2**20,
+            "note": "; ".join(row.notes),
+        }
+        for row in rows
+    ]
+
+
+def _about(settings: BenchSettings) -> dict[str, Any]:
+    chosen = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    return {
+        **environment(settings.device),
+        **{
+            key: value
+            for key, value in chosen.items()
+            if key not in ("device", "backend", "methods", "keep_rates", "batch_sizes")
+        },
+        "weights": "random; speed, memory and GFLOPs do not depend on them",
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "gflops": "10⁹ multiply-adds per image by fvcore's rules",
+        "timing": "inference mode; rows take turns; medians of the timed calls",
+        "peak_memory": "tensors allocated by one forward pass, without weights and images",
+    }

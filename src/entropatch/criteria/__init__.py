@@ -1,0 +1,19 @@
+"""Importance of each patch, from one block's attention. Larger means keep.
+
+To add a criterion, subclass `Criterion` as a frozen dataclass and write `importance`; nothing else is needed:
+
+    @dataclass(frozen=True)
+    class KeyNorm(Criterion):
+        def importance(self, attention):
+            keys = attention.k[:, :, attention.num_prefix_tokens :]
+            return keys.float().norm(dim=-1).mean(1)  # (batch, patches)
+
+    entropatch.prune_(model, keep_rate=0.7, criterion=KeyNorm())
+"""
+
+from entropatch.criteria.base import Criterion
+from entropatch.criteria.class_attention import ClassAttention
+from entropatch.criteria.random import Random
+from entropatch.criteria.renyi import Renyi
+
+__all__ = ["ClassAttention", "Criterion", "Random", "Renyi"]

@@ -1,0 +1,24 @@
+"""The class token's attention: EViT's criterion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from entropatch.attention import BlockAttention
+from entropatch.criteria.base import Criterion
+
+
+@dataclass(frozen=True)
+class ClassAttention(Criterion):
+    """EViT's score (Liang et al. 2022): the class token's attention on each patch, mean over heads.
+
+    With `reduction="fuse"` this is EViT; with `reduction="drop"` EViT without its fused token.
+    """
+
+    needs_class_token: ClassVar[bool] = True
+
+    def importance(self, attention: BlockAttention) -> Tensor:
+        return attention.class_attention().mean(1)

@@ -1,0 +1,1 @@
+"""Looking at what a model's attention does to images, as arrays on the grid of patches."""

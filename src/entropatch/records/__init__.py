@@ -1,0 +1,1 @@
+"""Writing what was measured: files that are whole or not there, tables, Pareto fronts."""

@@ -1,0 +1,163 @@
+"""Folders of fine-tuning runs: one run, or several that differ in their seed."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from entropatch.data.images import printable
+from entropatch.figures import save_figure
+from entropatch.figures.curves import training_curves
+from entropatch.report.cells import MISSING, flat, joined, make_table, shown
+from entropatch.report.content import Picture, ReportError, Run, Table, load_json, reading
+from entropatch.report.pictures import read_picture
+from entropatch.train.fine_tuning import Outcome
+from entropatch.train.summary import summarise
+
+COLUMNS = ("run", "state", "loss", "top-1 %", "top-5 %", "best top-1 %", "best epoch", "images/s", "minutes", "damaged")
+OUTCOME = {entry.name for entry in fields(Outcome)}
+# In run.json, and of no use to a reader: what follows from other entries.
+LEFT_OUT = ("about", "entropatch", "seed")
+
+
+@dataclass(frozen=True)
+class _SeedRun:
+    """One run folder: its settings, one record per finished epoch, and its outcome once it is complete."""
+
+    name: str
+    settings: dict[str, Any]
+    history: list[dict[str, Any]]
+    result: dict[str, Any] | None
+    machine: dict[str, str]
+
+
+def is_finetune_folder(folder: Path) -> bool:
+    """Whether `entropatch finetune` wrote into this folder, with one seed or several."""
+    return bool(_run_folders(folder))
+
+
+def read_finetune(folder: Path) -> Run:
+    """The run or runs in a folder. Raises ReportError for a damaged file."""
+    runs = [_read(path) for path in _run_folders(folder)]
+    settings = runs[0].settings
+    facts = flat({key: value for key, value in settings.items() if key not in LEFT_OUT})
+    seeds = ", ".join(str(run.settings.get("seed")) for run in runs)
+    return Run(
+        path=folder,
+        kind="finetune",
+        title=f"{_name(settings, 'model', 'kind')} on {_name(settings, 'data', 'name')}, {_pruning(settings)}",
+        findings=tuple(_findings(runs)),
+        tables=(_table(runs),),
+        pictures=tuple(_curves(runs)),
+        settings={"seed": seeds, **facts},
+        machine={"entropatch": shown(settings.get("entropatch"))} | joined({run.name: run.machine for run in runs}),
+    )
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    candidates = [folder, *sorted(folder.glob("seed-*"), key=lambda path: (len(path.name), path.name))]
+    return [path for path in candidates if (path / "run.json").is_file()]
+
+
+def _read(folder: Path) -> _SeedRun:
+    settings = load_json(folder / "run.json")
+    if not isinstance(settings, dict) or not {"model", "data", "recipe"} <= set(settings):
+        raise ReportError(f"{printable(folder / 'run.json')}: damaged: not the settings of a fine-tuning run.")
+    epochs, outcome = folder / "epochs.jsonl", folder / "result.json"
+    history = reading(epochs, _records) if epochs.exists() else []
+    result = load_json(outcome) if outcome.exists() else None
+    if result is not None and not (isinstance(result, dict) and set(result) == OUTCOME):
+        raise ReportError(f"{printable(outcome)}: damaged: not the outcome of a fine-tuning run.")
+    machine = load_json(folder / "machine.json") if (folder / "machine.json").exists() else {}
+    if not isinstance(machine, dict):
+        raise ReportError(f"{printable(folder / 'machine.json')}: damaged: not a description of a machine.")
+    known = {key: shown(value) for key, value in machine.items() if value is not None}
+    return _SeedRun(folder.name, settings, history, result, known)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if not isinstance(record, dict) or not {"epoch", "loss", "top1"} <= set(record):
+            raise ValueError(f"line {number} is not the record of an epoch")
+        records.append(record)
+    return records
+
+
+def _table(runs: list[_SeedRun]) -> Table:
+    rows = [_row(run) for run in runs]
+    finished = [run.result for run in runs if run.result is not None]
+    if len(finished) > 1:
+        rows.append(_summary(finished))
+    return make_table("", COLUMNS, rows)
+
+
+def _row(run: _SeedRun) -> tuple[str, ...]:
+    epochs = run.settings["recipe"].get("epochs")
+    state = "finished" if run.result is not None else f"after epoch {len(run.history)} of {epochs}"
+    last = run.history[-1] if run.history else {}
+    best = max(run.history, key=lambda record: record["top1"], default={})
+    minutes = sum(record.get("seconds", 0.0) for record in run.history) / 60
+    damaged = len(last.get("damaged_training", ())) + len(last.get("damaged_testing", ()))
+    values = (
+        (last.get("loss"), ".4f"),
+        (last.get("top1"), ".2f"),
+        (last.get("top5"), ".2f"),
+        (best.get("top1"), ".2f"),
+        (best.get("epoch"), "d"),
+        (last.get("images_per_second"), ".0f"),
+        (minutes, ".1f"),
+        (damaged, "d"),
+    )
+    return (f"seed {run.settings.get('seed')}", state, *(shown(value, spec) for value, spec in values))
+
+
+def _summary(results: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Mean and sample standard deviation over the finished runs, and the best any reached."""
+    mean = summarise([Outcome(**result) for result in results])
+    cells: dict[str, str] = dict.fromkeys(COLUMNS, MISSING)
+    cells |= {"run": f"{mean['runs']} seeds", "state": "mean ± std"}
+    for key, head in (("top1", "top-1 %"), ("top5", "top-5 %")):
+        cells[head] = f"{mean[f'{key}_mean']:.2f} ± {mean[f'{key}_std']:.2f}"
+    cells["best top-1 %"] = f"{mean['top1_best']:.2f}"
+    return tuple(cells.values())
+
+
+def _findings(runs: list[_SeedRun]) -> list[str]:
+    unfinished = [f"seed {run.settings.get('seed')}" for run in runs if run.result is None]
+    lines = ["The best epoch is chosen on the test set, so it flatters."]
+    if unfinished:
+        lines.insert(0, f"Not finished: {', '.join(unfinished)}.")
+    return lines
+
+
+def _curves(runs: list[_SeedRun]) -> list[Picture]:
+    histories = {f"seed {run.settings.get('seed')}": run.history for run in runs if run.history}
+    if not histories:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        return [read_picture(save_figure(training_curves(histories), Path(folder) / "training curves.svg"))]
+
+
+def _name(settings: Mapping[str, Any], part: str, key: str) -> str:
+    value = settings[part]
+    return str(value.get(key, "?")) if isinstance(value, Mapping) else str(value)
+
+
+def _pruning(settings: Mapping[str, Any]) -> str:
+    prune = settings.get("prune")
+    if not isinstance(prune, Mapping):
+        return "dense"
+    criterion = dict(prune.get("criterion") or {})
+    name = criterion.pop("name", "?")
+    arguments = ", ".join(f"{key} {shown(value)}" for key, value in criterion.items())
+    fused = ", fused" if prune.get("reduction") == "fuse" else ""
+    return f"{name}{f' ({arguments})' if arguments else ''}{fused}, keep rate {shown(prune.get('keep_rate'))}"

@@ -1,0 +1,219 @@
+"""A search from beginning to end: `search`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entropatch.data.base import DataSet
+from entropatch.measure import environment
+from entropatch.search.budget import rate_for_gflops, rate_for_speedup
+from entropatch.search.experiment import Experiment
+from entropatch.search.findings import TOLERANCE, write_report
+from entropatch.search.points import DENSE, Point, grid
+from entropatch.search.settings import SearchSettings
+from entropatch.search.study import KEPT_RATES, enqueue, open_storage, open_study, quiet, sqlite_address, to_enqueue
+from entropatch.search.worker import Standing, Worker, standing
+from entropatch.train import Runtime
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+
+@dataclass(frozen=True)
+class Teamwork:
+    """How a worker gets along with others, and with failures.
+
+    Attributes:
+        trials: try so many settings and leave; None stays until none is left.
+        wait: stay while others still work, to take over what they leave behind should they die.
+        heartbeat: a worker says every so many seconds that it lives.
+        grace: one that has not for so many seconds is taken for dead, and its setting is tried again. Workers that died
+            on the same machine are found at once.
+        retries: a setting is given up after so many failures beyond the first.
+        poll: seconds between looks at the study while waiting.
+    """
+
+    trials: int | None = None
+    wait: bool = True
+    heartbeat: int = 20
+    grace: int = 120
+    retries: int = 10
+    poll: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 0), ("heartbeat", 1), ("retries", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, but got {value}.")
+        if self.grace <= self.heartbeat:
+            raise ValueError(f"grace must be longer than the heartbeat of {self.heartbeat} s, but got {self.grace}.")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to, as far as it is.
+
+    Attributes:
+        standing: settings, and how many are finished, running and given up.
+        tried: by this worker.
+        files: written.
+    """
+
+    standing: Standing
+    tried: int
+    files: list[Path]
+
+
+def search(
+    settings: SearchSettings,
+    data: DataSet,
+    output: str | Path,
+    *,
+    storage: str | None = None,
+    study: str = "search",
+    runtime: Runtime | None = None,
+    teamwork: Teamwork | None = None,
+    tolerance: float = TOLERANCE,
+    on_text: Callable[[str], None] = lambda text: None,
+    on_standing: Callable[[Standing], None] = lambda standing: None,
+) -> Found:
+    """Try every method at every keep rate with every seed, as trials of an Optuna study, and report.
+
+    Called again with the same settings, after having been killed or while it runs elsewhere, it works on the same
+    study: finished settings are not tried again, and those of dead workers are. Methods, keep rates and seeds may be
+    added. Fine-tuning runs are continued from their checkpoints.
+
+    Args:
+        settings: what to try.
+        data: as `entropatch.data.open_data` gives it.
+        output: folder of the report and of the fine-tuning runs. Workers on several machines should share it, or a run
+            whose machine is lost begins anew.
+        storage: address of the study's database; a file search.db in `output` when None.
+        study: its name.
+        runtime: device, loading processes and the like.
+        teamwork: with other workers.
+        tolerance: of the recommended setting; see `entropatch.search.findings.recommend`.
+        on_text: told in a few words what is going on.
+        on_standing: told how far the study is.
+
+    Raises:
+        ImportError: the extra `search`, or the driver of the database, is not installed.
+        StudyMismatchError: the study has other settings; the message names each that differs.
+        BudgetError: no keep rate meets the target.
+        ValueError, OSError, RuntimeError: as of `entropatch.train.finetune` and of
+            `entropatch.measure.evaluation.evaluate`. The report of what is finished is written before.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "each worker of a search is a process of its own, but this is one of several of `accelerate launch`; start "
+            "`entropatch search` once per GPU, with CUDA_VISIBLE_DEVICES, instead."
+        )
+    output, runtime, teamwork = Path(output), runtime or Runtime(), teamwork or Teamwork()
+    with quiet():
+        experiment = Experiment(settings, data, output, runtime, on_text)
+        compared = experiment.compared()
+        output.mkdir(parents=True, exist_ok=True)
+        address = storage or sqlite_address(output / "search.db")
+        opened = open_study(
+            open_storage(address, teamwork.heartbeat, teamwork.grace), study, compared, _about(experiment)
+        )
+        points = grid(keep_rates(settings, experiment, opened), settings.seeds, settings.scope)
+        trials = opened.get_trials(deepcopy=False)
+        if teamwork.trials != 0:
+            enqueue(opened, to_enqueue(trials, points, teamwork.retries))
+        worker = Worker(
+            opened,
+            points,
+            experiment.measure,
+            retries=teamwork.retries,
+            grace=teamwork.grace,
+            wait=teamwork.wait,
+            poll=teamwork.poll,
+            on_standing=on_standing,
+        )
+        try:
+            tried = worker.run(teamwork.trials)
+        finally:
+            files = write_report(opened, output, tolerance)
+        return Found(standing(opened.get_trials(deepcopy=False), points, teamwork.retries), tried, files)
+
+
+def report(
+    output: str | Path, *, storage: str | None = None, study: str = "search", tolerance: float = TOLERANCE
+) -> list[Path]:
+    """Write the report of a study again, without model, data or training.
+
+    Raises:
+        ValueError: there is no such study.
+    """
+    if storage is None and not Path(output, "search.db").is_file():
+        raise ValueError(f"{output} holds no search.db; give the output folder of a search, or its storage.")
+    with quiet():
+        import optuna
+
+        opened = open_storage(storage or sqlite_address(Path(output, "search.db")))
+        try:
+            found = optuna.load_study(study_name=study, storage=opened)
+        except KeyError as error:
+            names = ", ".join(optuna.get_all_study_names(opened)) or "none"
+            raise ValueError(f"there is no study {study!r}; there are: {names}.") from error
+        return write_report(found, output, tolerance)
+
+
+def keep_rates(settings: SearchSettings, experiment: Experiment, study: Study) -> dict[str, list[float]]:
+    """The keep rates of each method: those asked for, or the one that meets the budget.
+
+    What was found for a budget is noted in the study and holds for all workers, so that measuring again does not move
+    it.
+    """
+    if not settings.has_target:
+        return {method: list(settings.keep_rates or ()) for method in settings.methods}
+    noted: dict[str, dict[str, Any]] = study.user_attrs.get(KEPT_RATES, {})
+    for method in settings.methods:
+        if method != DENSE and method not in noted:
+            experiment.on_text(f"{method}: the keep rate that meets the budget")
+            found = _meeting(settings, experiment, method)
+            noted = {method: found, **study.user_attrs.get(KEPT_RATES, {})}  # one found elsewhere meanwhile stays
+            study.set_user_attr(KEPT_RATES, noted)
+    return {method: [] if method == DENSE else [noted[method]["keep_rate"]] for method in settings.methods}
+
+
+def _meeting(settings: SearchSettings, experiment: Experiment, method: str) -> dict[str, Any]:
+    """The largest keep rate at which the method meets the budget, and what it was judged by."""
+
+    def config(rate: float) -> Any:
+        return Point(method, rate, 0).config(settings.blocks, settings.scope)
+
+    if settings.target_gflops is not None:
+        gflops = cache(lambda rate: experiment.gflops(config(rate)))
+        rate = rate_for_gflops(gflops, experiment.gflops(None), settings.target_gflops)
+        return {"keep_rate": rate, "gflops": gflops(rate)}
+    assert settings.target_speedup is not None
+
+    def speedup(rate: float) -> float:
+        timings = experiment.time(config(rate))
+        return timings["this"].images_per_second / timings[DENSE].images_per_second
+
+    rate, measured = rate_for_speedup(speedup, settings.target_speedup)
+    return {"keep_rate": rate, "speedup": measured}
+
+
+def _about(experiment: Experiment) -> dict[str, Any]:
+    """What the report says of the study beside its settings."""
+    settings, data = experiment.settings, experiment.data
+    about = {
+        "model": settings.spec.name,
+        "weights": settings.spec.weights,
+        "data": str(data.description.get("name", "")),
+        "images": f"{len(data.train)} for training, {len(data.test)} for testing, {len(data.classes)} classes",
+        "scope": settings.scope,
+        "blocks": settings.blocks,
+        "image size": settings.recipe.image_size,
+        "speed": f"batches of {settings.speed.batch_size}, each setting timed in turns with dense in its own trial",
+    }
+    return about | environment(experiment.device)

@@ -1,0 +1,201 @@
+"""One fine-tuning run from beginning to end: `finetune`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from entropatch import __version__
+from entropatch.config import PruneConfig
+from entropatch.data.base import DataSet
+from entropatch.measure import environment
+from entropatch.models.checkpoint import load_weights
+from entropatch.models.pretrained import architecture
+from entropatch.records.files import write_text
+from entropatch.surgery import is_pruned, prune_, unprune_
+from entropatch.train.progress import Progress
+from entropatch.train.recipe import Recipe
+from entropatch.train.run_folder import RunMismatchError, check_or_write, digest, locked
+from entropatch.train.runtime import Runtime, accelerator_for
+from entropatch.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run came to. Accuracies in percent, on the whole test set but its damaged images.
+
+    Attributes:
+        top1, top5: after the last epoch.
+        best_top1, best_top5, best_epoch: of the epoch with the highest top-1, the first being 1. Chosen on the test
+            set, so it flatters.
+        epochs: how many.
+        seconds: of training and testing, interruptions left out.
+        damaged: damaged images met in the last epoch, in training and in testing.
+        folder: of the run.
+    """
+
+    top1: float
+    top5: float
+    best_top1: float
+    best_top5: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    damaged: int
+    folder: str
+
+
+def finetune(
+    model: nn.Module,
+    data: DataSet,
+    folder: str | Path,
+    *,
+    prune: PruneConfig | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    teacher: nn.Module | None = None,
+    runtime: Runtime | None = None,
+    about: Mapping[str, Any] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
+    """Fine-tune a timm model on a data set, pruned in training and in testing; or dense.
+
+    Called again with the same arguments after having been stopped, however abruptly, it continues from the last
+    checkpoint, and on a CPU ends with the same weights to the last bit. Called again when finished, it returns the
+    outcome. Under `accelerate launch` every process makes the same call; the batch is the global one, and the result
+    is that of one process but for rounding (and but for dropout, stochastic depth and random pruning, which draw
+    numbers per process).
+
+    Args:
+        model: a stock timm model with as many classes as the data, built for `recipe.image_size`; it is trained in
+            place, and pruned afterwards as `prune` says.
+        data: as `entropatch.data.open_data` gives it.
+        folder: of the run; see `entropatch.train.run_folder`.
+        prune: what to prune; None trains the dense baseline.
+        recipe: what is computed; the paper's protocol when None.
+        seed: of shuffling, augmentation, dropout and random pruning.
+        teacher: a dense model of the same classes, for `recipe.distillation`.
+        runtime: how it is carried out.
+        about: anything JSON holds, noted in run.json and in the weights files.
+        on_epoch: called with the record of each epoch as it ends, on the main process.
+
+    Returns:
+        The `Outcome`; the same is in result.json.
+
+    Raises:
+        ImportError: the extra `train` is not installed.
+        ValueError: a setting that does not fit model, data or machine.
+        RunMismatchError: the folder holds another run.
+        CheckpointError: a checkpoint cannot be written or read.
+        DivergedError: the loss is no longer finite. The last checkpoint is from before.
+        DataError, OSError: the data cannot be read.
+    """
+    recipe, runtime = recipe or Recipe(), runtime or Runtime()
+    _check(model, data, prune, recipe, teacher, runtime)
+    folder = Path(folder)
+    settings = {
+        "entropatch": __version__,
+        "model": {"kind": architecture(model), "classes": len(data.classes), "weights": digest(model)},
+        "data": dict(data.description),
+        "prune": None if prune is None else json.loads(prune.to_json()),
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+        "teacher": None if teacher is None or not recipe.distillation else digest(teacher),
+        "about": dict(about or {}),
+    }
+    with accelerator_for(recipe, runtime) as accelerator:
+        main = accelerator.is_main_process
+        with locked(folder) if main else nullcontext():
+            check_or_write(folder / "run.json", settings, write=main)
+            accelerator.wait_for_everyone()
+            if not (folder / "run.json").exists():
+                raise RunMismatchError(f"{folder} must be on a disk that all machines share, but is empty on this one.")
+            if not (folder / "result.json").exists():
+                if main:
+                    write_text(folder / "machine.json", json.dumps(environment(accelerator.device), indent=2) + "\n")
+                trainer = Trainer(accelerator, model, data, folder, prune, recipe, seed, teacher, runtime)
+                progress = trainer.train(_note(settings), on_epoch or (lambda record: None))
+                if main:
+                    text = json.dumps(asdict(_outcome(progress, folder)), indent=2)
+                    write_text(folder / "result.json", text + "\n")
+                accelerator.wait_for_everyone()
+            if main and not runtime.keep_checkpoints:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # there is nothing left to continue
+    return _finished(folder, model, prune)
+
+
+def _note(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights files of a run say of themselves."""
+    model = {"name": settings["model"]["kind"], "arguments": {}}
+    note = {key: settings[key] for key in ("entropatch", "data", "prune", "recipe", "seed")}
+    return {"model": model, **note, **settings["about"], "classes": settings["model"]["classes"]}
+
+
+def _outcome(progress: Progress, folder: Path) -> Outcome:
+    last, best = progress.history[-1], progress.best()
+    return Outcome(
+        top1=last["top1"],
+        top5=last["top5"],
+        best_top1=best["top1"],
+        best_top5=best["top5"],
+        best_epoch=best["epoch"],
+        epochs=len(progress.history),
+        seconds=sum(record["seconds"] for record in progress.history),
+        damaged=len(last["damaged_training"]) + len(last["damaged_testing"]),
+        folder=str(folder),
+    )
+
+
+def _finished(folder: Path, model: nn.Module, prune: PruneConfig | None) -> Outcome:
+    """The outcome of a finished run, and the model with the weights it ended with."""
+    state = load_weights(folder / "final.safetensors")
+    model.load_state_dict(state)
+    if prune is not None and not is_pruned(model):
+        prune_(model, prune)
+    return Outcome(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+
+
+def _check(
+    model: nn.Module,
+    data: DataSet,
+    prune: PruneConfig | None,
+    recipe: Recipe,
+    teacher: nn.Module | None,
+    runtime: Runtime,
+) -> None:
+    """Refuse what does not fit together, before anything is written."""
+    if is_pruned(model):
+        raise ValueError("the model is pruned already; give the stock model, and the setting as prune=….")
+    for name, module in (("model", model), ("teacher", teacher)):
+        classes = getattr(module, "num_classes", len(data.classes))
+        if module is not None and classes != len(data.classes):
+            raise ValueError(f"the {name} has {classes} classes, but the data set has {len(data.classes)}.")
+        size, asked = _fixed_size(module), (recipe.image_size, recipe.image_size)
+        if size not in (None, asked):
+            raise ValueError(
+                f"the {name} takes images of {size} pixels, but image_size is {recipe.image_size}; build the {name} "
+                f"for that size, or set image_size."
+            )
+    if recipe.distillation and teacher is None:
+        raise ValueError("distillation needs a teacher: a dense model fine-tuned on the same data (--teacher).")
+    if runtime.compile and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
+        raise ValueError("a keep-rate warm-up changes the number of tokens at every step; run it without compile.")
+    if prune is not None:
+        # Tried and undone: an unsupported model or a setting that does not fit is refused before anything is written.
+        prune_(model, prune)
+        unprune_(model)
+
+
+def _fixed_size(model: nn.Module | None) -> tuple[int, ...] | None:
+    """Height and width of the only images the model takes; None if it takes any, or does not say."""
+    if model is None or getattr(model, "dynamic_img_size", False):
+        return None
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return None if size is None else tuple(size)

@@ -1,0 +1,436 @@
+"""One page from many runs: what it shows, that it is self-contained, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import training_case
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from typer.testing import CliRunner
+
+from entropatch.bench import BenchSettings, run_bench
+from entropatch.cli import app
+from entropatch.cli import report as _command  # noqa: F401  # registers the command
+from entropatch.figures.curves import training_curves
+from entropatch.records.tables import write_records
+from entropatch.report import ReportError, read_run, write_report
+from entropatch.train.fine_tuning import Outcome
+
+HOSTILE = '<script>alert("1")</script> & <img src=http://example.com/x.png>'
+MACHINE = {"hardware": "a CPU", "torch": "2.15.0", "entropatch": "0.1.0", "date": "2026-02-01T10:00:00+00:00"}
+
+
+class Page(HTMLParser):
+    """The parts of a page: its tables as lists of rows of cells, addresses, tags and text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self._cell: str | None = None
+        self._hidden = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self._cell = ""
+        self._hidden = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append((self._cell or "").strip())
+            self._cell = None
+        self._hidden = False
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell += data
+        if not self._hidden:
+            self.text += data
+
+    @property
+    def pictures(self) -> list[bytes]:
+        return [base64.b64decode(a.partition(",")[2]) for a in self.addresses if a.startswith("data:")]
+
+
+def png(path: Path, colour: str = "red", **metadata: str) -> bytes:
+    info = PngInfo()
+    for key, value in metadata.items():
+        info.add_text(key.replace("_", "-"), value)
+    Image.new("RGB", (12, 8), colour).save(path, pnginfo=info)
+    return path.read_bytes()
+
+
+def demo_folder(folder: Path, label: str = "Rényi, order ∞") -> Path:
+    records = [
+        {
+            "method": "dense",
+            "label": "Dense",
+            "keep_rate": None,
+            "accuracy": 97.44,
+            "accuracy_error": 0.68,
+            "gflops": 6.14,
+        },
+        {
+            "method": "renyi-inf",
+            "label": label,
+            "keep_rate": 0.7,
+            "accuracy": 93.3,
+            "accuracy_error": 1.1,
+            "gflops": 3.97,
+        },
+    ]
+    about = {"made by": "entropatch demo", "keep rate 0.7": f"{label} is ahead.", "settings": '{"seed": 7}', **MACHINE}
+    write_records(records, folder, "results", title="Digits", about=about)
+    return folder
+
+
+def seed_run(folder: Path, seed: int, top1: list[float], finished: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    settings = {"model": {"kind": "test_vit"}, "data": {"name": "digits"}, "prune": None, "seed": seed}
+    settings |= {"recipe": {"epochs": 3, "learning_rate": 0.004}, "entropatch": "0.1.0", "teacher": None, "about": {}}
+    (folder / "run.json").write_text(json.dumps(settings))
+    history = [
+        {"epoch": i + 1, "loss": 2.0 - i, "top1": value, "top5": 99.0, "seconds": 30.0, "images_per_second": 100.0}
+        for i, value in enumerate(top1)
+    ]
+    (folder / "epochs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
+    if finished:
+        outcome = Outcome(top1[-1], 99.0, max(top1), 99.0, 1, len(top1), 90.0, 0, str(folder))
+        (folder / "result.json").write_text(json.dumps(asdict(outcome)))
+    return folder
+
+
+def test_the_page_shows_the_records_the_pictures_and_the_machine(tmp_path: Path) -> None:
+    folder = demo_folder(tmp_path / "demo")
+    data = png(folder / "cat.png")
+    page = Page(write_report([folder], tmp_path / "report.html", title="My runs"))
+    assert page.tables[1] == [
+        ["method", "keep rate", "accuracy %", "GFLOPs"],
+        ["Dense", "—", "97.4 ± 0.7", "6.14"],
+        ["Rényi, order ∞", "0.7", "93.3 ± 1.1", "3.97"],
+    ]
+    assert page.pictures == [data]
+    assert "keep rate 0.7: Rényi, order ∞ is ahead." in page.text
+    assert ["seed", "7"] in page.tables[2]
+    assert [list(pair) for pair in MACHINE.items()] == page.tables[3]
+    assert page.tables[0][1] == ["Digits", "demo", "a CPU", "2.15.0", "0.1.0", "2026-02-01"]
+    assert "My runs" in page.text
+
+
+def test_nothing_in_the_page_leads_outside_and_nothing_runs(tmp_path: Path) -> None:
+    folder = demo_folder(tmp_path / "demo", HOSTILE)
+    png(folder / "<img src=x onerror=alert(1)>.png")
+    (folder / "curve.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
+    (folder / "table-1.md").write_text(f"| a |\n|---|\n| **1.5** {HOSTILE} ![x](http://example.com/y.png) <b>c</b> |\n")
+    (folder / "recommended.json").write_text(json.dumps({"keep_rate": HOSTILE}))
+    runs = seed_run(tmp_path / "<b>run</b>", 0, [50.0])
+    page = Page(write_report([folder, runs], tmp_path / "report.html", title=HOSTILE))
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert not {"script", "iframe", "link", "object", "embed", "form", "b"} & set(page.tags)
+    assert page.tags.count("img") == 3  # the two pictures and the training curve
+    assert "default-src 'none'" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.tables[2][2][0] == HOSTILE  # and yet it is all there to be read
+    assert "<img src=x onerror=alert(1)>" in page.text
+    assert any("1.5" in cell for table in page.tables for row in table for cell in row)
+
+
+def test_a_report_of_a_real_benchmark_and_a_real_training(tmp_path: Path) -> None:
+    """The formats of the other commands as they are today, not as this file remembers them."""
+    settings = BenchSettings(
+        model="test_vit", methods=("dense", "random"), keep_rates=(0.5,), batch_sizes=(1,), image_size=48, repeats=1
+    )
+    result = run_bench(settings)
+    write_records(result.records, tmp_path / "bench", "speed", title="Speed", about=result.about)
+    outcome = training_case.run(tmp_path / "run", recipe=training_case.recipe(epochs=1))
+    bench, run = read_run(tmp_path / "bench"), read_run(tmp_path / "run")
+    assert (bench.kind, bench.title, run.kind) == ("bench", "Speed", "finetune")
+    assert [row[0] for row in bench.tables[0].rows] == ["Dense", "Random"]
+    assert bench.machine["torch"] == result.about["torch"]
+    assert "hardware" in bench.machine
+    assert bench.settings["model"] == "test_vit"
+    row = dict(zip(run.tables[0].columns, run.tables[0].rows[0], strict=True))
+    assert (row["state"], row["top-1 %"]) == ("finished", f"{outcome.top1:.2f}")
+    assert run.settings["prune.criterion.order"] == "2"
+    assert [picture.media_type for picture in run.pictures] == ["image/svg+xml"]
+    alone = read_run(tmp_path / "bench" / "speed.json")
+    assert alone.tables == bench.tables
+
+
+def test_seeds_are_one_run_with_mean_and_spread(tmp_path: Path) -> None:
+    for seed, top1 in ((0, [40.0, 50.0]), (1, [60.0, 54.0]), (10, [30.0])):
+        seed_run(tmp_path / f"seed-{seed}", seed, top1, finished=seed != 10)
+    run = read_run(tmp_path)
+    table = [dict(zip(run.tables[0].columns, row, strict=True)) for row in run.tables[0].rows]
+    assert [row["run"] for row in table] == ["seed 0", "seed 1", "seed 10", "2 seeds"]
+    assert [row["state"] for row in table] == ["finished", "finished", "after epoch 1 of 3", "mean ± std"]
+    assert table[3]["top-1 %"] == f"52.00 ± {np.std([50, 54], ddof=1):.2f}"
+    assert [row["best top-1 %"] for row in table] == ["50.00", "60.00", "30.00", "60.00"]
+    assert [row["minutes"] for row in table[:3]] == ["1.0", "1.0", "0.5"]
+    assert "Not finished: seed 10." in run.findings
+    assert (run.title, run.settings["seed"]) == ("test_vit on digits, dense", "0, 1, 10")
+
+
+def test_a_check_is_a_table_of_scores_and_blocks_under_its_verdict(tmp_path: Path) -> None:
+    head = {"images": 6}
+    records: list[dict[str, Any]] = [
+        {"score": name, "label": label, "block": block, "auroc": value, "standard_error": 0.1, **head}
+        for name, label, values in (("shannon", "Shannon", (0.71, 0.8)), ("evit", "EViT", (0.6, 0.5)))
+        for block, value in enumerate(values)
+    ]
+    records.append({"score": "pixels", "label": "Pixels", "block": None, "auroc": 0.55, "standard_error": 0.2, **head})
+    write_records(records, tmp_path, "check", title="Foreground", about={"verdict": "do not trust it"})
+    run = read_run(tmp_path)
+    assert (run.kind, run.title, run.findings) == ("check", "Foreground", ("do not trust it",))
+    assert run.tables[0].columns == ("block", "Shannon", "EViT", "Pixels")
+    assert run.tables[0].rows == (
+        ("0", "0.71 ± 0.10", "0.60 ± 0.10", ""),
+        ("1", "0.80 ± 0.10", "0.50 ± 0.10", ""),
+        ("all", "", "", "0.55 ± 0.20"),
+    )
+
+
+def test_long_tables_are_folded_away_and_complete(tmp_path: Path) -> None:
+    write_records([{"x": i} for i in range(50)], tmp_path / "long", "x")
+    page = Page(write_report([tmp_path / "long"], tmp_path / "report.html"))
+    assert page.tables[1] == [["x"], *([str(i)] for i in range(50))]
+    assert "50 records" in page.text
+
+
+def test_a_training_run_says_on_which_machines_its_seeds_were_trained(tmp_path: Path) -> None:
+    for seed, hardware in enumerate(("one GPU", "another")):
+        folder = seed_run(tmp_path / f"seed-{seed}", seed, [50.0])
+        (folder / "machine.json").write_text(json.dumps({"hardware": hardware, "torch": "2.15", "cuda": None}))
+    machine = read_run(tmp_path).machine
+    assert machine == {"entropatch": "0.1.0", "hardware": "seed-0: one GPU; seed-1: another", "torch": "2.15"}
+    (tmp_path / "seed-1/machine.json").unlink()
+    assert read_run(tmp_path).machine["torch"] == "seed-0: 2.15"
+
+
+def test_several_record_files_of_a_folder_stay_apart(tmp_path: Path) -> None:
+    for stem, torch, seed in (("a", "2.15", 1), ("b", "2.15", 2)):
+        write_records([{"x": 1}], tmp_path, stem, about={"torch": torch, "seed": seed})
+    run = read_run(tmp_path)
+    assert [table.caption for table in run.tables] == ["a", "b"]
+    assert run.machine == {"torch": "2.15"}
+    assert run.settings == {"seed": "a: 1; b: 2"}
+
+
+def test_values_as_they_are_read(tmp_path: Path) -> None:
+    record = {"order": float("inf"), "keep_rate": (0.9, 0.5), "top1": 71.234, "top1_std": 0.5, "share": 0.78915}
+    record |= {
+        "note": "",
+        "flag": True,
+        "gflops": 0.0028,
+        "p50_ms": 0.0,
+        "nothing": None,
+        "lost": float("nan"),
+        "big": 123456.7,
+        "trial": 3,
+    }
+    write_records([record], tmp_path, "x")
+    table = read_run(tmp_path).tables[0]
+    assert dict(zip(table.columns, table.rows[0], strict=True)) == {
+        "order": "∞",
+        "keep rate": "0.9, 0.5",
+        "top-1 %": "71.23 ± 0.50",
+        "share": "0.7892",
+        "flag": "yes",
+        "GFLOPs": "0.0028",
+        "p50 ms": "0.0",
+        "lost": "—",
+        "big": "123457",
+        "trial": "3",
+    }
+
+
+def test_pictures_smallest_format_and_at_most_so_many(tmp_path: Path) -> None:
+    folder = demo_folder(tmp_path / "demo")
+    for name in ("a", "b", "c"):
+        png(folder / f"{name}.png")
+    small = '<svg xmlns="http://www.w3.org/2000/svg" width="72pt" height="36pt"/>'
+    (folder / "a.svg").write_text(small)
+    (folder / "b.svg").write_text(small + " " * 5000)
+    Image.new("RGB", (260, 130)).save(folder / "c.png", dpi=(260, 260))
+    assert read_run(folder).pictures[2].size == (130, 65)
+    run = read_run(folder, most_pictures=2)
+    assert [(one.name, one.media_type, one.size) for one in run.pictures] == [
+        ("a", "image/svg+xml", (130, 65)),
+        ("b", "image/png", (12, 8)),  # it does not say how large an inch is
+    ]
+    assert run.pictures_left_out == 1
+    page = Page(write_report([folder], tmp_path / "report.html", most_pictures=2))
+    assert "1 more picture in the folder is not shown here" in " ".join(page.text.split())
+
+
+def test_a_folder_of_drawings_is_a_run_and_a_photo_album_is_none(tmp_path: Path) -> None:
+    for name in ("numbers", "marked", "album"):
+        (tmp_path / name).mkdir()
+    png(tmp_path / "numbers" / "histogram.png")
+    (tmp_path / "numbers" / "histogram.csv").write_text("a\n1\n")
+    png(tmp_path / "marked" / "cat.png", entropatch_source="abc")
+    png(tmp_path / "album" / "cat.png")
+    assert [read_run(tmp_path / name).kind for name in ("numbers", "marked")] == ["figures", "figures"]
+    with pytest.raises(ReportError, match=r"album: holds no run"):
+        read_run(tmp_path / "album")
+
+
+def break_json(folder: Path) -> Path:
+    path = folder / "results.json"
+    path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    return path
+
+
+def break_text(folder: Path) -> Path:
+    (folder / "results.json").write_bytes(b'{"about": "\xff\xfe"}')
+    return folder / "results.json"
+
+
+def nest(folder: Path) -> Path:
+    (folder / "results.json").write_text("[" * 100_000)
+    return folder / "results.json"
+
+
+def break_records(folder: Path) -> Path:
+    (folder / "results.json").write_text('{"about": {}, "records": [1, 2]}')
+    return folder / "results.json"
+
+
+def break_png(folder: Path) -> Path:
+    Image.effect_noise((64, 64), 50).save(folder / "cat.png")
+    data = (folder / "cat.png").read_bytes()
+    (folder / "cat.png").write_bytes(data[: len(data) // 2])
+    return folder / "cat.png"
+
+
+def disguise_png(folder: Path) -> Path:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    (folder / "cat.png").write_bytes(buffer.getvalue())
+    return folder / "cat.png"
+
+
+def break_svg(folder: Path) -> Path:
+    (folder / "cat.svg").write_text("<svg><g></svg>")
+    return folder / "cat.svg"
+
+
+def html_as_svg(folder: Path) -> Path:
+    (folder / "cat.svg").write_text("<html/>")
+    return folder / "cat.svg"
+
+
+@pytest.mark.parametrize(
+    "damage", [break_json, break_text, nest, break_records, break_png, disguise_png, break_svg, html_as_svg]
+)
+def test_a_damaged_file_is_named_in_one_line_and_nothing_is_written(damage: Any, tmp_path: Path) -> None:
+    broken = damage(demo_folder(tmp_path / "demo"))
+    output = tmp_path / "report.html"
+    result = CliRunner().invoke(app, ["report", str(broken.parent), "--output", str(output)])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"entropatch report: {broken}: damaged: ")
+    assert result.output.count("\n") == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{}"),
+        ("run.json", "{"),
+        ("epochs.jsonl", '{"epoch": 1, "loss": 1.0, "top1": 2.0}\n{"epoch": 2'),
+        ("epochs.jsonl", '{"epoch": 1}\n'),
+        ("result.json", '{"top1": 1.0}'),
+        ("machine.json", "[]"),
+    ],
+)
+def test_a_damaged_training_run_is_named(name: str, content: str, tmp_path: Path) -> None:
+    folder = seed_run(tmp_path / "run", 0, [50.0])
+    (folder / name).write_text(content)
+    with pytest.raises(ReportError, match=f"{name}: damaged: "):
+        read_run(folder)
+
+
+def test_what_is_no_run_is_refused_with_what_is_supported(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "text.md").write_text("# x")
+    seed_run(tmp_path / "several" / "first", 0, [50.0])
+    for name in ("empty", "list.json", "text.md", "missing", "several"):
+        with pytest.raises(ReportError, match=r"finetune, search") as error:
+            read_run(tmp_path / name)
+        assert str(error.value).startswith(str(tmp_path / name))
+    with pytest.raises(ReportError, match=r"It has the folders first: name those\."):
+        read_run(tmp_path / "several")
+    with pytest.raises(ReportError, match=r"name its folder"):
+        read_run(tmp_path / "several" / "first" / "run.json")
+    with pytest.raises(ReportError, match=r"at least one run"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_only_reports_are_replaced(tmp_path: Path) -> None:
+    folder, output = demo_folder(tmp_path / "demo"), tmp_path / "page.html"
+    command = ["report", str(folder), "--output", str(output)]
+    output.write_text("<html>my own page</html>")
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    assert "is no report" in refused.output
+    assert output.read_text() == "<html>my own page</html>"
+    assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
+    first = output.read_bytes()
+    again = CliRunner().invoke(app, [*command, "--title", "Again"])
+    assert again.exit_code == 0, again.output
+    assert output.read_bytes() != first
+    assert set(tmp_path.iterdir()) == {folder, output}
+    refused = CliRunner().invoke(app, ["report", str(folder), "--output", str(folder), "--force"])
+    assert refused.exit_code == 1
+    assert "is a folder" in refused.output
+
+
+def test_a_run_given_twice_is_shown_once(tmp_path: Path) -> None:
+    folder = demo_folder(tmp_path / "demo")
+    page = Page(write_report([folder, str(folder), tmp_path / "demo"], tmp_path / "report.html"))
+    assert page.tags.count("section") == 1
+
+
+def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run-\xff")
+    try:
+        demo_folder(folder)
+    except OSError:
+        pytest.skip("this file system takes text alone as file names")
+    Page(write_report([folder], tmp_path / "report.html"))
+
+
+def test_curves_draw_the_history_of_each_run() -> None:
+    histories = {
+        "seed 0": [{"epoch": 1, "loss": 2.0, "top1": 10.0}, {"epoch": 2, "loss": 1.0, "top1": 30.0}],
+        "_odd name $x$": [{"epoch": 1, "loss": 3.0, "top1": 20.0}],
+        "not begun": [],
+    }
+    loss, top1 = training_curves(histories, title="$title$").axes
+    assert [line.get_xydata().tolist() for line in loss.lines] == [[[1, 2], [2, 1]], [[1, 3]]]
+    assert [line.get_xydata().tolist() for line in top1.lines] == [[[1, 10], [2, 30]], [[1, 20]]]
+    legend = top1.get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 2
+    with pytest.raises(ValueError, match="at least one finished epoch"):
+        training_curves({"seed 0": []})

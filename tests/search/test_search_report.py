@@ -1,0 +1,347 @@
+"""Budgets and reports of a search: exact where they are arithmetic, from studies made by hand."""
+
+import csv
+import json
+import math
+import random
+
+import pytest
+import timm
+import torch
+
+import entropatch
+from entropatch import PruneConfig
+from entropatch.config import exact_rate, kept_count
+from entropatch.search import BudgetError, Point, SearchSettings, report, write_report
+from entropatch.search.budget import largest, rate_for_gflops, rate_for_speedup
+from entropatch.search.findings import Summary, recommend, summaries_of, table_1, table_2
+from entropatch.search.study import RECORD, enqueue, open_storage, open_study, quiet, sqlite_address
+from entropatch.train import ModelSpec, Recipe
+
+optuna = pytest.importorskip("optuna")
+pytest.importorskip("matplotlib")
+
+# Trials are made here without running them.
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used")
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with quiet():
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------- budgets
+
+
+def patches(rate, n=196, blocks=12):
+    """Patches in all blocks of a model that prunes at ¼, ½ and ¾: the multiply-adds of a toy."""
+    total = 0
+    for block in range(blocks):
+        if block in (3, 6, 9):
+            n = kept_count(exact_rate(rate), n)
+        total += n
+    return total
+
+
+@pytest.mark.parametrize("target", [600, 1000, 1437, 1500, 1500.5, 2000, 2351])
+def test_the_rate_found_is_the_largest_of_all_that_meet_the_budget(target):
+    every = [step / 10_000 for step in range(1, 10_000)]
+    slow = max(rate for rate in every if patches(rate) <= target)
+    found = rate_for_gflops(patches, patches(1.0), target)
+    assert found == slow
+    assert patches(found) <= target < patches(round(found + 0.0001, 4))
+
+
+def test_a_budget_that_needs_no_pruning_or_that_nothing_meets_is_refused():
+    with pytest.raises(BudgetError, match=r"below the dense model's 2352\.000 GFLOPs, but got 2352"):
+        rate_for_gflops(patches, 2352, 2352)
+    with pytest.raises(BudgetError, match="still needs 597"):
+        rate_for_gflops(patches, 2352, 596)
+    assert rate_for_gflops(patches, 2352, 597) == 0.0051  # one patch of 196
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10, 10_000])
+def test_bisection_finds_every_edge(steps):
+    for edge in {0, 1, steps // 3, steps - 1}:
+        assert largest(lambda rate, edge=edge: round(rate * steps) <= edge, steps) == edge
+
+
+def test_a_speedup_is_confirmed_by_a_fresh_measurement():
+    draw = random.Random(0)
+    asked = []
+
+    def speedup(rate):  # dense 1, all pruned 3, and much noise
+        asked.append(rate)
+        return (3 - 2 * rate) * draw.gauss(1, 0.05)
+
+    rate, measured = rate_for_speedup(speedup, 2.0)
+    assert measured >= 2.0
+    assert 0.4 <= rate <= 0.56  # 0.5 without the noise
+    assert asked[-3:] == [rate] * 3
+    assert rate == round(rate, 2)
+
+
+def test_a_lucky_measurement_is_not_taken_at_its_word():
+    first = {}
+
+    def speedup(rate):  # the first three measurements at each rate flatter it
+        first[rate] = first.get(rate, 0) + 1
+        return (3 - 2 * rate) + (0.4 if first[rate] <= 3 else 0.0)
+
+    rate, measured = rate_for_speedup(speedup, 2.0)
+    assert rate < 0.7  # which is where luck alone would lead
+    assert measured == pytest.approx(2.0, abs=0.4)
+    with pytest.raises(BudgetError, match=r"but got 5 times .* 2\.\d\d is the most"):
+        rate_for_speedup(lambda rate: 3 - 2 * rate, 5.0)
+
+
+# --------------------------------------------------------------------------------------------------------- settings
+
+
+def settings(**fields):
+    return SearchSettings(**({"spec": ModelSpec("test_vit")} | fields))
+
+
+def test_settings_are_completed_and_given_their_one_name():
+    found = settings(methods=("dense", "renyi-1", "shannon", "renyi-2.0"), seeds=(0, 0, 1))
+    assert found.methods == ("dense", "shannon", "renyi-2")
+    assert found.keep_rates == (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+    assert found.seeds == (0, 1)
+    assert settings(target_gflops=2).keep_rates == ()
+    free, trained = settings().compared(), settings(scope="finetuned").compared()
+    assert free["recipe"] == {"image_size": 224, "precision": "float32"}
+    assert trained["recipe"]["epochs"] == 100
+    assert not {"methods", "keep_rates", "seeds"} & free.keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scope": "trained"}, "scope must be one of training-free, finetuned, but got 'trained'"),
+        ({"methods": ()}, "methods must hold at least one entry"),
+        ({"methods": ("best",)}, "a method is one of"),
+        ({"seeds": (-1,)}, "a seed must lie in 0"),
+        ({"keep_rates": (1.2,)}, "keep_rate must lie in"),
+        ({"target_gflops": 1.0, "target_speedup": 2.0}, "exclude each other"),
+        ({"target_gflops": 1.0, "keep_rates": (0.5,)}, "the keep rates follow"),
+        ({"target_gflops": -1.0}, "target_gflops must be a number above 0, but got -1.0"),
+        ({"target_speedup": 1.0}, "target_speedup must be a number above 1, but got 1.0"),
+        ({"target_gflops": 1.0, "methods": ("dense",)}, "needs a method that prunes"),
+        ({"recipe": Recipe(distillation=0.5)}, "trains without a teacher"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**fields)
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+GFLOPS = {None: 4.6, 0.7: 3.0, 0.5: 2.3, 0.3: 1.8}
+
+
+def made(folder, results, waiting=(), **fields):
+    """A study in which the settings of `results`, {(method, keep rate): top-1 of each seed}, are finished."""
+    compared = settings(**fields).compared() | {"data": {"name": "digits"}}
+    study = open_study(open_storage(sqlite_address(folder / "search.db")), "search", compared, {"model": "test_vit"})
+    for (method, rate), values in results.items():
+        for seed, top1 in enumerate(values):
+            record = {
+                "top1": top1,
+                "top5": 99.0,
+                "gflops": GFLOPS.get(rate, 2.5),
+                "vs_dense": 5 / GFLOPS.get(rate, 2.5),
+            }
+            record |= {"images_per_second": 10.0, "dense_images_per_second": 8.0, "seconds": 1.0}
+            enqueue(study, [Point(method, rate, seed)])
+            trial = study.ask()
+            trial.set_user_attr(RECORD, record)
+            study.tell(trial, top1)
+    enqueue(study, waiting)
+    return study
+
+
+RESULTS = {
+    ("dense", None): (86.0, 86.2),
+    ("random", 0.7): (80.0, 82.0),
+    ("random", 0.5): (70.0, 74.0),
+    ("evit", 0.7): (85.5, 85.7),
+    ("evit", 0.5): (84.0, 84.4),
+    ("shannon", 0.5): (85.2, 85.4),
+    ("renyi-inf", 0.7): (85.8, 85.4),
+    ("renyi-0.5", 0.7): (85.0, 85.2),
+    ("renyi-0.5", 0.5): (85.3, 85.3),
+}
+
+TABLE_1 = """\
+Top-1 accuracy in percent.
+
+Dense: 86.10 ± 0.14 at 4.600 GFLOPs.
+
+| method           | 0.7              | 0.5                     |
+| ---------------- | ---------------- | ----------------------- |
+| Random           | 81.00 ± 1.41     | 72.00 ± 2.83            |
+| EViT             | **85.60 ± 0.14** | 84.20 ± 0.28            |
+| Rényi, order 0.5 | 85.10 ± 0.14     | **85.30 ± 0.00**        |
+| Shannon          | —                | **85.30 ± 0.14**        |
+| Rényi, order ∞   | **85.60 ± 0.28** | 84.00 (1 of 2)          |
+"""
+
+
+def squeezed(text):
+    """The text with all runs of blanks as one, since the padding of a table is not its content."""
+    return [" ".join(line.split()) for line in text.replace("-" * 4, "").splitlines() if set(line) - set("|- :")]
+
+
+def test_table_1_is_methods_by_keep_rates_with_the_best_in_bold(tmp_path):
+    study = made(tmp_path, RESULTS | {("renyi-inf", 0.5): (84.0,)}, [Point("renyi-inf", 0.5, 1)])
+    text = table_1(summaries_of(study))
+    assert squeezed(text) == squeezed(TABLE_1)
+    assert text.count("**") == 8
+
+
+def test_one_seed_has_no_spread(tmp_path):
+    text = table_1(summaries_of(made(tmp_path, {("dense", None): (86.0,), ("evit", 0.7): (85.0,)})))
+    assert "±" not in text
+    assert "Dense: 86.00 at 4.600 GFLOPs." in text
+    assert "| EViT   | **85.00** |" in text
+
+
+def test_table_2_is_orders_by_keep_rates_and_names_the_best(tmp_path):
+    text = table_2(summaries_of(made(tmp_path, RESULTS)))
+    assert squeezed(text)[2:] == squeezed(
+        """
+| order | 0.7 | 0.5 |
+| 0.5 | 85.10 ± 0.14 | **85.30 ± 0.00** |
+| 1 (Shannon) | — | **85.30 ± 0.14** |
+| ∞ | **85.60 ± 0.28** | — |
+| best order | ∞ | 0.5, 1 |
+"""
+    )
+    assert table_2([summary for summary in summaries_of(made(tmp_path, {})) if summary.order is None]) is None
+
+
+def test_with_a_budget_there_is_one_column_and_each_method_s_own_keep_rate(tmp_path):
+    results = {("dense", None): (86.0,), ("evit", 0.49): (84.0,), ("shannon", 0.5): (85.0,), ("renyi-2", 0.5): (84.5,)}
+    study = made(tmp_path, results, target_gflops=2.4)
+    write_report(study, tmp_path)
+    assert squeezed((tmp_path / "table-1.md").read_text())[-4:] == [
+        "| method | keep rate | at most 2.4 GFLOPs |",
+        "| EViT | 0.49 | 84.00 |",
+        "| Shannon | 0.5 | **85.00** |",
+        "| Rényi, order 2 | 0.5 | 84.50 |",
+    ]
+    assert squeezed((tmp_path / "table-2.md").read_text())[-1] == "| best order | | 1 |"
+    # EViT's 2.5 GFLOPs do not meet the budget; of those that do, Shannon is best.
+    assert PruneConfig.load(tmp_path / "recommended.json").criterion == entropatch.Renyi(1.0)
+
+
+# -------------------------------------------------------------------------------------------------- recommendations
+
+
+def summary(method, rate, top1, gflops):
+    return Summary(method, method, rate, 1, 1, top1, None, gflops, 1.0)
+
+
+FREE = {"target_gflops": None, "target_speedup": None}
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "chosen"),
+    [(0.5, ("evit", 0.7)), (1.0, ("renyi-2", 0.5)), (5.0, ("shannon", 0.3)), (0.1, ("evit", 0.7))],
+)
+def test_without_a_budget_the_cheapest_that_is_good_enough(tolerance, chosen):
+    tried = [
+        summary("dense", None, 86.0, 4.6),
+        summary("random", 0.3, 86.0, 1.8),  # never chosen, however good
+        summary("evit", 0.7, 85.8, 3.0),
+        summary("shannon", 0.5, 85.0, 2.3),
+        summary("renyi-2", 0.5, 85.2, 2.3),
+        summary("shannon", 0.3, 81.0, 1.8),
+    ]
+    found, rule = recommend(tried, FREE, tolerance)
+    assert (found.method, found.keep_rate) == chosen
+    if tolerance == 0.1:  # none is that good: the best
+        assert rule == "the highest mean top-1, since none is within 0.1 % (absolute) of dense"
+    assert recommend(tried[1:], FREE)[0] == tried[2]
+    assert recommend(tried[:2], FREE)[0] is None
+
+
+def test_with_a_budget_the_best_that_meets_it():
+    tried = [summary("evit", 0.7, 85.8, 3.0), summary("shannon", 0.5, 85.0, 2.3), summary("renyi-2", 0.5, 85.0, 2.2)]
+    assert recommend(tried, FREE | {"target_gflops": 2.5})[0] == tried[2]
+    found, rule = recommend(tried, FREE | {"target_speedup": 1.5})
+    assert found == tried[0]
+    assert "at least 1.5× the images/s of dense" in rule
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def test_the_report_is_made_of_the_study_alone_and_is_the_same_each_time(tmp_path):
+    study = made(tmp_path, RESULTS, blocks=(1,))
+    files = write_report(study, tmp_path / "one")
+    names = [path.name for path in files]
+    assert names == [
+        *("search.md", "search.csv", "search.json", "table-1.md", "table-2.md"),
+        *("pareto-gflops.png", "pareto-gflops.svg", "pareto-speed.png", "pareto-speed.svg", "recommended.json"),
+    ]
+    again = report(tmp_path / "two", storage=sqlite_address(tmp_path / "search.db"))
+    assert [path.name for path in again] == names
+    for one, two in zip(files, again, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    data = json.loads((tmp_path / "one/search.json").read_text())
+    assert data["about"]["recommended"].startswith("Rényi, order 0.5 at keep rate 0.5: top-1 85.30")
+    first = data["records"][0]
+    assert (first["method"], first["keep_rate"], first["seed"], first["top1"], first["trial"]) == (
+        "dense",
+        None,
+        0,
+        86,
+        0,
+    )
+    assert [record["order"] for record in data["records"]][-2:] == ["inf", "inf"]
+    with (tmp_path / "one/search.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 18
+    assert {row["label"] for row in rows if row["method"] == "renyi-inf"} == {"Rényi, order ∞"}
+
+
+def test_the_recommended_setting_prunes(tmp_path):
+    write_report(made(tmp_path, RESULTS, blocks=(1,)), tmp_path)
+    config = PruneConfig.load(tmp_path / "recommended.json")
+    assert config == PruneConfig(keep_rate=0.5, criterion=entropatch.Renyi(0.5), blocks=(1,))
+    model = timm.create_model("test_vit", img_size=64).eval()
+    entropatch.prune_(model, config)
+    with entropatch.trace(model) as trace, torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    assert trace.stages[0].kept.shape[-1] == math.ceil(0.5 * 16)
+
+
+def test_what_failed_is_told_and_a_recommendation_that_no_longer_holds_is_removed(tmp_path):
+    study = made(tmp_path, {("dense", None): (86.0,), ("random", 0.5): (80.0,)}, [Point("evit", 0.5, 0)])
+    trial = study.ask()
+    trial.set_user_attr("error", "DivergedError: the loss is nan")
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    (tmp_path / "recommended.json").write_text("{}")
+    files = write_report(study, tmp_path)
+    assert not (tmp_path / "recommended.json").exists()
+    assert tmp_path / "recommended.json" not in files
+    text = (tmp_path / "search.md").read_text()
+    assert "failed: evit-0.5-seed-0: DivergedError: the loss is nan" in text
+    assert "nothing: no method but dense and random" in text
+
+
+def test_nothing_finished_is_nothing_to_report(tmp_path):
+    assert write_report(made(tmp_path, {}), tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["search.db"]
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no search\.db"):
+        report(tmp_path)
+    made(tmp_path, RESULTS)
+    with pytest.raises(ValueError, match="there is no study 'other'; there are: search"):
+        report(tmp_path, study="other")
