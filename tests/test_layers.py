@@ -87,7 +87,7 @@ for module in pkgutil.walk_packages(entropatch.__path__, "entropatch."):
         print(module.name)
 """
     imported = python(code).split()
-    assert "entropatch.surgery.timm_vit" in imported
+    assert "entropatch.surgery.adapters.timm" in imported
     assert "entropatch.cli" in imported
 
 

@@ -10,6 +10,9 @@ from entropatch.attention import BlockAttention, attention_entropy
 from entropatch.config import PruneConfig
 from entropatch.criteria import ClassAttention, Criterion, Random, Renyi
 from entropatch.entropy import renyi_entropy
+from entropatch.methods import Method, register_method
+from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
+from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
 from entropatch.surgery import (
     Trace,
     UnsupportedModelError,
@@ -18,24 +21,40 @@ from entropatch.surgery import (
     restore,
     trace,
     unprune_,
+    watch,
 )
+from entropatch.tokens import Plan, Tokens
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BipartiteMerge",
     "BlockAttention",
     "ClassAttention",
     "Criterion",
+    "CumulativeImportance",
+    "Drop",
+    "Fuse",
+    "KeepRate",
+    "Merge",
+    "Method",
+    "Plan",
     "PruneConfig",
     "Random",
+    "Reduction",
+    "RemovePerBlock",
     "Renyi",
+    "Schedule",
+    "Tokens",
     "Trace",
     "UnsupportedModelError",
     "attention_entropy",
     "prune_",
     "pruning_config",
+    "register_method",
     "renyi_entropy",
     "restore",
     "trace",
     "unprune_",
+    "watch",
 ]

@@ -17,10 +17,11 @@ from PIL import Image
 from torch import nn
 
 from entropatch import figures
+from entropatch.config import method_config
 from entropatch.data.images import cropped, to_tensor
 from entropatch.look.inspection import Stages, pruning_stages
 from entropatch.look.statistics import RunningStatistics, batch_statistics, rank_correlation
-from entropatch.methods import METHODS, find_method, renyi_method
+from entropatch.methods import METHODS, renyi_method
 from entropatch.records.files import replacing
 from entropatch.records.tables import write_records
 
@@ -57,7 +58,7 @@ class GallerySettings:
         object.__setattr__(self, "methods", tuple(dict.fromkeys(names)))
         for name in names:
             for rate in self.keep_rates:
-                find_method(name).config(rate, self.blocks)
+                method_config(name, rate, self.blocks)
 
 
 class Gallery:
@@ -97,7 +98,7 @@ class Gallery:
         written = self._entropy(stem, name, crop, batch.maps[0])
         for rate in self.settings.keep_rates:
             stages = {
-                method: pruning_stages(self.model, images, find_method(method).config(rate, self.settings.blocks))[0]
+                method: pruning_stages(self.model, images, method_config(method, rate, self.settings.blocks))[0]
                 for method in self.settings.methods or ()
             }
             written += self._stages(f"{stem}-{rate:g}", name, crop, stages, rate)

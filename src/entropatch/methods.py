@@ -1,16 +1,23 @@
-"""The pruning methods compared everywhere in this package, by name.
+"""The pruning methods by name: the one registry that commands, tables, menus and help texts ask.
 
-A name stands for a criterion and a reduction; keep rate and blocks are the same for all, so that rows compare.
+A method is a criterion, a reduction and a schedule with a name. One of your own is offered everywhere once its module
+is imported (on the command line: --import my_module):
+
+    entropatch.register_method(Method("key-norm", "Key norm", "Keeps the patches with long keys.", KeyNorm()))
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from entropatch.config import PruneConfig
 from entropatch.criteria import ClassAttention, Criterion, Random, Renyi
+from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
+from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
+
+DENSE = "dense"  # how comparisons call the model without pruning; no method
 
 
 @dataclass(frozen=True)
@@ -18,70 +25,149 @@ class Method:
     """A named way to prune.
 
     Attributes:
-        name: short and plain, for command lines, file names and records: "renyi-2".
+        name: short and plain, for command lines, file names and records: "renyi-2". Lower-case letters,
+            digits, "-", "." and "+".
         label: for tables and figures: "Rényi, order 2".
         description: what it keeps, in a sentence, for the margin of a figure.
         criterion: how patches are scored.
-        reduction: what becomes of the others, "drop" or "fuse".
+        reduction: what becomes of the others.
+        schedule: how many stay in which blocks.
+        rank: where it stands in tables and menus; low ones first, equal ones by name.
+        compared: whether comparisons that name no methods include it.
     """
 
     name: str
     label: str
     description: str
-    criterion: Criterion
-    reduction: str = "drop"
+    criterion: Criterion = field(default_factory=Renyi)
+    reduction: Reduction = field(default_factory=Drop)
+    schedule: Schedule = field(default_factory=KeepRate)
+    rank: float = 100.0
+    compared: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.name):
+            raise ValueError(
+                f'name must be lower-case letters, digits, "-", "." and "+", such as "key-norm", but got {self.name!r}.'
+            )
+        for what, kind in (("criterion", Criterion), ("reduction", Reduction), ("schedule", Schedule)):
+            if not isinstance(getattr(self, what), kind):
+                raise TypeError(f"{what} must be a {kind.__name__}, but got {getattr(self, what)!r}.")
 
     @property
     def order(self) -> float | None:
         """The order of the entropy that scores the patches; None for a method that uses no entropy."""
-        return self.criterion.order if isinstance(self.criterion, Renyi) else None
+        scored = self.reduction.needs_scores and isinstance(self.criterion, Renyi)
+        return self.criterion.order if scored else None  # pyright: ignore[reportAttributeAccessIssue]
 
-    def config(self, keep_rate: float | Sequence[float], blocks: Sequence[int] | None = None) -> PruneConfig:
-        """This method at a keep rate ρ in (0, 1], or one per block. Errors as of `PruneConfig`."""
-        return PruneConfig(
-            keep_rate=keep_rate,  # pyright: ignore[reportArgumentType]  # PruneConfig makes it a tuple, or refuses it
-            criterion=self.criterion,
-            blocks=None if blocks is None else tuple(blocks),
-            reduction=self.reduction,
-        )
+    @property
+    def sort_key(self) -> tuple[float, str]:
+        """Where it stands among methods."""
+        return self.rank, self.name
 
 
 _LOW_ENTROPY = "Keeps the patches whose own attention has the lowest {}."
 
 
 def renyi_method(order: float) -> Method:
-    """Pruning by Rényi entropy of the given order in (0, ∞]. Raises ValueError for any other."""
+    """Pruning by Rényi entropy of the given order in (0, ∞]; "shannon" for order 1. Raises ValueError for any other."""
     criterion = Renyi(order)
+    # Orders stand between the methods ranked 40 and 50, low ones first; order 1 by its own name.
+    rank = 40 + 10 * criterion.order / (1 + criterion.order) if math.isfinite(criterion.order) else 50.0
+    if criterion.order == 1:
+        return Method("shannon", "Shannon", _LOW_ENTROPY.format("Shannon entropy"), criterion, rank=rank)
     if math.isinf(criterion.order):
-        return Method("renyi-inf", "Rényi, order ∞", _LOW_ENTROPY.format("min-entropy (order ∞)"), criterion)
+        description = _LOW_ENTROPY.format("min-entropy (order ∞)")
+        return Method("renyi-inf", "Rényi, order ∞", description, criterion, rank=rank)
     # repr is the shortest text that gives the same number back, so different orders never share a name.
     name = f"renyi-{criterion.order!r}".removesuffix(".0")
     shown = f"order {criterion.order:.6g}"
-    return Method(name, f"Rényi, {shown}", _LOW_ENTROPY.format(f"Rényi entropy of {shown}"), criterion)
+    return Method(name, f"Rényi, {shown}", _LOW_ENTROPY.format(f"Rényi entropy of {shown}"), criterion, rank=rank)
 
 
-METHODS: dict[str, Method] = {
+class _Methods(Mapping[str, Method]):
+    """The registered methods by name, in the order of their ranks."""
+
+    def __init__(self) -> None:
+        self._methods: dict[str, Method] = {}
+
+    def __getitem__(self, name: str) -> Method:
+        return self._methods[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._methods, key=lambda name: self._methods[name].sort_key))
+
+    def __len__(self) -> int:
+        return len(self._methods)
+
+    def add(self, method: Method) -> None:
+        self._methods[method.name] = method
+
+
+METHODS = _Methods()
+
+
+def register_method(method: Method) -> Method:
+    """Offer a method everywhere by its name; returns it. Registering an equal one again, as notebooks do, is harmless.
+
+    Raises:
+        ValueError: another method has the name, or the name means an order of "renyi-<order>", or dense.
+        TypeError: not a `Method`.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a Method, but got {method!r}.")
+    known = METHODS.get(method.name)
+    if known is not None and known != method and _OWN.get(method.name) is not None:
+        raise ValueError(f"a method must not be called {method.name}, as entropatch's own; choose another name.")
+    if method.name == DENSE or (re.match(r"renyi-", method.name) and method.name not in _OWN):
+        raise ValueError(f"{method.name!r} has a meaning already; choose another name.")
+    METHODS.add(method)
+    return method
+
+
+_OWN: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("random", "Random", "Keeps patches at random.", Random(seed=0)),
+        Method("random", "Random", "Keeps patches at random.", Random(seed=0), rank=10),
         Method(
             "evit",
             "EViT",
             "Keeps the patches the class token attends to most, and fuses the others into one token.",
             ClassAttention(),
-            "fuse",
+            Fuse(),
+            rank=20,
         ),
         Method(
             "evit-drop",
             "EViT, no fused token",
             "Keeps the patches the class token attends to most.",
             ClassAttention(),
+            rank=21,
         ),
-        Method("shannon", "Shannon", _LOW_ENTROPY.format("Shannon entropy"), Renyi(order=1.0)),
+        Method(
+            "tome",
+            "ToMe",
+            "Merges the most similar of every second patch into others, a few in every block.",
+            reduction=BipartiteMerge(),
+            schedule=RemovePerBlock(),
+            rank=30,
+        ),
+        renyi_method(1.0),
         renyi_method(2.0),
         renyi_method(math.inf),
+        Method(
+            "shannon-merge",
+            "Shannon, merging",
+            "Keeps the patches of the lowest Shannon entropy, and merges every other into the one most like it.",
+            Renyi(1.0),
+            Merge(),
+            rank=60,
+            compared=False,
+        ),
     )
 }
+for _method in _OWN.values():
+    METHODS.add(_method)
 
 
 def find_method(name: str) -> Method:
@@ -92,10 +178,13 @@ def find_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    kind, _, order = name.partition("-")
+    kind, _, order = name.partition("-") if isinstance(name, str) else ("", "", "")
     if kind != "renyi" or not order:
         known = ", ".join(METHODS)
-        raise ValueError(f"a method is one of {known}, or renyi-<order> such as renyi-0.5, but got {name!r}.")
+        raise ValueError(
+            f"a method is one of {known}, or renyi-<order> such as renyi-0.5, but got {name!r}; import the module that "
+            "registers it first (on the command line: --import my_module)."
+        )
     return renyi_method(parse_order(order))
 
 
@@ -108,20 +197,22 @@ def parse_order(text: str) -> float:
     return Renyi(order).order
 
 
-def method_config(name: str, keep_rate: float | Sequence[float], blocks: Sequence[int] | None = None) -> PruneConfig:
-    """The `PruneConfig` of a named method.
-
-    Args:
-        name: as `find_method` takes it.
-        keep_rate: ρ in (0, 1], or one per block.
-        blocks: 0-based pruning blocks; None means ¼, ½ and ¾ of the depth.
-
-    Raises:
-        ValueError, TypeError: an unknown name, a bad order, or a field that `PruneConfig` refuses.
-    """
-    return find_method(name).config(keep_rate, blocks)
+def compared_methods() -> list[str]:
+    """The methods that a comparison shows when it is not told which, in the order of their ranks."""
+    return [name for name, method in METHODS.items() if method.compared]
 
 
 def method_label(name: str) -> str:
-    """How tables and figures call the method. Raises ValueError for an unknown name."""
-    return find_method(name).label
+    """How tables and figures call the method, "Dense" for "dense". Raises ValueError for an unknown name."""
+    return "Dense" if name == DENSE else find_method(name).label
+
+
+def method_of(criterion: Criterion, reduction: Reduction, schedule: Schedule) -> Method | None:
+    """The registered method, or Rényi order, that these three make up; None if they have no name."""
+    same = (criterion if reduction.needs_scores else None, reduction, schedule)
+    methods = list(METHODS.values()) + ([renyi_method(criterion.order)] if isinstance(criterion, Renyi) else [])
+    for method in methods:
+        own = (method.criterion if method.reduction.needs_scores else None, method.reduction, method.schedule)
+        if own == same:
+            return method
+    return None

@@ -26,11 +26,12 @@ from entropatch.app import Explorer, Latency, Setting, panels
 from entropatch.app.interface import CRITERIA, ORDERS, RENYI, answers, message, method_name, serve
 from entropatch.cli import app
 from entropatch.cli import app_command as _registered  # noqa: F401
+from entropatch.config import method_config
 from entropatch.data.images import ImageError, to_tensor
 from entropatch.figures.pixels import heat, remaining, scale_limits
 from entropatch.look.inspection import entropy_maps, inspect_image, pruning_stages
 from entropatch.measure import count_flops
-from entropatch.methods import METHODS, method_config
+from entropatch.methods import METHODS
 from entropatch.models.pretrained import ModelError
 from entropatch.surgery import prune_
 

@@ -247,7 +247,7 @@ def test_compiled_by_inductor():
     ("changes", "message"),
     [
         ({"methods": ()}, "methods must hold at least one entry"),
-        ({"methods": ("dense", "tome")}, "but got 'tome'"),
+        ({"methods": ("dense", "topo")}, "but got 'topo'"),
         ({"keep_rates": (0.0,)}, r"keep_rate must lie in \(0, 1\]"),
         ({"batch_sizes": (4, 0)}, "batch_sizes must be at least 1, but got 0"),
         ({"image_size": 0}, "image_size must be at least 1"),
@@ -363,7 +363,7 @@ def test_a_row_that_fails_makes_the_status_1_and_the_rest_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--methods", "tome"], 2, "but got 'tome'"),
+        (["--methods", "topo"], 2, "but got 'topo'"),
         (["--keep-rates", "0.7,x"], 2, "--keep-rates takes values with commas between, but got '0.7,x'"),
         (["--batch-sizes", "1.5"], 2, "--batch-sizes takes values"),
         (["--batch-sizes", ","], 2, "--batch-sizes takes at least one value"),

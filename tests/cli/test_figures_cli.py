@@ -22,11 +22,11 @@ pytest.importorskip("scipy")
 
 import entropatch.cli.figures  # noqa: F401
 from entropatch.cli import app
+from entropatch.config import method_config
 from entropatch.data.images import ImageError, cropped, image_files, load_image, to_tensor
 from entropatch.gallery import Gallery, GallerySettings, accuracy_records, draw_accuracy
 from entropatch.look.inspection import entropy_maps, pruning_stages
 from entropatch.look.statistics import RunningStatistics, batch_statistics, rank_correlation
-from entropatch.methods import method_config
 
 ORDERS = (1.0, math.inf)
 

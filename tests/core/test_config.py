@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entropatch import ClassAttention, PruneConfig, Random, Renyi
-from entropatch.config import default_blocks, exact_rate, kept_count
+from entropatch.schedule import default_blocks, exact_rate, kept_count
 
 rates = st.one_of(
     st.floats(0, 1, exclude_min=True),
@@ -90,13 +90,17 @@ def test_no_patches_keep_none() -> None:
 )
 def test_default_blocks_stand_at_the_quarters_of_the_depth(depth: int, blocks: tuple[int, ...]) -> None:
     assert default_blocks(depth) == blocks
-    assert PruneConfig(keep_rate=0.6).schedule(depth) == dict.fromkeys(blocks, 0.6)
+    assert rates_of(PruneConfig(keep_rate=0.6), depth) == dict.fromkeys(blocks, 0.6)
 
 
-def test_schedule_pairs_blocks_with_rates() -> None:
-    assert PruneConfig(keep_rate=(0.9, 0.5), blocks=(2, 11)).schedule(12) == {2: 0.9, 11: 0.5}
-    assert PruneConfig(keep_rate=(0.9, 0.8, 0.7)).schedule(12) == {3: 0.9, 6: 0.8, 9: 0.7}
-    assert list(PruneConfig(blocks=(0, 5, 11)).schedule(12)) == [0, 5, 11]
+def rates_of(config: PruneConfig, depth: int) -> dict[int, float]:
+    return {stage.block: stage.keep_rate for stage in config.stages(depth)}
+
+
+def test_stages_pair_blocks_with_rates() -> None:
+    assert rates_of(PruneConfig(keep_rate=(0.9, 0.5), blocks=(2, 11)), 12) == {2: 0.9, 11: 0.5}
+    assert rates_of(PruneConfig(keep_rate=(0.9, 0.8, 0.7)), 12) == {3: 0.9, 6: 0.8, 9: 0.7}
+    assert list(rates_of(PruneConfig(blocks=(0, 5, 11)), 12)) == [0, 5, 11]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_schedule_pairs_blocks_with_rates() -> None:
 )
 def test_schedules_that_do_not_fit_the_model_are_refused(config: PruneConfig, depth: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        config.schedule(depth)
+        config.stages(depth)
 
 
 # --- the fields --------------------------------------------------------------------------------------------------
@@ -160,8 +164,8 @@ def test_is_frozen_comparable_and_hashable() -> None:
         ({"blocks": (3, 3)}, ValueError, r"different.*\(3, 3\)"),
         ({"blocks": (3.0, 6)}, TypeError, r"integers, but got 3\.0"),
         ({"blocks": (True,)}, TypeError, r"integers, but got True"),
-        ({"reduction": "merge"}, ValueError, r"reduction must be one of drop, fuse, but got 'merge'"),
-        ({"reduction": None}, ValueError, r"reduction must be one of drop, fuse, but got None"),
+        ({"reduction": "melt"}, ValueError, r"reduction must be one of bipartite, drop, fuse, .* but got 'melt'"),
+        ({"reduction": None}, ValueError, r"reduction must be one of bipartite, drop, fuse, .* but got None"),
         ({"reduction": ["drop"]}, ValueError, r"but got \['drop'\]"),
     ],
 )
@@ -197,7 +201,8 @@ def test_json_round_trip(config: PruneConfig) -> None:
 def test_json_is_plain(tmp_path: Path) -> None:
     config = PruneConfig(keep_rate=(0.9, 0.5), criterion=Renyi(math.inf), blocks=(3, 6), reduction="fuse")
     data = json.loads(config.to_json(), parse_constant=pytest.fail)
-    assert set(data) == {field.name for field in dataclasses.fields(PruneConfig)}
+    assert set(data) == {field.name for field in dataclasses.fields(PruneConfig)} | {"version"}
+    assert data["version"] == 1
     assert data["keep_rate"] == [0.9, 0.5]
     assert data["criterion"] == {"name": "Renyi", "order": "inf"}
     assert data["blocks"] == [3, 6]
@@ -221,9 +226,10 @@ def test_json_fields_left_out_take_their_defaults() -> None:
         ("[0.7]", ValueError, r"must be a JSON object, but got list"),
         ("null", ValueError, r"must be a JSON object, but got NoneType"),
         (
-            '{"keep_rates": 0.7, "order": 2}',
+            '{"keep_rates": 0.7, "alpha": 2}',
             ValueError,
-            r"fields keep_rate, criterion, blocks, reduction, backend, but got \['keep_rates', 'order'\]",
+            r"fields keep_rate, criterion, blocks, reduction, schedule, backend, method, r, order, but got "
+            r"\['alpha', 'keep_rates'\]",
         ),
         ('{"criterion": {"name": "Entropy"}}', ValueError, r"one of .*Renyi.*but got 'Entropy'"),
         ('{"criterion": "Renyi"}', ValueError, r"object such as"),

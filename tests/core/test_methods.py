@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entropatch import ClassAttention, PruneConfig, Random, Renyi
-from entropatch.methods import METHODS, find_method, method_config, method_label, parse_order, renyi_method
+from entropatch.config import method_config
+from entropatch.methods import METHODS, find_method, method_label, parse_order, renyi_method
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_unknown_names_are_refused(name):
 
 
 def test_the_refusal_lists_what_there_is():
-    with pytest.raises(ValueError, match=r"random, evit, evit-drop, shannon, .* but got 'foo'"):
+    with pytest.raises(ValueError, match=r"random, evit, evit-drop, tome, shannon, .* but got 'foo'"):
         find_method("foo")
     with pytest.raises(ValueError, match="\"inf\", but got 'two'"):
         parse_order("two")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from entropatch import BlockAttention, ClassAttention, Criterion, PruneConfig, Random, Renyi
-from entropatch.reduction import select
+from entropatch.tokens import select
 
 
 def block_attention(

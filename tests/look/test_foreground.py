@@ -20,6 +20,7 @@ pytest.importorskip("scipy")
 
 import entropatch.cli.check as command
 from entropatch.cli import app
+from entropatch.config import method_config
 from entropatch.data import DataError, open_data
 from entropatch.data.base import Chosen
 from entropatch.data.images import ImageError, cropped, to_tensor
@@ -27,7 +28,6 @@ from entropatch.data.masks import MaskError, alpha_mask, foreground_share, load_
 from entropatch.look import foreground as module
 from entropatch.look.foreground import auroc, check_foreground, pixel_deviation
 from entropatch.look.inspection import entropy_maps, pruning_stages
-from entropatch.methods import method_config
 
 ORDERS = (1.0, 2.0, math.inf)
 

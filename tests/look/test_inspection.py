@@ -14,9 +14,9 @@ from small_models import create, photographs
 
 import entropatch
 from entropatch import PruneConfig, UnsupportedModelError
+from entropatch.config import method_config
 from entropatch.data.images import cropped
 from entropatch.look.inspection import entropy_maps, inspect_image, possible_methods, pruning_stages
-from entropatch.methods import method_config
 
 BLOCKS, RATE = (1, 2, 3), 0.6
 

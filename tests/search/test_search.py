@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 import entropatch
 from entropatch import PruneConfig
 from entropatch.cli import app
+from entropatch.config import method_config
 from entropatch.measure import count_flops
 from entropatch.measure.evaluation import Speed, evaluate
-from entropatch.methods import method_config
 from entropatch.search import SearchSettings, StudyMismatchError, Teamwork, search
 from entropatch.search.experiment import Experiment
 from entropatch.search.study import open_storage, quiet, sqlite_address

@@ -11,7 +11,7 @@ import torch
 
 import entropatch
 from entropatch import PruneConfig
-from entropatch.config import exact_rate, kept_count
+from entropatch.schedule import exact_rate, kept_count
 from entropatch.search import BudgetError, Point, SearchSettings, report, write_report
 from entropatch.search.budget import largest, rate_for_gflops, rate_for_speedup
 from entropatch.search.findings import Summary, recommend, summaries_of, table_1, table_2

@@ -411,7 +411,11 @@ def test_a_part_after_the_middle_that_mixes_tokens_is_refused(part):
     with pytest.raises(UnsupportedModelError, match=r"block 2 \(Block\) does not behave as entropatch expects"):
         entropatch.prune_(model)
     assert_untouched(model, before)
-    entropatch.prune_(model, blocks=(1, 3))  # a block that does not prune runs as it is
+    with pytest.raises(UnsupportedModelError, match=r"block 2 \(Block\) does not behave as entropatch expects"):
+        entropatch.prune_(model, blocks=(1, 3))  # block 2 would be given fewer tokens
+    entropatch.prune_(model, blocks=(3,))  # before the first block that prunes nothing changes
+    with pytest.raises(UnsupportedModelError, match=r"block 2 \(Block\) does not behave as entropatch expects"):
+        entropatch.prune_(model, blocks=(2,))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -450,7 +454,7 @@ def test_a_library_that_computes_attention_otherwise_is_noticed(name, monkeypatc
 def test_a_failing_check_leaves_the_model_as_it_was(monkeypatch):
     model = create("deit")
     before = snapshot(model)
-    monkeypatch.setattr("entropatch.surgery.prune._check_block", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("entropatch.surgery.check._check_block", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         entropatch.prune_(model)
     assert_untouched(model, before)

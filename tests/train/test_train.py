@@ -29,7 +29,6 @@ from entropatch.train import (
     save_weights,
 )
 from entropatch.train.loss import TrainingLoss
-from entropatch.train.trainer import warmed
 
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
@@ -210,7 +209,7 @@ def test_the_keep_rate_warms_up_as_evit_writes_it(tmp_path, monkeypatch):
     finetune(model, data(), tmp_path, prune=PRUNE, recipe=settings, runtime=CPU)
     falling = [round(0.6 + 0.4 * (1 + math.cos(math.pi * t / 10)) / 2, 4) for t in range(10)]
     assert seen == [1.0] * 5 + falling + [0.6] * 5
-    assert warmed(PruneConfig(keep_rate=(0.5, 1.0), blocks=(1, 2)), 0.5).keep_rate == (0.75, 1.0)
+    assert PruneConfig(keep_rate=(0.5, 1.0), blocks=(1, 2)).warmed(0.5).keep_rate == (0.75, 1.0)
 
 
 def test_the_moving_average_is_what_is_tested_and_saved(tmp_path):

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.bench.settings import Variant
-from entropatch.config import PruneConfig, default_blocks
+from entropatch.config import PruneConfig, method_config
 from entropatch.data.images import cropped, load_image, to_tensor
 from entropatch.look.inspection import Stages, pruning_stages
 from entropatch.look.observation import observe
 from entropatch.measure import count_flops, time_interleaved
 from entropatch.methods import Method, find_method
+from entropatch.schedule import default_blocks
 from entropatch.surgery import block_count, prune_
 
 Load = Callable[[str], "tuple[nn.Module, str]"]
@@ -37,7 +38,7 @@ class Setting:
         self.config()
 
     def config(self) -> PruneConfig:
-        return find_method(self.method).config(self.keep_rate)
+        return method_config(self.method, self.keep_rate)
 
 
 @dataclass(frozen=True)
@@ -168,17 +169,8 @@ class Explorer:
         """The attention of the unpruned model at each pruning block, and the patch grid."""
 
         def look(attention: BlockAttention, grid: tuple[int, int]) -> tuple[BlockAttention, tuple[int, int]]:
-            kept = BlockAttention(
-                attention.q,
-                attention.k,
-                attention.v,
-                scale=attention.scale,
-                num_prefix_tokens=attention.num_prefix_tokens,
-                has_class_token=attention.has_class_token,
-                block=attention.block,
-                backend=attention.backend,
-                output_wanted=False,
-            )
+            # Asked later and more than once, so not for its output.
+            kept = attention.without_output()
             return kept, grid
 
         (pruned,) = self._model(model).pruned([PruneConfig(keep_rate=1.0)])

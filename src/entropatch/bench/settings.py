@@ -9,8 +9,8 @@ from itertools import chain
 import torch
 from torch import nn
 
-from entropatch.config import PruneConfig
-from entropatch.methods import find_method, method_config, method_label
+from entropatch.config import PruneConfig, method_config
+from entropatch.methods import find_method, method_label
 from entropatch.surgery import prune_
 
 DENSE = "dense"

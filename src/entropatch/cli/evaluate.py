@@ -96,7 +96,7 @@ def _settings(
     """The rows: by method and keep rate, then by config file. Without either, the file's own pruning beside dense."""
     import json
 
-    from entropatch.config import PruneConfig
+    from entropatch.config import PruneConfig, method_config
     from entropatch.methods import find_method
 
     rows: dict[str, PruneConfig | None] = {}
@@ -112,7 +112,7 @@ def _settings(
                 rows[method] = None
                 continue
             found = find_method(method)
-            rows |= {f"{found.label}, {rate:g}": found.config(rate, places) for rate in rates}
+            rows |= {f"{found.label}, {rate:g}": method_config(method, rate, places) for rate in rates}
     return rows | {path.stem: PruneConfig.load(path) for path in configs}
 
 

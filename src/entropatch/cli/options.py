@@ -46,7 +46,7 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, Any]:
 
 def pruning(method: str, keep_rate: str, blocks: str | None, config: Path | None) -> PruneConfig | None:
     """What --method, --keep-rate, --blocks or --config say; None is dense."""
-    from entropatch.methods import method_config
+    from entropatch.config import method_config
 
     if config is not None:
         return PruneConfig.load(config)

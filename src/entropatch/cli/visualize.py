@@ -72,6 +72,7 @@ def visualize(
 
 def method_names(methods: Sequence[str], orders: Sequence[str], keep_rate: float) -> list[str]:
     """The methods to show, each once: those named, then Rényi of each order. Raises ValueError for any bad setting."""
+    from entropatch.config import method_config
     from entropatch.methods import METHODS, find_method, parse_order, renyi_method
 
     chosen = [find_method(name) for name in methods]
@@ -79,7 +80,7 @@ def method_names(methods: Sequence[str], orders: Sequence[str], keep_rate: float
         order = parse_order(text)
         chosen.append(METHODS["shannon"] if order == 1 else renyi_method(order))
     for one in chosen:
-        one.config(keep_rate)
+        method_config(one.name, keep_rate)
     return list(dict.fromkeys(one.name for one in chosen))
 
 

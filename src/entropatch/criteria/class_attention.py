@@ -22,3 +22,7 @@ class ClassAttention(Criterion):
 
     def importance(self, attention: BlockAttention) -> Tensor:
         return attention.class_attention().mean(1)
+
+    def mass(self, scores: Tensor) -> Tensor:
+        """The class token's attention on each patch, divided by its sum over the patches."""
+        return scores.float() / scores.float().sum(1, keepdim=True)

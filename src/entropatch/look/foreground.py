@@ -12,13 +12,13 @@ from PIL import Image
 from torch import nn
 
 from entropatch.attention import BlockAttention
-from entropatch.config import default_blocks
 from entropatch.criteria import ClassAttention, Renyi
 from entropatch.data.images import cropped, to_tensor
 from entropatch.data.masks import check_size, foreground_share, patch_means
 from entropatch.extras import require
 from entropatch.look.observation import observe
 from entropatch.methods import find_method, renyi_method
+from entropatch.schedule import default_blocks
 
 # A patch is foreground if at least this share of it is.
 SHARE = 0.5

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
-from entropatch.config import PruneConfig, default_blocks
+from entropatch.config import PruneConfig, method_config
 from entropatch.data.images import cropped, to_tensor
 from entropatch.entropy import check_order
 from entropatch.look.observation import grid_of, left_as_found, observe, run
 from entropatch.methods import Method, find_method
-from entropatch.surgery import UnsupportedModelError, block_count, prune_
+from entropatch.schedule import default_blocks
+from entropatch.surgery import StageRecord, UnsupportedModelError, block_count, prune_
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,10 @@ def inspect_image(
     if not chosen:
         raise ValueError("methods must name at least one method, but got none.")
     images = to_tensor(image, model)[None]
-    stages = {method.name: pruning_stages(model, images, method.config(keep_rate, blocks))[0] for method in chosen}
+    stages = {
+        method.name: pruning_stages(model, images, method_config(method.name, keep_rate, blocks))[0]
+        for method in chosen
+    }
     wanted = (entropy_orders(chosen) or (2.0,)) if orders is None else tuple(orders)
     at = next(iter(stages.values())).blocks
     maps = entropy_maps(model, images, wanted, at)[0]
@@ -117,7 +121,7 @@ def possible_methods(model: nn.Module, names: Sequence[str]) -> tuple[list[str],
 
 def _refusal(model: nn.Module, method: Method) -> UnsupportedModelError | None:
     try:
-        prune_(model, method.config(keep_rate=1.0))
+        prune_(model, method_config(method.name, 1.0))
     except UnsupportedModelError as error:
         return error
     return None
@@ -168,7 +172,7 @@ def pruning_stages(model: nn.Module, images: Tensor, config: PruneConfig) -> lis
     """
     seen = run(model, images, config)
     records = seen.stages
-    scores = np.stack([_on_grid(record.scores, record.patches, grid_of(seen)) for record in records], axis=1)
+    scores = np.stack([_on_grid(_scores(record), record.patches, grid_of(seen)) for record in records], axis=1)
     kept = np.stack(
         [~np.isnan(_on_grid(torch.ones(record.kept.shape), record.kept, grid_of(seen))) for record in records], axis=1
     )
@@ -179,11 +183,16 @@ def pruning_stages(model: nn.Module, images: Tensor, config: PruneConfig) -> lis
             blocks=tuple(record.block for record in records),
             scores=scores[i],
             kept=kept[i],
-            tokens=tuple(seen.counts),
+            tokens=tuple(count if isinstance(count, int) else count[i] for count in seen.counts),
             fused=tuple(int(count) for count in fused[i]),
         )
         for i in range(len(images))
     ]
+
+
+def _scores(record: StageRecord) -> Tensor:
+    """Scores of the patches present, (batch, n); NaN where the stage asked no criterion."""
+    return torch.full(record.patches.shape, torch.nan) if record.scores is None else record.scores
 
 
 def _on_grid(values: Tensor, patches: Tensor, grid: tuple[int, int]) -> np.ndarray:

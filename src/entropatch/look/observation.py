@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig
-from entropatch.criteria import Criterion
-from entropatch.surgery import Trace, block_count, is_pruned, prune_, pruning_config, trace, unprune_
+from entropatch.surgery import Trace, is_pruned, prune_, pruning_config, trace, unprune_, watch
+from entropatch.tokens import Tokens
 
 T = TypeVar("T")
 
@@ -51,13 +51,17 @@ def observe(
         UnsupportedModelError: the model cannot be pruned, and so not be looked into either.
     """
     found: dict[int, T] = {}
+
+    def keep(attention: BlockAttention, tokens: Tokens) -> None:
+        assert seen.grid is not None
+        found[attention.block] = look(attention, seen.grid)
+
     with left_as_found(model):
-        wanted = tuple(range(block_count(model))) if blocks is None else tuple(blocks)
-        criterion = _Look(lambda attention: found.update({attention.block: look(attention, grid_of(seen))}))
-        prune_(model, PruneConfig(keep_rate=1.0, criterion=criterion, blocks=wanted))
-        with torch.inference_mode(), trace(model) as seen:
+        prune_(model, PruneConfig(keep_rate=1.0))
+        with torch.inference_mode(), watch(model, blocks, keep) as seen:
             _forward(model, images)
-    return Observation(grid_of(seen), dict(sorted(found.items())))
+    assert seen.grid is not None
+    return Observation(seen.grid, dict(sorted(found.items())))
 
 
 def run(model: nn.Module, images: Tensor, config: PruneConfig) -> Trace:
@@ -91,17 +95,6 @@ def grid_of(seen: Trace) -> tuple[int, int]:
     if seen.grid is None:
         raise RuntimeError("the model ran without telling the trace its patch grid.")
     return seen.grid
-
-
-@dataclass(frozen=True)
-class _Look(Criterion):
-    """Hands each block's attention on; at keep rate 1 its scores choose nothing."""
-
-    look: Callable[[BlockAttention], None] = field(compare=False)
-
-    def importance(self, attention: BlockAttention) -> Tensor:
-        self.look(attention)
-        return attention.q.new_zeros(attention.q.shape[0], attention.num_patches)
 
 
 def _forward(model: nn.Module, images: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from entropatch.extras import require
-from entropatch.surgery.prune import unwrap
+from entropatch.surgery.state import unwrap
 
 Shape = list[int]
 

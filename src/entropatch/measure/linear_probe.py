@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from entropatch.config import PruneConfig
 from entropatch.extras import require
 from entropatch.surgery import prune_, unprune_
+from entropatch.surgery.halves import enter_blocks, leave_blocks
 
 HELD_OUT = 0.3
 
@@ -111,43 +112,26 @@ def pooled_features(
         (n, C) float32 for each name.
     """
     step = on_step or (lambda: None)
-    stock: Any = model
-    depth = len(stock.blocks)
-    shared = min((min(config.schedule(depth)) for config in configs.values() if config is not None), default=depth)
-    results = {}
-    with torch.inference_mode():
-        starts = []
-        for batch in images.split(batch_size):
-            starts.append(first_blocks(model, enlarged(batch, model), shared))
-            step()
-        for name, config in configs.items():
-            if config is not None:
-                prune_(model, config)
-            try:
+    pruned: Any = prune_(model, keep_rate=1.0)
+    depth = len(pruned.blocks)
+    firsts = [config.stages(depth)[0].block for config in configs.values() if config is not None]
+    shared, results = min(firsts, default=depth), {}
+    try:
+        with torch.inference_mode():
+            starts = []
+            for batch in images.split(batch_size):
+                starts.append(enter_blocks(pruned, enlarged(batch, pruned), shared))
+                step()
+            for name, config in configs.items():
+                prune_(pruned, config or PruneConfig(keep_rate=1.0))
                 parts = []
                 for start in starts:
-                    parts.append(remaining_blocks(model, start, shared))
+                    parts.append(pruned.forward_head(leave_blocks(pruned, start)))
                     step()
-            finally:
-                if config is not None:
-                    unprune_(model)
-            results[name] = torch.cat(parts).numpy()
+                results[name] = torch.cat(parts).numpy()
+    finally:
+        unprune_(model)
     return results
-
-
-def first_blocks(model: Any, images: Tensor, count: int) -> Tensor:
-    """The tokens that enter block `count` of a timm `VisionTransformer`: (b, 3, H, W) -> (b, tokens, C)."""
-    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-    for block in model.blocks[:count]:
-        x = block(x)
-    return x
-
-
-def remaining_blocks(model: Any, x: Tensor, start: int) -> Tensor:
-    """The model's output from the tokens that enter block `start`: (b, tokens, C) -> (b, C)."""
-    for block in model.blocks[start:]:
-        x = block(x)
-    return model.forward_head(model.norm(x))
 
 
 def linear_probe(features: np.ndarray, digits: Digits) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from entropatch.config import PruneConfig
+from entropatch.config import PruneConfig, method_config
 from entropatch.criteria import Random
 from entropatch.methods import find_method
 
@@ -55,7 +55,7 @@ class Point:
         if self.method == DENSE:
             return None
         assert self.keep_rate is not None
-        config = find_method(self.method).config(self.keep_rate, blocks)
+        config = method_config(self.method, self.keep_rate, blocks)
         if self.method == RANDOM:
             config = replace(config, criterion=Random(seed=self.seed if scope == TRAINING_FREE else None))
         return config

@@ -1,8 +1,10 @@
-"""In-place surgery on stock models: `prune_`, `unprune_`, `trace`, `restore`."""
+"""In-place surgery on stock models: `prune_`, `unprune_`, `trace`, `restore`, `watch`."""
 
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.prune import block_count, is_pruned, prune_, pruning_config, unprune_
+from entropatch.surgery.prune import block_count, prune_, unprune_
+from entropatch.surgery.state import is_pruned, pruning_config
 from entropatch.surgery.tracing import StageRecord, Trace, restore, trace
+from entropatch.surgery.watching import watch
 
 __all__ = [
     "StageRecord",
@@ -15,4 +17,5 @@ __all__ = [
     "restore",
     "trace",
     "unprune_",
+    "watch",
 ]

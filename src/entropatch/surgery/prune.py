@@ -1,84 +1,23 @@
-"""`prune_` and `unprune_`: swapping the classes of a stock model's blocks, and swapping them back.
+"""`prune_` and `unprune_`: swapping the classes of a stock model and of its blocks, and swapping them back.
 
 Surgery changes the class of a model and of its blocks to a subclass that knows about pruning. No module is replaced,
-so parameters, buffers, hooks and state_dict keys stay as they were, and copies and pickles work.
+so parameters, buffers, hooks and state_dict keys stay as they were, and copies and pickles work. A new setting of a
+pruned model changes no class and no module: it works on compiled, wrapped and sharded models too.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from entropatch.attention import BlockAttention
-from entropatch.config import PruneConfig
-from entropatch.criteria import Criterion, Renyi
+from entropatch.config import PruneConfig, Stage
+from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.stage import Decision, Listeners, Stage
-
-ATTRIBUTE = "_entropatch"
-
-
-class Adapter(Protocol):
-    """What one model library's file offers to surgery. All functions take the model, stock or pruned."""
-
-    supported: str
-
-    def recognises(self, model: nn.Module) -> bool: ...
-    def blocks(self, model: nn.Module) -> list[nn.Module]: ...
-    def refuse_parts(self, model: nn.Module) -> None: ...
-    def refuse_setting(self, model: nn.Module, config: PruneConfig) -> None: ...
-    def swap(self, model: nn.Module) -> None: ...
-    def unswap(self, model: nn.Module) -> None: ...
-    def check_inputs(self, model: nn.Module) -> tuple[Tensor, dict[str, Any]]: ...
-    def stock_block(self, block: nn.Module) -> type: ...
-    def stock_forward(self, block: nn.Module, x: Tensor, **inputs: Any) -> Tensor: ...
-    def split_forward(self, block: nn.Module, decision: Decision, x: Tensor, **inputs: Any) -> Tensor: ...
-    def num_prefix_tokens(self, model: nn.Module) -> int: ...
-    def has_class_token(self, model: nn.Module) -> bool: ...
-    def norm(self, model: nn.Module) -> nn.Module: ...
-
-
-@dataclass
-class Pruning:
-    """What a pruned model carries: its setting, and who listens to its stages."""
-
-    config: PruneConfig
-    adapter: Adapter
-    listeners: Listeners
-
-
-def adapters() -> list[Adapter]:
-    """One adapter per model library that is installed."""
-    from entropatch.surgery.timm_vit import TimmAdapter
-
-    return [TimmAdapter()]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`'s wrapper."""
-    return getattr(model, "_orig_mod", model)
-
-
-def is_pruned(model: nn.Module) -> bool:
-    """Whether the model, or the module inside `torch.compile`'s wrapper, is pruned."""
-    return isinstance(getattr(unwrap(model), ATTRIBUTE, None), Pruning)
-
-
-def pruning_of(model: nn.Module) -> Pruning:
-    """What a pruned model, or the module inside `torch.compile`'s wrapper, carries. Raises ValueError if not pruned."""
-    pruning = getattr(unwrap(model), ATTRIBUTE, None)
-    if not isinstance(pruning, Pruning):
-        raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
-    return pruning
-
-
-def pruning_config(model: nn.Module) -> PruneConfig:
-    """The setting a pruned model works with. Raises ValueError for a model that is not pruned."""
-    return pruning_of(model).config
+from entropatch.surgery.registry import adapters
+from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruning_of, unwrap
 
 
 def block_count(model: nn.Module) -> int:
@@ -96,15 +35,16 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     buffers and state_dict keys do not change. `keep_rate=1.0` gives the stock model's output exactly. On a model that
     is pruned already only the setting changes: keywords replace the named fields, a config replaces all of them.
 
-    Every block that changes is first run once on random tokens, keeping every other patch, and must give what the
-    original block gives for those patches. (Forward hooks on parts of a block see this run.)
+    Every block is first run once on random tokens, dropping every other patch, and must give what the original block
+    gives for those patches; the model around the blocks is run against the original too. (Forward hooks on these parts
+    see these runs.)
 
     Args:
-        model: a timm `VisionTransformer`, `VisionTransformerDistilled` or `Eva`; prune before `torch.compile`. To
-            change the setting later pass the pruned model, or its compiled wrapper.
+        model: a timm `VisionTransformer`, `VisionTransformerDistilled` or `Eva`; prune before `torch.compile` and
+            before wrapping. To change the setting later pass the pruned model, or its wrapper.
         config: a complete setting; or None, and its fields as keywords.
-        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, backend); `order=2.0` is short for
-            `criterion=Renyi(order=2.0)`.
+        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, schedule, backend), and its short
+            forms: `method="evit"`, `order=2.0`, `r=13`.
 
     Returns:
         The model.
@@ -113,23 +53,30 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         UnsupportedModelError: the model, or a part of it, is not understood; it is left as it was.
         ValueError, TypeError: the setting is out of range, or does not fit the model; it is left as it was.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
     target = unwrap(model) if is_pruned(model) else model
     before = pruning_of(target) if is_pruned(target) else None
     config = _settle(config, fields, before.config if before else PruneConfig())
     adapter = before.adapter if before else _find_adapter(target)
     adapter.refuse_parts(target)
-    adapter.refuse_setting(target, config)
-    pruning = Pruning(config, adapter, before.listeners if before else Listeners())
-    stages = _stages(target, pruning)
-    changed = [stage for stage in stages if ATTRIBUTE not in vars(adapter.blocks(target)[stage.block])]
-    adapter.swap(target)
+    _refuse_setting(target, adapter, config)
+    stages = _stages(target, adapter, config)
+    fresh = [i for i, block in enumerate(adapter.blocks(target)) if not adapter.is_swapped(block)]
+    unsound = dict(before.unsound) if before else {}
+    swapped = adapter.swap(target) if before is None or fresh else []
     try:
-        _check_blocks(target, adapter, changed)
+        if swapped:
+            unsound = {block: wrong for block, wrong in unsound.items() if block not in fresh}
+            unsound |= check_parts(target, adapter, fresh, whole=before is None)
+        _refuse_unsound(unsound, stages)
     except BaseException:
-        if before is None:
-            adapter.unswap(target)
+        for part, kind in swapped:
+            part.__class__ = kind
         raise
-    _attach(target, pruning, stages)
+    observers = before.observers if before else Observers()
+    # Past nn.Module's own __setattr__: it is no parameter, no buffer and no module.
+    vars(target)[ATTRIBUTE] = Pruning(config, adapter, stages, observers, unsound)
     return model
 
 
@@ -137,49 +84,35 @@ def unprune_(model: nn.Module) -> nn.Module:
     """The stock model again: same classes, parameters and state_dict; in place.
 
     Args:
-        model: a pruned model, or the `torch.compile` of one.
+        model: a pruned model, or a wrapper of one such as its `torch.compile`.
 
     Returns:
         The model.
 
     Raises:
         ValueError: the model is not pruned.
+        UnsupportedModelError: a wrapper changed it in a way that cannot be undone; it is left pruned.
     """
     target = unwrap(model)
     adapter = pruning_of(target).adapter
-    for part in (target, *adapter.blocks(target)):
-        vars(part).pop(ATTRIBUTE, None)
     adapter.unswap(target)
+    vars(target).pop(ATTRIBUTE)
     return model
 
 
-def _stages(model: nn.Module, pruning: Pruning) -> list[Stage]:
-    """One stage per pruning block, ascending."""
-    adapter, config = pruning.adapter, pruning.config
-    return [
-        Stage(
-            block,
-            rate,
-            config.criterion,
-            config.reduction,
-            adapter.num_prefix_tokens(model),
-            adapter.has_class_token(model),
-            config.backend,
-            pruning.listeners,
-        )
-        for block, rate in config.schedule(len(adapter.blocks(model))).items()
-    ]
+def _stages(model: nn.Module, adapter: Adapter, config: PruneConfig) -> tuple[Stage | None, ...]:
+    """What each block does; None for a block that only computes."""
+    depth = len(adapter.blocks(model))
+    by_block = {stage.block: stage for stage in config.stages(depth)}
+    return tuple(by_block.get(block) for block in range(depth))
 
 
-def _attach(model: nn.Module, pruning: Pruning, stages: list[Stage]) -> None:
-    """Give the model its pruning and the blocks their stages, in place of those they had."""
-    # Past nn.Module's own __setattr__: none of this is a parameter, a buffer or a module.
-    blocks = pruning.adapter.blocks(model)
-    for block in blocks:
-        vars(block).pop(ATTRIBUTE, None)
-    for stage in stages:
-        vars(blocks[stage.block])[ATTRIBUTE] = stage
-    vars(model)[ATTRIBUTE] = pruning
+def _refuse_unsound(unsound: Mapping[int, str], stages: Sequence[Stage | None]) -> None:
+    """Raise UnsupportedModelError if a block that reduces, or comes after one that does, is not as it should be."""
+    first = next((i for i, stage in enumerate(stages) if stage is not None), len(stages))
+    for block, wrong in sorted(unsound.items()):
+        if block >= first:
+            raise UnsupportedModelError(wrong)
 
 
 def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneConfig) -> PruneConfig:
@@ -190,20 +123,34 @@ def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneCo
         if fields:
             raise TypeError(f"give prune_ a config or its fields as keywords, not both; got {sorted(fields)} as well.")
         return config
-    unknown = set(fields) - set(PruneConfig.__dataclass_fields__) - {"order"}
-    if unknown:
-        known = ", ".join([*PruneConfig.__dataclass_fields__, "order"])
-        raise TypeError(f"prune_ takes the fields {known}, but got {', '.join(sorted(unknown))}.")
-    if "order" in fields:
-        if "criterion" in fields:
-            raise TypeError("order=… is short for criterion=Renyi(order=…); give one of the two, not both.")
-        fields = {key: value for key, value in fields.items() if key != "order"} | {"criterion": Renyi(fields["order"])}
-    return dataclasses.replace(current, **fields)
+    known = list(PruneConfig.__dataclass_fields__)
+    if unknown := sorted(set(fields) - set(known)):
+        raise TypeError(f"prune_ takes the fields {', '.join(known)}, but got {', '.join(unknown)}.")
+    return current.changed(**fields)
+
+
+def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> None:
+    """Raise UnsupportedModelError for a criterion or reduction that makes no sense on this model."""
+    criterion, reduction = config.criterion, config.reducing
+    needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
+    if needs_class and not adapter.has_class_token(model):
+        raise UnsupportedModelError(
+            f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
+            f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
+        )
+    if reduction.appends and adapter.is_rotary(model):
+        raise UnsupportedModelError(
+            "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
+            'use reduction="drop" with this model.'
+        )
+    if config.schedule.per_image and not reduction.needs_scores:
+        raise UnsupportedModelError(
+            f"{config.schedule!r} reads the scores of patches, but reduction {reduction.kind!r} has none; use "
+            'reduction="drop" or "merge".'
+        )
 
 
 def _find_adapter(model: nn.Module) -> Adapter:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError("the model is compiled already; prune it first, then call torch.compile on it.")
     known = adapters()
@@ -219,52 +166,3 @@ def _find_adapter(model: nn.Module) -> Adapter:
     raise UnsupportedModelError(
         f"{kind.__module__}.{kind.__qualname__} is not supported.{hint} Supported: {supported}."
     )
-
-
-def _check_blocks(model: nn.Module, adapter: Adapter, stages: list[Stage]) -> None:
-    """Run every newly changed block once against its original on random tokens."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        x, inputs = adapter.check_inputs(model)
-        if x.is_meta:  # there are no values to compare
-            return
-        blocks = adapter.blocks(model)
-        # Autocast would round the two runs differently.
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            for stage in stages:
-                _check_block(blocks[stage.block], stage, adapter, x, inputs)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _check_block(block: nn.Module, stage: Stage, adapter: Adapter, x: Tensor, inputs: dict[str, Any]) -> None:
-    # Half of the patches are dropped, since what mixes tokens after the reduction shows only then. The criterion of
-    # the setting stays out of it: it may be slow or stateful, and what is checked is the block.
-    prefix = stage.num_prefix_tokens
-    n = x.shape[1] - prefix
-    decision = Decision(dataclasses.replace(stage, criterion=_EveryOther(), reduction="drop"), n, (n + 1) // 2)
-    got = adapter.split_forward(block, decision, x, **inputs)
-    rows = [*range(prefix), *range(prefix, prefix + n, 2)]
-    x, expected = x[:, rows], adapter.stock_forward(block, x, **inputs)[:, rows]
-    # The residual stream x itself agrees trivially, so errors are measured against what the block added to it.
-    error = (got - expected).abs().max().item()
-    size = (expected - x).abs().max().item()
-    eps = torch.finfo(x.dtype).eps
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(x.dtype, 8 * eps)
-    if not error <= tolerance * max(size, 1e-6) + 2 * eps * x.abs().max().item():
-        raise UnsupportedModelError(
-            f"block {stage.block} ({adapter.stock_block(block).__name__}) does not behave as entropatch expects: split "
-            f"at its middle it differs from the original by {error:g} where it adds up to {size:g} (dtype {x.dtype}). "
-            "A part of it was changed, or this version of the model library computes it differently."
-        )
-
-
-@dataclass(frozen=True)
-class _EveryOther(Criterion):
-    """Keeps the patches at even places; only for the check at surgery."""
-
-    def importance(self, attention: BlockAttention) -> Tensor:
-        places = torch.arange(attention.num_patches, device=attention.q.device)
-        return (1.0 - places % 2).expand(attention.q.shape[0], -1)

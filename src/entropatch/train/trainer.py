@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +230,7 @@ class Trainer:
         recipe, progress = self.recipe, self.progress
         if self.prune is not None and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
             share = recipe.keep_rate_share(progress.epoch + progress.step / self.batches.steps_per_epoch)
-            prune_(self.model, warmed(self.prune, share))
+            prune_(self.model, self.prune.warmed(share))
 
     def _learning_rate(self) -> float:
         """Of the head, which layer decay leaves as it is."""
@@ -325,14 +324,6 @@ class _Shell(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
-
-
-def warmed(config: PruneConfig, share: float) -> PruneConfig:
-    """The config with each keep rate ρ moved to ρ + (1 - ρ) · share."""
-    rates = config.keep_rate if isinstance(config.keep_rate, tuple) else (config.keep_rate,)
-    # Rounded, since a rate counts as the decimal that is written; four digits are below one patch of any grid.
-    moved = tuple(min(round(rate + (1 - rate) * share, 4), 1.0) for rate in rates)
-    return replace(config, keep_rate=moved if isinstance(config.keep_rate, tuple) else moved[0])
 
 
 def _gathered(names: list[str]) -> list[str]:

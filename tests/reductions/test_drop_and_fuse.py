@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from entropatch import BlockAttention
-from entropatch.config import exact_rate, kept_count
-from entropatch.reduction import REDUCTIONS, drop, dropped_places, fuse, gather_tokens, scatter_tokens, select
+from entropatch.reductions import Drop, Fuse, Reduction
+from entropatch.schedule import exact_rate, kept_count
+from entropatch.tokens import Plan, Tokens, gather_tokens, removed_indices, scatter_tokens, select
 
 
 def block_attention(
@@ -26,6 +27,27 @@ def block_attention(
 
 def some_places(batch: int = 3, patches: int = 8, k: int = 5) -> Tensor:
     return torch.rand(batch, patches).argsort(1)[:, :k].sort(1).values
+
+
+def chosen(reduction: Reduction, kept: Tensor, attention: BlockAttention) -> Plan:
+    """The plan for scores that single out `kept`."""
+    n = attention.num_patches
+    scores = torch.zeros(kept.shape[0], n).scatter(1, kept, 1.0)
+    return reduction.plan(attention, Tokens(attention.num_prefix_tokens, n, n), scores, kept.shape[1])
+
+
+def reduced(reduction: Reduction, x: Tensor, kept: Tensor, attention: BlockAttention) -> Tensor:
+    """All tokens after the reduction, as a block does it."""
+    prefix = attention.num_prefix_tokens
+    return torch.cat((x[:, :prefix], chosen(reduction, kept, attention).apply(x[:, prefix:])), 1)
+
+
+def drop(x: Tensor, kept: Tensor, attention: BlockAttention) -> Tensor:
+    return reduced(Drop(), x, kept, attention)
+
+
+def fuse(x: Tensor, kept: Tensor, attention: BlockAttention) -> Tensor:
+    return reduced(Fuse(), x, kept, attention)
 
 
 # --- select ------------------------------------------------------------------------------------------------------
@@ -69,16 +91,16 @@ def test_select_by_hand() -> None:
 
 
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
-def test_dropped_places_are_the_others_in_raster_order(case: tuple[int, set[int]]) -> None:
+def test_removed_indices_are_the_others_in_raster_order(case: tuple[int, set[int]]) -> None:
     n, kept = case
-    gone = dropped_places(torch.tensor([sorted(kept)], dtype=torch.int64).reshape(1, -1), n)
+    gone = removed_indices(torch.tensor([sorted(kept)], dtype=torch.int64).reshape(1, -1), n)
     assert gone.tolist() == [[place for place in range(n) if place not in kept]]
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
 def test_gather_and_scatter_undo_each_other(shape: tuple[int, ...]) -> None:
     tokens, kept = torch.randn(3, 8, *shape), some_places()
-    gone = dropped_places(kept, 8)
+    gone = removed_indices(kept, 8)
     taken = gather_tokens(tokens, kept)
     for b in range(3):
         for i in range(5):
@@ -137,13 +159,14 @@ def test_fused_weights_are_not_renormalised() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("name", sorted(REDUCTIONS))
+@pytest.mark.parametrize("name", Reduction.kinds())
 def test_tokens_keep_their_type(name: str, dtype: torch.dtype) -> None:
     attention, kept = block_attention(dtype=dtype), some_places()
     x = torch.randn(3, 10, 6).to(dtype)
-    got = REDUCTIONS[name](x, kept, attention)
+    reduction = Reduction.from_dict({"name": name})
+    got = reduced(reduction, x, kept, attention)
     assert got.dtype == dtype
-    exact = REDUCTIONS[name](x.double(), kept, attention)
+    exact = reduced(reduction, x.double(), kept, attention)
     torch.testing.assert_close(got.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
 
 

@@ -1,0 +1,31 @@
+"""Fusing: the other patches become one token. EViT's reduction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from entropatch.attention import BlockAttention
+from entropatch.reductions.base import Reduction
+from entropatch.tokens import Plan, Tokens, select
+
+
+@dataclass(frozen=True)
+class Fuse(Reduction):
+    """`Drop`, with EViT's fused token appended last (Liang et al. 2022).
+
+    The fused token is Σ_j a_j x_j over the patches that do not stay, a_j the class token's attention, mean over heads,
+    not renormalised. A later stage scores, counts and keeps or removes it like any patch.
+    """
+
+    kind: ClassVar[str] = "fuse"
+    needs_class_token: ClassVar[bool] = True
+    appends: ClassVar[bool] = True
+
+    def plan(self, attention: BlockAttention, tokens: Tokens, scores: Tensor | None, k: int) -> Plan:
+        assert scores is not None
+        kept = select(scores, k)
+        weights = attention.class_attention().mean(1).scatter(1, kept, 0.0)
+        return Plan(kept=kept, appended=weights[:, None])

@@ -1,0 +1,190 @@
+"""How many tokens stay, block by block: keep rates, tokens removed per block, a share of the importance per image.
+
+A schedule says which blocks reduce, and is asked after scoring how many patch tokens stay: one number, or one for each
+image. `n` may be a symbolic size of torch.compile or torch.export.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from entropatch.kinds import Kind
+
+MOST_SIZES = 4
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a schedule is asked.
+
+    Attributes:
+        block: 0-based.
+        stage: how many blocks reduced before it.
+        stages: how many blocks reduce.
+        rate: ρ of this block as an exact fraction, (numerator, denominator); see `exact_rate`.
+        n: patch tokens present.
+        total: patches that entered the first block.
+    """
+
+    block: int
+    stage: int
+    stages: int
+    rate: tuple[int, int]
+    n: int
+    total: int
+
+
+class Schedule(Kind):
+    """How many patch tokens stay. Subclasses are frozen dataclasses, so that they compare, hash and save.
+
+    Attributes:
+        per_image: whether `count` reads the scores and returns one number per image.
+        uses_keep_rate: whether `PruneConfig.keep_rate` means anything to it.
+    """
+
+    example: ClassVar[str] = '{"name": "RemovePerBlock", "r": 13}'
+    per_image: ClassVar[bool] = False
+    uses_keep_rate: ClassVar[bool] = True
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        """The blocks that reduce where the setting names none: ¼, ½ and ¾ of the depth."""
+        return default_blocks(depth)
+
+    def check(self, stages: int) -> None:
+        """Raise ValueError if the schedule does not fit so many reducing blocks."""
+
+    @abstractmethod
+    def count(self, site: Site, mass: Tensor | None) -> int | Tensor:
+        """How many of the `site.n` patch tokens stay: one number, or with `per_image` (batch,) int64.
+
+        Args:
+            site: where.
+            mass: the criterion's importances as shares, (batch, n), float32, with `per_image`; else None.
+        """
+
+
+@dataclass(frozen=True)
+class KeepRate(Schedule):
+    """k = ceil(ρ·n) of the n patch tokens present, so the rate compounds over the blocks. The paper's schedule."""
+
+    def count(self, site: Site, mass: Tensor | None) -> int:
+        return kept_count(site.rate, site.n)
+
+
+@dataclass(frozen=True)
+class RemovePerBlock(Schedule):
+    """ToMe's schedule (Bolya et al. 2023): r tokens less after each block; every block, unless the setting names some.
+
+    Args:
+        r: how many tokens each block removes; or one number for each reducing block; or None: in all as many as three
+            stages of the keep rate ρ remove, n - ceil(ρ·ceil(ρ·ceil(ρ·n))), spread evenly over the blocks.
+        inflection: f in [-1, 1] makes a single r linear over the blocks, from r·(1 - f) to r·(1 + f); f = -1 removes
+            2r in the first block and none in the last.
+    """
+
+    r: int | tuple[int, ...] | None = None
+    inflection: float = 0.0
+
+    def __post_init__(self) -> None:
+        given: Any = self.r
+        listed = isinstance(given, Sequence) and not isinstance(given, str)
+        for r in given if listed else () if given is None else (given,):
+            if isinstance(r, bool) or not isinstance(r, Integral):
+                raise TypeError(f"r must be a number of tokens, or one for each block, but got {self.r!r}.")
+            if r < 0:
+                raise ValueError(f"r must be at least 0 tokens per block, but got {self.r!r}.")
+        if listed:
+            object.__setattr__(self, "r", tuple(int(r) for r in given))  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        if not -1 <= self.inflection <= 1:
+            raise ValueError(f"inflection must lie in [-1, 1], but got {self.inflection!r}.")
+        if self.inflection and (listed or self.r is None):
+            raise ValueError("inflection needs a single r to make linear; leave it out with r per block or none.")
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return tuple(range(depth))
+
+    def check(self, stages: int) -> None:
+        if isinstance(self.r, tuple) and len(self.r) != stages:
+            raise ValueError(f"r must be one number or one for each of the {stages} blocks, but got {len(self.r)}.")
+
+    def count(self, site: Site, mass: Tensor | None) -> int:
+        if self.r is None:
+            left = site.total
+            for _ in range(3):
+                left = kept_count(site.rate, left)
+            gone = site.total - left
+            removed = gone * (site.stage + 1) // site.stages - gone * site.stage // site.stages
+        elif isinstance(self.r, tuple):
+            removed = self.r[site.stage]
+        else:
+            first = self.r * (1 - self.inflection)
+            step = 2 * (self.r - first) / max(site.stages - 1, 1)
+            removed = int(first + step * site.stage)
+        return site.n - removed
+
+
+@dataclass(frozen=True)
+class CumulativeImportance(Schedule):
+    """As many patches of each image as hold a share of its importance: easy images keep fewer, hard ones more.
+
+    k is the least number whose highest importances (as shares, `Criterion.mass`) add up to `share`, rounded up to one
+    of at most four sizes, so that images of one size run together; see `entropatch.surgery`.
+
+    Args:
+        share: of the importance, in (0, 1].
+        sizes: the sizes, as rates of the patches that entered the model, each in (0, 1]; at most four. An image that
+            wants more than it has, or than the largest size, keeps all it has.
+    """
+
+    per_image: ClassVar[bool] = True
+    uses_keep_rate: ClassVar[bool] = False
+
+    share: float = 0.9
+    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share <= 1:
+            raise ValueError(f"share must be a number in (0, 1], but got {self.share!r}.")
+        sizes = tuple(self.sizes)
+        if not 1 <= len(sizes) <= MOST_SIZES or not all(0 < size <= 1 for size in sizes):
+            raise ValueError(f"sizes must be one to {MOST_SIZES} rates in (0, 1], but got {self.sizes!r}.")
+        object.__setattr__(self, "sizes", tuple(sorted(float(size) for size in set(sizes))))
+
+    def count(self, site: Site, mass: Tensor | None) -> Tensor:
+        assert mass is not None
+        held = mass.double().sort(dim=1, descending=True).values.cumsum(1)
+        # Rounding may leave the whole sum short of a share of 1.
+        wanted = (held < self.share - 1e-6).sum(1) + 1
+        counts = torch.full_like(wanted, site.n)
+        for rate in reversed(self.sizes):
+            size = min(kept_count(exact_rate(rate), site.total), site.n)
+            counts = torch.where(wanted <= size, size, counts)
+        return counts
+
+
+def default_blocks(depth: int) -> tuple[int, ...]:
+    """Blocks at ¼, ½ and ¾ of the depth, 0-based: (3, 6, 9) of 12; fewer for models of under four blocks."""
+    return tuple(sorted({depth // 4, depth // 2, 3 * depth // 4}))
+
+
+def exact_rate(keep_rate: float) -> tuple[int, int]:
+    """The decimal the user wrote, as numerator and denominator: 0.55 is 11/20, not the nearest binary fraction."""
+    rate = Fraction(repr(keep_rate))
+    return rate.numerator, rate.denominator
+
+
+def kept_count(rate: tuple[int, int], n: Any) -> Any:
+    """k = ceil(ρ·n) in exact integers: 0.55 of 100 is 55, though math.ceil(0.55 * 100) is 56.
+
+    `n` may be a symbolic size of torch.compile or torch.export.
+    """
+    numerator, denominator = rate
+    return (n * numerator + denominator - 1) // denominator

@@ -1,0 +1,1 @@
+"""One file per model library: which of its classes are understood, and the two halves of their blocks."""

@@ -1,0 +1,102 @@
+"""The check at surgery: every changed part is run against its original on random tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from entropatch.attention import BlockAttention
+from entropatch.config import Stage
+from entropatch.criteria import Criterion
+from entropatch.reductions import Drop
+from entropatch.schedule import KeepRate
+from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.errors import UnsupportedModelError
+from entropatch.surgery.visit import Visit
+from entropatch.tokens import Tokens
+
+PATCHES = 12
+
+
+def check_parts(model: nn.Module, adapter: Adapter, blocks: Sequence[int], whole: bool) -> dict[int, str]:
+    """Run every changed part against its original.
+
+    Args:
+        model: with its classes swapped; modes and random state stay as they are.
+        adapter: of its library.
+        blocks: those that are new.
+        whole: whether the model around the blocks is new too.
+
+    Returns:
+        What is wrong with the blocks that do not give what their originals give, by their index.
+
+    Raises:
+        UnsupportedModelError: the model around the blocks does not give what the original gives.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        # Autocast would round the two runs differently.
+        kind = next(model.parameters()).device.type
+        if kind == "meta":  # there are no values to compare
+            return {}
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
+            if whole:
+                _check_surroundings(model, adapter)
+            found = {block: _check_block(model, adapter, block) for block in blocks}
+            return {block: wrong for block, wrong in found.items() if wrong is not None}
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _check_surroundings(model: nn.Module, adapter: Adapter) -> None:
+    stock, swapped = (run() for run in adapter.surroundings(model))
+    if stock.shape != swapped.shape or not torch.equal(
+        stock.isnan() | (stock == swapped), torch.ones_like(stock).bool()
+    ):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not embed its patches, or norm its tokens, as entropatch expects: this "
+            "version of the model library computes them differently, or a part was changed."
+        )
+
+
+def _check_block(model: nn.Module, adapter: Adapter, number: int) -> str | None:
+    """What is wrong with a block, if anything."""
+    # Half of the patches are dropped, since what mixes tokens after the reduction shows only then. The criterion of
+    # the setting stays out of it: it may be slow or stateful, and what is checked is the block.
+    block: Any = adapter.blocks(model)[number]
+    prefix, n = adapter.num_prefix_tokens(model), PATCHES
+    x, inputs = adapter.check_inputs(model, number, n)
+    stage = Stage(number, 0, 1, 0.5, (1, 2), _EveryOther(), Drop(), KeepRate())
+    got = block(x, **inputs, visit=Visit(number, Tokens(prefix, n, n), stage))
+    rows = [*range(prefix), *range(prefix, prefix + n, 2)]
+    stock: Any = adapter.stock_block(block)
+    expected, x = stock.forward(block, x, **inputs)[:, rows], x[:, rows]
+    # The residual stream x itself agrees trivially, so errors are measured against what the block added to it.
+    error = (got - expected).abs().max().item()
+    size = (expected - x).abs().max().item()
+    eps = torch.finfo(x.dtype).eps
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(x.dtype, 8 * eps)
+    if error <= tolerance * max(size, 1e-6) + 2 * eps * x.abs().max().item():
+        return None
+    return (
+        f"block {number} ({stock.__name__}) does not behave as entropatch expects: split at its middle it differs "
+        f"from the original by {error:g} where it adds up to {size:g} (dtype {x.dtype}). A part of it was changed, "
+        "or this version of the model library computes it differently."
+    )
+
+
+@dataclass(frozen=True)
+class _EveryOther(Criterion):
+    """Keeps the patches at even indices; only for the check at surgery."""
+
+    kind: ClassVar[str] = "_EveryOther"
+
+    def importance(self, attention: BlockAttention) -> Tensor:
+        indices = torch.arange(attention.num_patches, device=attention.q.device)
+        return (1.0 - indices % 2).expand(attention.q.shape[0], -1)

@@ -1,0 +1,187 @@
+"""The loop over the blocks of a pruned model, the same for every model library.
+
+For each block: attention half -> visit (look, score, count, plan, reduce) -> MLP half. Images that keep different
+numbers of tokens go on in groups of one size, each a dense batch, and groups of one size are joined again; results are
+put back in the order of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
+from entropatch.surgery.visit import Visit
+from entropatch.tokens import Tokens, join
+
+# Runs block number i on tokens x, which stand for `tokens`: call(i, x, visit).
+Call = Callable[[int, Tensor, Visit], Tensor]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images of one batch on their way through the blocks, with equally many tokens.
+
+    Attributes:
+        x: (images, prefix + n, width).
+        tokens: what they stand for.
+        rows: numbers of these images in the batch, (images,); None for the whole batch.
+    """
+
+    x: Tensor
+    tokens: Tokens
+    rows: Tensor | None = None
+
+
+@dataclass
+class Passed:
+    """One forward pass through the blocks.
+
+    Attributes:
+        streams: what came out of the last block.
+        reduced: what the stages did, in order, if it was recorded.
+        taken: what came out of the blocks asked for.
+    """
+
+    streams: list[Stream]
+    reduced: list[Reduced] = field(default_factory=list)
+    taken: dict[int, list[Stream]] = field(default_factory=dict)
+
+
+def run_blocks(
+    model: nn.Module,
+    x: Tensor,
+    grid: tuple[int, int],
+    call: Call,
+    *,
+    complete: bool = True,
+    blocks: range | None = None,
+    taken: Collection[int] = (),
+) -> Passed:
+    """Run the blocks of a pruned model.
+
+    Args:
+        model: the pruned model.
+        x: the tokens that enter the first block, (batch, prefix + patches, width).
+        grid: (H, W), the patch grid of the input.
+        call: runs one block.
+        complete: whether x must hold all patches of the grid; not under patch dropout.
+        blocks: which blocks; None for all.
+        taken: blocks whose output is wanted.
+    """
+    pruning: Pruning = vars(model)[ATTRIBUTE]
+    adapter, observers = pruning.adapter, pruning.observers
+    recorder, watches = observers.recorder(), observers.watching()
+    prefix, has_class_token = adapter.num_prefix_tokens(model), adapter.has_class_token(model)
+    recorded = recorder is not None or len(taken) > 0
+    passed = Passed([Stream(x, _entering(x, prefix, grid, complete, recorded))])
+    if recorder is not None:
+        recorder.begin(pruning.config, grid, prefix)
+    for watch in watches:
+        watch.grid = grid
+    for i in range(len(adapter.blocks(model))) if blocks is None else blocks:
+        looking = [watch for watch in watches if watch.blocks is None or i in watch.blocks]
+        after: list[Stream] = []
+        for stream in passed.streams:
+            visit = Visit(
+                i,
+                stream.tokens,
+                pruning.stage(i),
+                proportional=pruning.proportional,
+                watches=looking,
+                recorded=recorded,
+                has_class_token=has_class_token,
+                backend=pruning.config.backend,
+            )
+            y = call(i, stream.x, visit)
+            after += _leaving(stream, visit, y, passed.reduced)
+        passed.streams = after if len(after) == 1 else _regrouped(after)
+        if i in taken:
+            passed.taken[i] = passed.streams
+    if recorder is not None:
+        recorder.end(passed.reduced)
+    return passed
+
+
+def in_order(streams: Sequence[Stream], outputs: Sequence[Any]) -> Any:
+    """One output for each stream as one for the batch, in its order; outputs are tensors or nests of them."""
+    if len(streams) == 1:
+        return outputs[0]
+    rows = torch.cat([stream.rows for stream in streams if stream.rows is not None]).argsort()
+    return tree_map(lambda *parts: torch.cat(parts).index_select(0, rows), *outputs)
+
+
+def padded(streams: Sequence[Stream]) -> list[Tensor]:
+    """The tokens of each stream, filled up to the longest with NaN, so that whoever reads the padding notices."""
+    longest = max(stream.x.shape[1] for stream in streams)
+    return [
+        nn.functional.pad(stream.x, (0, 0, 0, longest - stream.x.shape[1]), value=float("nan")) for stream in streams
+    ]
+
+
+def _entering(x: Tensor, prefix: int, grid: tuple[int, int], complete: bool, followed: bool) -> Tokens:
+    n = x.shape[1] - prefix
+    if complete and n != grid[0] * grid[1]:
+        raise ValueError(
+            f"{n} tokens beside {prefix} prefix tokens enter the first block, but the grid has {grid[0]} × {grid[1]} "
+            "patches: tokens were added or removed before the blocks (prompt tuning, a hook), and could not be told "
+            "from patches. Remove what does it, or entropatch.unprune_ the model."
+        )
+    return Tokens(prefix, n, n, followed=followed)
+
+
+def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) -> list[Stream]:
+    """What a block's output stands for: one stream, or one for each size."""
+    streams: list[Stream] = []
+    prefix, before = stream.tokens.num_prefix_tokens, stream.tokens
+    longest = max(outcome.n for outcome in visit.outcomes)
+    if y.shape[1] != prefix + longest:
+        raise ValueError(
+            f"block {visit.block} returned {y.shape[1]} tokens, but {prefix + longest} were expected: a hook adds or "
+            "removes tokens, which cannot be told from patches. Remove it, or entropatch.unprune_ the model."
+        )
+    for outcome in visit.outcomes:
+        rows, plan = outcome.rows, outcome.plan
+        part = before if rows is None else before.take(rows)
+        tokens = part if plan is None else part.after(plan)
+        if visit.patches is not None and visit.stage is not None:
+            patches, scores = visit.patches, visit.scores
+            if rows is not None:
+                patches, scores = (
+                    patches.index_select(0, rows),
+                    None if scores is None else scores.index_select(0, rows),
+                )
+            numbers = _numbers(stream.rows, rows)
+            reduced.append(Reduced(visit.stage, numbers, scores, patches, part, tokens, plan, visit.backend))
+        if rows is None:
+            streams.append(replace(stream, x=y, tokens=tokens))
+        else:
+            x = y.index_select(0, rows)[:, : prefix + outcome.n]
+            streams.append(Stream(x, tokens, _numbers(stream.rows, rows)))
+    return streams
+
+
+def _numbers(batch: Tensor | None, rows: Tensor | None) -> Tensor | None:
+    """Numbers in the batch of some rows of a stream."""
+    if rows is None or batch is None:
+        return batch if rows is None else rows
+    return batch.index_select(0, rows)
+
+
+def _regrouped(streams: list[Stream]) -> list[Stream]:
+    """Streams of one size joined, by rising size."""
+    by_size: dict[int, list[Stream]] = {}
+    for stream in streams:
+        by_size.setdefault(stream.tokens.n, []).append(stream)
+    joined = []
+    for _, parts in sorted(by_size.items()):
+        xs, rows = [part.x for part in parts], [part.rows for part in parts if part.rows is not None]
+        joined.append(
+            parts[0] if len(parts) == 1 else Stream(torch.cat(xs), join([p.tokens for p in parts], xs), torch.cat(rows))
+        )
+    return joined

@@ -1,0 +1,183 @@
+"""What a pruned model carries, and how it is asked for: the setting, and who observes its forward passes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from entropatch.attention import BlockAttention
+from entropatch.config import PruneConfig, Stage
+from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.wrappers import inside
+from entropatch.tokens import Plan, Tokens
+
+ATTRIBUTE = "_entropatch"
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What one stage did to some images of a batch, equally many tokens each.
+
+    Attributes:
+        stage: the stage.
+        rows: numbers of these images in the batch, (images,); None for the whole batch.
+        scores: importance of the tokens present, (images, n); None where no criterion was asked.
+        tokens: values of the tokens present after the attention residual, (images, n, width).
+        before, after: what they stood for.
+        plan: what was done; None if all stayed.
+        backend: which of `entropatch.kernels` was there to compute entropies.
+    """
+
+    stage: Stage
+    rows: Tensor | None
+    scores: Tensor | None
+    tokens: Tensor
+    before: Tokens
+    after: Tokens
+    plan: Plan | None
+    backend: str
+
+
+class Recorder(Protocol):
+    """A trace, as a forward pass sees it."""
+
+    thread: int
+
+    def begin(self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int) -> None: ...
+    def end(self, reduced: list[Reduced]) -> None: ...
+
+
+@dataclass
+class Watch:
+    """Somebody who looks at the attention of blocks while the model runs.
+
+    Attributes:
+        look: called with each block's attention and what its tokens stand for.
+        blocks: which blocks; None for all.
+        gradients: whether what `look` computes carries gradients.
+        thread: identifier of the thread whose forward passes are watched.
+        grid: (H, W), the patch grid of the last input.
+    """
+
+    look: Callable[[BlockAttention, Tokens], object]
+    blocks: frozenset[int] | None
+    gradients: bool
+    thread: int
+    grid: tuple[int, int] | None = None
+
+
+class Observers:
+    """The traces and watches open on one model.
+
+    They follow the forward passes of the thread that opened them, so threads that share a model do not mix. Copies and
+    pickles of a model have none: a trace belongs to the `with` block that opened it.
+    """
+
+    def __init__(self) -> None:
+        self.traces: list[Recorder] = []
+        self.watches: list[Watch] = []
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Observers, ()
+
+    def recorder(self) -> Recorder | None:
+        """The trace this thread opened last."""
+        mine = _of_this_thread(self.traces)
+        return mine[-1] if mine else None
+
+    def watching(self) -> list[Watch]:
+        """The watches this thread opened."""
+        return _of_this_thread(self.watches)
+
+
+Observer = TypeVar("Observer", Recorder, Watch)
+
+
+def _of_this_thread(observers: list[Observer]) -> list[Observer]:
+    if not observers or torch.compiler.is_compiling():  # compiled code cannot ask for its thread
+        return observers
+    thread = threading.get_ident()
+    return [observer for observer in observers if observer.thread == thread]
+
+
+def this_thread() -> int:
+    """Identifier of the thread; 0 in compiled code, which cannot ask."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+@contextmanager
+def among(observers: list[Observer], observer: Observer) -> Iterator[Observer]:
+    """Let `observer` follow the forward passes while the block runs."""
+    observers.append(observer)
+    try:
+        yield observer
+    finally:
+        # By identity: equal observers may be open at once.
+        observers[:] = [other for other in observers if other is not observer]
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What a pruned model carries; replaced as a whole when the setting changes.
+
+    Attributes:
+        config: the setting.
+        adapter: of the model's library.
+        stages: what each block does, by its index; None for a block that only computes.
+        observers: the traces and watches open on the model.
+        unsound: what is wrong with blocks that must not be given fewer tokens, by their index.
+    """
+
+    config: PruneConfig
+    adapter: Adapter
+    stages: tuple[Stage | None, ...]
+    observers: Observers
+    unsound: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def proportional(self) -> bool:
+        """Whether attention counts a token as often as it stands for patches, once tokens were merged."""
+        return any(stage is not None and stage.reduction.proportional for stage in self.stages)
+
+    def stage(self, block: int) -> Stage | None:
+        """What a block does; None if it only computes."""
+        return self.stages[block] if block < len(self.stages) else None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The pruned module inside wrappers such as torch.compile's or FSDP's; else the module inside torch.compile's."""
+    return inside(model, _carries) or getattr(model, "_orig_mod", model)
+
+
+def _carries(module: nn.Module) -> bool:
+    return isinstance(vars(module).get(ATTRIBUTE), Pruning)
+
+
+def is_pruned(model: nn.Module) -> bool:
+    """Whether the model, or the module inside a wrapper such as torch.compile's, is pruned."""
+    return _carries(unwrap(model))
+
+
+def pruning_of(model: nn.Module) -> Pruning:
+    """What a pruned model, or the module inside a wrapper, carries. Raises ValueError if not pruned."""
+    target = unwrap(model)
+    if not _carries(target):
+        raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
+    pruning: Pruning = vars(target)[ATTRIBUTE]
+    if not pruning.adapter.is_swapped(target):
+        raise ValueError(
+            f"{type(target).__name__} was pruned, but its class was changed since, so it runs without pruning; call "
+            "entropatch.prune_(model, …) anew on a stock model."
+        )
+    return pruning
+
+
+def pruning_config(model: nn.Module) -> PruneConfig:
+    """The setting a pruned model works with. Raises ValueError for a model that is not pruned."""
+    return pruning_of(model).config

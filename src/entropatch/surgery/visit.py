@@ -1,0 +1,232 @@
+"""One visit of a block: its attention is looked at and scored, then its tokens are reduced. Names no model library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entropatch.attention import BlockAttention
+from entropatch.config import Stage
+from entropatch.schedule import Site
+from entropatch.surgery.state import Watch
+from entropatch.tokens import Plan, Tokens
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of some images' tokens: all of them, or those of one size.
+
+    Attributes:
+        rows: numbers of these images in the batch that entered the block, (images,); None for all.
+        plan: what was done; None if all their tokens stayed.
+        n: patch tokens that left.
+    """
+
+    rows: Tensor | None
+    plan: Plan | None
+    n: int
+
+
+class Visit:
+    """What one block has to do beside its own computation, in one forward pass.
+
+    Args:
+        block: 0-based.
+        tokens: what the tokens that enter stand for.
+        stage: how the block reduces; None if it only computes.
+        proportional: whether its attention counts a token as often as it stands for patches.
+        watches: who looks at its attention.
+        recorded: whether the scores are wanted even where all tokens stay.
+        has_class_token, backend: as in `BlockAttention`.
+
+    Attributes:
+        scores: importance of the patches, (batch, n), once scored; None where no criterion is asked.
+        outcomes: what became of the tokens, once reduced; one entry, or one for each size that images keep.
+        patches: values of the patch tokens before the reduction, (batch, n, width), if `recorded`.
+        backend: which of `entropatch.kernels` was there to compute entropies.
+    """
+
+    def __init__(
+        self,
+        block: int,
+        tokens: Tokens,
+        stage: Stage | None,
+        *,
+        proportional: bool = False,
+        watches: Sequence[Watch] = (),
+        recorded: bool = False,
+        has_class_token: bool = False,
+        backend: str = "auto",
+    ):
+        self.block, self.tokens, self.stage = block, tokens, stage
+        self.watches, self.recorded, self.has_class_token, self.backend = watches, recorded, has_class_token, backend
+        self.key_bias = tokens.key_bias() if proportional else None
+        # Known before the scores, unless it depends on them.
+        self.k: int | None = tokens.n if stage is None else None
+        if stage is not None and not stage.schedule.per_image:
+            self.k = self._allowed(stage.schedule.count(self._site(stage), None))
+        self.scores: Tensor | None = None
+        self.outcomes: list[Outcome] = [Outcome(None, None, tokens.n)]
+        self.patches: Tensor | None = None
+        self._counts: Tensor | None = None
+        self._attention: BlockAttention | None = None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the block computes as in the stock model, to the last bit; it may be looked at all the same."""
+        return self.k is not None and self.k == self.tokens.n and self.key_bias is None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the block has nothing to do beside its own computation."""
+        return self.keeps_all and not self.watches and (self.stage is None or not self.recorded)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout: float, fused: bool
+    ) -> BlockAttention:
+        """The block's attention from its queries, keys and values (batch, heads, tokens, head width)."""
+        return BlockAttention(
+            q,
+            k,
+            v,
+            scale=scale,
+            num_prefix_tokens=self.tokens.num_prefix_tokens,
+            has_class_token=self.has_class_token,
+            dropout=dropout,
+            block=self.block,
+            backend=self.backend,
+            output_wanted=fused and not self.keeps_all,
+            key_bias=self.key_bias,
+        )
+
+    def see(self, attention: BlockAttention) -> None:
+        """Look at the attention, and score the patches."""
+        for watch in self.watches:
+            with torch.set_grad_enabled(watch.gradients and torch.is_grad_enabled()):
+                watch.look(attention, self.tokens)
+        self._attention, self.backend = attention, attention.backend
+        stage = self.stage
+        if stage is None:
+            return
+        with torch.no_grad():
+            if stage.reduction.needs_scores:
+                self.scores = self._checked(stage.criterion.importance(attention), attention)
+            if stage.schedule.per_image:
+                assert self.scores is not None
+                mass = stage.criterion.mass(self.scores)
+                self._counts = self._checked_counts(stage.schedule.count(self._site(stage), mass))
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """The tokens after the attention residual, (batch, prefix + n, width), without those that do not stay."""
+        if self._attention is None:
+            raise RuntimeError(f"block {self.block} reduced its tokens before its attention was seen.")
+        stage, attention, prefix = self.stage, self._attention, self.tokens.num_prefix_tokens
+        self._attention = None
+        if stage is None:
+            return x
+        patches = x[:, prefix:]
+        if self.recorded:
+            self.patches = patches
+        if self._counts is not None:
+            return self._reduce_groups(x, stage, attention, self._counts)
+        assert self.k is not None
+        if self.k == self.tokens.n:
+            return x
+        plan = stage.reduction.plan(attention, self.tokens, self.scores, self.k)
+        self.outcomes = [Outcome(None, plan, plan.n)]
+        return torch.cat((x[:, :prefix], plan.apply(patches)), dim=1)
+
+    def _reduce_groups(self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor) -> Tensor:
+        """As `reduce`, images of one size at a time; padded to the largest size for the rest of this block."""
+        n, prefix = self.tokens.n, self.tokens.num_prefix_tokens
+        sizes = counts.unique().tolist()
+        outcomes, parts = [], []
+        for k in sizes:
+            rows = (counts == k).nonzero()[:, 0]
+            group = x.index_select(0, rows)
+            plan = None
+            if k < n:
+                scores = None if self.scores is None else self.scores.index_select(0, rows)
+                plan = stage.reduction.plan(attention.take(rows), self.tokens.take(rows), scores, k)
+                group = torch.cat((group[:, :prefix], plan.apply(group[:, prefix:])), dim=1)
+            outcomes.append(Outcome(rows, plan, group.shape[1] - prefix))
+            parts.append(group)
+        if not parts:  # an empty batch
+            return x
+        self.outcomes = outcomes
+        longest = max(part.shape[1] for part in parts)
+        padded = torch.cat([nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
+        back = torch.cat([outcome.rows for outcome in outcomes if outcome.rows is not None]).argsort()
+        return padded.index_select(0, back)
+
+    def _site(self, stage: Stage) -> Site:
+        return Site(stage.block, stage.index, stage.count, stage.rate, self.tokens.n, self.tokens.total)
+
+    def _allowed(self, k: Any) -> Any:
+        """The count, at least what the reduction must leave and at most what there is."""
+        assert self.stage is not None
+        n = self.tokens.n
+        least = max(n - self.stage.reduction.most_removed(n), min(n, 1))
+        return min(max(k, least), n)
+
+    def _checked_counts(self, counts: Any) -> Tensor:
+        assert self.stage is not None
+        batch, n = self.scores.shape if self.scores is not None else (0, 0)
+        if not isinstance(counts, Tensor) or counts.shape != (batch,) or counts.is_floating_point():
+            got = f"{counts.dtype} {tuple(counts.shape)}" if isinstance(counts, Tensor) else repr(counts)
+            raise ValueError(
+                f"{type(self.stage.schedule).__name__}.count must return one whole number for each of the {batch} "
+                f"images, but got {got}."
+            )
+        return counts.clamp(max(n - self.stage.reduction.most_removed(n), min(n, 1)), n)
+
+    def _checked(self, scores: Any, attention: BlockAttention) -> Tensor:
+        assert self.stage is not None
+        expected = (attention.q.shape[0], self.tokens.n)
+        what = f"{type(self.stage.criterion).__name__}.importance must return (batch, patches) = {expected}"
+        if not isinstance(scores, Tensor):
+            raise ValueError(f"{what}, a floating-point tensor, but got {type(scores).__name__}.")
+        if scores.shape != expected:
+            raise ValueError(f"{what}, but got {tuple(scores.shape)}.")
+        if not scores.is_floating_point():
+            raise ValueError(f"{what}, floating point, but got {scores.dtype}; use scores.float().")
+        return scores
+
+
+class SplitBlock:
+    """A block of any library, split at its middle: attention residual | reduction | MLP.
+
+    A library's subclass derives from this and from the stock block, and gives the two halves. The model's loop hands
+    each block its `Visit`; without one the block was called from elsewhere, where no pruning would happen.
+    """
+
+    def forward(self: Any, x: Tensor, *args: Any, visit: Visit | None = None, **inputs: Any) -> Tensor:
+        if visit is None:
+            raise RuntimeError(
+                f"a block of a pruned model ({type(self).__name__}) was called outside the model's own loop, where "
+                "nothing would be pruned; call the model, its forward_features or its forward_intermediates, or "
+                "entropatch.unprune_ it first."
+            )
+        expected = visit.tokens.num_prefix_tokens + visit.tokens.n
+        if x.shape[1] != expected:
+            raise ValueError(
+                f"block {visit.block} was given {x.shape[1]} tokens, but {visit.tokens.num_prefix_tokens} prefix "
+                f"tokens and {visit.tokens.n} patches are known: a hook adds or removes tokens, which cannot be told "
+                "from patches. Remove it, or entropatch.unprune_ the model."
+            )
+        if visit.is_idle:
+            return super().forward(x, *args, **inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        x = self.attention_half(x, visit, *args, **inputs)
+        return self.mlp_half(visit.reduce(x))
+
+    def attention_half(self, x: Tensor, visit: Visit, *args: Any, **inputs: Any) -> Tensor:
+        """The tokens after the attention residual; its attention is shown to `visit.see`."""
+        raise NotImplementedError
+
+    def mlp_half(self, x: Tensor) -> Tensor:
+        """What follows on the attention residual."""
+        raise NotImplementedError

@@ -1,0 +1,207 @@
+"""What becomes of tokens: indices, the `Plan` of one reduction, and what the `Tokens` of one forward pass stand for.
+
+Shapes: x (batch, n, width) without prefix tokens, indices (batch, k) among the n patch tokens present. An index of -1
+stands for "none". Pure functions on tensors and frozen values; nothing here is stored on a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+def select(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k highest scores, ascending so that kept tokens stay in raster order: (batch, n) -> (batch, k).
+
+    Ties go to the lower index on every device (a stable sort; `topk` breaks ties differently on CPU and GPU).
+    """
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return best.sort(dim=1).values
+
+
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Tokens at the given indices: (batch, n, …) and (batch, k) -> (batch, k, …)."""
+    index = indices.reshape(*indices.shape, *(1,) * (tokens.ndim - 2))
+    return tokens.gather(1, index.expand(-1, -1, *tokens.shape[2:]))
+
+
+def scatter_tokens(canvas: Tensor, tokens: Tensor, indices: Tensor) -> Tensor:
+    """`canvas` (batch, n, …) with `tokens` (batch, k, …) written at `indices` (batch, k); out of place."""
+    index = indices.reshape(*indices.shape, *(1,) * (tokens.ndim - 2)).expand_as(tokens)
+    return canvas.scatter(1, index, tokens.to(canvas.dtype))
+
+
+def removed_indices(kept: Tensor, n: int) -> Tensor:
+    """The indices that are not kept, ascending: (batch, k) -> (batch, n - k)."""
+    gone = torch.ones(kept.shape[0], n, dtype=torch.bool, device=kept.device).scatter(1, kept, False)
+    return select(gone.float(), n - kept.shape[1])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one reduction does to the n patch tokens of a block; everything downstream reads it and nothing else.
+
+    The tokens that leave are the kept ones, in the order of `kept`, then the appended ones:
+
+        y_j = weights_j · x_kept_j + Σ_{i: targets_i = j} shares_i · x_sources_i        j < k
+        y_{k + e} = Σ_i appended_{e, i} · x_i                                           e = 0, 1, …
+
+    Attributes:
+        kept: indices of the tokens that stay, (batch, k); ascending unless the reduction has an order of its own.
+        sources: indices of the tokens that are merged into kept ones, (batch, m); None if none is.
+        targets: which of the kept tokens each source becomes part of, (batch, m), 0 … k - 1.
+        weights: share of each kept token in itself, (batch, k), float32; 1 for those nothing is merged into.
+        shares: share of each source in its target, (batch, m), float32.
+        appended: weights of the tokens appended, (batch, e, n); such a token stands at no place of the grid.
+    """
+
+    kept: Tensor
+    sources: Tensor | None = None
+    targets: Tensor | None = None
+    weights: Tensor | None = None
+    shares: Tensor | None = None
+    appended: Tensor | None = None
+
+    @property
+    def extra(self) -> int:
+        """How many tokens are appended."""
+        return 0 if self.appended is None else self.appended.shape[1]
+
+    @property
+    def n(self) -> int:
+        """How many tokens leave."""
+        return self.kept.shape[1] + self.extra
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The tokens that leave: (batch, n, width) -> (batch, k + e, width)."""
+        y = gather_tokens(x, self.kept)
+        if self.sources is not None and self.targets is not None:
+            assert self.weights is not None
+            assert self.shares is not None
+            moved = gather_tokens(x, self.sources) * self.shares[..., None].to(x.dtype)
+            index = self.targets[..., None].expand_as(moved)
+            y = (y * self.weights[..., None].to(x.dtype)).scatter_add(1, index, moved)
+        if self.appended is not None:
+            y = torch.cat((y, torch.einsum("ben,bnc->bec", self.appended.to(x.dtype), x)), dim=1)
+        return y
+
+    def target(self, n: int) -> Tensor:
+        """Where each of the n tokens present goes: the index of the token that stands for it, or -1: (batch, n).
+
+        A token that went into an appended one stands nowhere any more.
+        """
+        batch, k = self.kept.shape
+        order = torch.arange(k, device=self.kept.device).expand(batch, -1)
+        target = torch.full((batch, n), -1, dtype=torch.int64, device=self.kept.device).scatter(1, self.kept, order)
+        if self.sources is not None and self.targets is not None:
+            target = target.scatter(1, self.sources, self.targets)
+        return target
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the patch tokens of one forward pass stand for; handed from block to block.
+
+    Attributes:
+        num_prefix_tokens: class, distillation and register tokens before the patches; never scored, always there.
+        n: patch tokens present, appended ones included.
+        total: patches that entered the first block.
+        positions: the original patch whose position each token takes, (batch, n), -1 for an appended token; None while
+            every token stands where it stood.
+        places: the index of the token that stands for each original patch, (batch, total), or -1 where none does; None
+            while each stands for itself, or if nobody asked for it.
+        sizes: how many patches each token stands for, (batch, n), float32; None while it is one.
+        carried: what a method hands from block to block, by name; each (batch, n, …), reduced as the tokens are.
+        followed: whether `places` is kept up to date.
+    """
+
+    num_prefix_tokens: int
+    n: int
+    total: int
+    positions: Tensor | None = None
+    places: Tensor | None = None
+    sizes: Tensor | None = None
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    followed: bool = False
+
+    def after(self, plan: Plan) -> Tokens:
+        """What the tokens stand for once the plan was carried out."""
+        batch = plan.kept.shape[0]
+        positions = plan.kept if self.positions is None else gather_tokens(self.positions, plan.kept)
+        if plan.extra:
+            positions = torch.cat((positions, positions.new_full((batch, plan.extra), -1)), dim=1)
+        return replace(
+            self,
+            n=plan.n,
+            positions=positions,
+            places=self._places_after(plan) if self.followed else None,
+            sizes=self._sizes_after(plan),
+            carried={name: gather_tokens(values, plan.kept) for name, values in self.carried.items()},
+        )
+
+    def original_positions(self, like: Tensor) -> Tensor:
+        """`positions`, written out: (batch, n), int64, on the device of `like` (batch, …)."""
+        if self.positions is not None:
+            return self.positions
+        return torch.arange(self.n, device=like.device).expand(like.shape[0], -1)
+
+    def take(self, rows: Tensor) -> Tokens:
+        """Those of some images: `rows` (images,) are their numbers in the batch."""
+
+        def of(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.index_select(0, rows)
+
+        carried = {name: values.index_select(0, rows) for name, values in self.carried.items()}
+        return replace(
+            self, positions=of(self.positions), places=of(self.places), sizes=of(self.sizes), carried=carried
+        )
+
+    def original_places(self, like: Tensor) -> Tensor:
+        """`places`, written out: (batch, total), int64, on the device of `like` (batch, …)."""
+        if self.places is not None:
+            return self.places
+        return torch.arange(self.total, device=like.device).expand(like.shape[0], -1)
+
+    def key_bias(self) -> Tensor | None:
+        """log size of every token, (batch, prefix + n), for proportional attention; None where all sizes are 1."""
+        if self.sizes is None:
+            return None
+        return torch.nn.functional.pad(self.sizes.log(), (self.num_prefix_tokens, 0))
+
+    def _places_after(self, plan: Plan) -> Tensor:
+        target = plan.target(self.n)
+        if self.places is None:
+            return target
+        return torch.where(self.places < 0, -1, target.gather(1, self.places.clamp_min(0)))
+
+    def _sizes_after(self, plan: Plan) -> Tensor | None:
+        if self.sizes is None and plan.sources is None:
+            return None
+        batch = plan.kept.shape[0]
+        ones = torch.ones(batch, self.n, dtype=torch.float32, device=plan.kept.device)
+        sizes = ones if self.sizes is None else self.sizes
+        after = gather_tokens(sizes, plan.kept)
+        if plan.sources is not None and plan.targets is not None:
+            after = after.scatter_add(1, plan.targets, gather_tokens(sizes, plan.sources))
+        if plan.extra:
+            after = torch.cat((after, after.new_ones(batch, plan.extra)), dim=1)
+        return after
+
+
+def join(parts: list[Tokens], like: list[Tensor]) -> Tokens:
+    """Groups of images with equally many tokens as one, in the order given; `like` are tensors (images, …) of each."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    pairs = list(zip(parts, like, strict=True))
+    positions = torch.cat([part.original_positions(x) for part, x in pairs])
+    places = torch.cat([part.original_places(x) for part, x in pairs]) if first.followed else None
+    sizes = None
+    if any(part.sizes is not None for part in parts):
+        ones = [torch.ones(x.shape[0], part.n, device=x.device) for part, x in pairs]
+        sizes = torch.cat([one if part.sizes is None else part.sizes for part, one in zip(parts, ones, strict=True)])
+    carried = {name: torch.cat([part.carried[name] for part in parts]) for name in first.carried}
+    return replace(first, positions=positions, places=places, sizes=sizes, carried=carried)
