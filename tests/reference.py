@@ -33,9 +33,9 @@ def renyi_entropy(probs: Row, order: float) -> float:
 
 
 def entropy_of_logits(logits: Row, order: float) -> float:
-    """H_α(softmax(logits)) in nats; no logit is too large or too small."""
+    """H_α(softmax(logits)) in nats; no logit is too large or too small. -inf takes a key away; all -inf is even."""
     with localcontext(_DIGITS):
-        values = [Decimal(float(x)) for x in logits]
+        values = [Decimal(float(x)) for x in logits if x != -math.inf] or [Decimal(0)] * len(logits)
         log_total = sum((x - max(values)).exp() for x in values).ln() + max(values)
         return float(_entropy([x - log_total for x in values], order))
 
@@ -62,14 +62,23 @@ def softmax(logits: Row) -> list[float]:
 # --- attention of one image --------------------------------------------------------------------------------------
 
 
-def attention_logits(q: np.ndarray, k: np.ndarray, scale: float) -> list[list[float]]:
-    """scale · q_i·k_j of one head: (n, d), (m, d) -> n rows of m."""
-    return [[scale * math.fsum(float(a) * float(b) for a, b in zip(qi, kj, strict=True)) for kj in k] for qi in q]
+def attention_logits(q: np.ndarray, k: np.ndarray, scale: float, key_bias: Row | None = None) -> list[list[float]]:
+    """scale · q_i·k_j + bias_j of one head: (n, d), (m, d), m values -> n rows of m."""
+    bias = [0.0] * len(k) if key_bias is None else [float(b) for b in key_bias]
+    return [
+        [
+            scale * math.fsum(float(a) * float(b) for a, b in zip(qi, kj, strict=True)) + bj
+            for kj, bj in zip(k, bias, strict=True)
+        ]
+        for qi in q
+    ]
 
 
-def attention_entropies(q: np.ndarray, k: np.ndarray, order: float, scale: float) -> list[float]:
+def attention_entropies(
+    q: np.ndarray, k: np.ndarray, order: float, scale: float, key_bias: Row | None = None
+) -> list[float]:
     """Entropy of each query's attention over the keys of one head: (n, d), (m, d) -> n values."""
-    return [entropy_of_logits(row, order) for row in attention_logits(q, k, scale)]
+    return [entropy_of_logits(row, order) for row in attention_logits(q, k, scale, key_bias)]
 
 
 def patch_attention(q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int) -> list[list[list[float]]]:
@@ -80,19 +89,26 @@ def patch_attention(q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int)
     ]
 
 
-def patch_entropies(q: np.ndarray, k: np.ndarray, order: float, scale: float, num_prefix: int) -> list[list[float]]:
-    """Entropy of each patch per head: (heads, patches)."""
-    return [attention_entropies(qh[num_prefix:], kh[num_prefix:], order, scale) for qh, kh in zip(q, k, strict=True)]
+def patch_entropies(
+    q: np.ndarray, k: np.ndarray, order: float, scale: float, num_prefix: int, key_bias: Row | None = None
+) -> list[list[float]]:
+    """Entropy of each patch per head: (heads, patches); the bias is that of all tokens."""
+    bias = None if key_bias is None else key_bias[num_prefix:]
+    return [
+        attention_entropies(qh[num_prefix:], kh[num_prefix:], order, scale, bias) for qh, kh in zip(q, k, strict=True)
+    ]
 
 
-def full_attention(q: np.ndarray, k: np.ndarray, scale: float) -> list[list[list[float]]]:
+def full_attention(q: np.ndarray, k: np.ndarray, scale: float, key_bias: Row | None = None) -> list[list[list[float]]]:
     """Softmaxed attention over all tokens, per head."""
-    return [[softmax(row) for row in attention_logits(qh, kh, scale)] for qh, kh in zip(q, k, strict=True)]
+    return [[softmax(row) for row in attention_logits(qh, kh, scale, key_bias)] for qh, kh in zip(q, k, strict=True)]
 
 
-def class_attention(q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int) -> list[list[float]]:
+def class_attention(
+    q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int, key_bias: Row | None = None
+) -> list[list[float]]:
     """EViT's row: token 0's attention, softmaxed over all tokens, on each patch, per head."""
-    return [softmax(attention_logits(qh[:1], kh, scale)[0])[num_prefix:] for qh, kh in zip(q, k, strict=True)]
+    return [softmax(attention_logits(qh[:1], kh, scale, key_bias)[0])[num_prefix:] for qh, kh in zip(q, k, strict=True)]
 
 
 def mean_over_heads(per_head: Sequence[Row]) -> list[float]:

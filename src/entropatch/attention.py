@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropatch import kernels
-from entropatch.entropy import attention_logits, check_order
+from entropatch.entropy import attention_logits, check_order, finite_bias
 
 
 def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = None, backend: str = "auto") -> Tensor:
@@ -70,6 +70,9 @@ class BlockAttention:
         q, k, v: (batch, heads, tokens, head width), exactly as the model's own attention multiplies them: after
             norm1, the projection, any q/k norm and any rotary embedding. Prefix tokens come first.
         scale: factor of the logits; 1/√d unless the model says otherwise.
+        key_bias: None, or (batch, tokens), prefix tokens included, added to every logit of its key: the logarithm of a
+            token's size for proportional attention, -inf for padding. An image all of whose patches have -inf has the
+            entropies of even attention over them.
         num_prefix_tokens: class, distillation and register tokens; never scored.
         has_class_token: whether token 0 is a class token.
         block: index of the block, 0-based.
@@ -83,6 +86,7 @@ class BlockAttention:
         v: Tensor,
         *,
         scale: float | None = None,
+        key_bias: Tensor | None = None,
         num_prefix_tokens: int = 0,
         has_class_token: bool = False,
         dropout: float = 0.0,
@@ -92,6 +96,7 @@ class BlockAttention:
     ):
         self.q, self.k, self.v = q, k, v
         self.scale = q.shape[-1] ** -0.5 if scale is None else scale
+        self.key_bias = None if key_bias is None else _check_key_bias(key_bias, k)
         self.num_prefix_tokens = num_prefix_tokens
         self.has_class_token = has_class_token
         self.dropout = dropout
@@ -99,7 +104,7 @@ class BlockAttention:
         self.backend = kernels.choose_backend(backend, q)
         # Output and entropy come from one pass unless the output needs dropout or a gradient: the selection needs none,
         # and the output then keeps PyTorch's differentiable fused kernel.
-        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, key_bias))
         self._in_one_pass = output_wanted and not dropout and not differentiable
         self._output: Tensor | None = None
         self._class_attention: Tensor | None = None
@@ -114,11 +119,12 @@ class BlockAttention:
         order = check_order(order)
         if self._in_one_pass and self._output is None:
             self._output, entropy = kernels.attend_with_entropy(
-                self.q, self.k, self.v, order, self.scale, self.num_prefix_tokens, self.backend
+                self.q, self.k, self.v, order, self.scale, self.num_prefix_tokens, self.backend, self.key_bias
             )
             return entropy
         q, k = self.q[:, :, self.num_prefix_tokens :], self.k[:, :, self.num_prefix_tokens :]
-        return kernels.attention_entropy(q, k, order, self.scale, self.backend)
+        bias = None if self.key_bias is None else self.key_bias[:, self.num_prefix_tokens :]
+        return kernels.attention_entropy(q, k, order, self.scale, self.backend, bias)
 
     def class_attention(self) -> Tensor:
         """The class token's attention weights on the patches, per head: (batch, heads, patches).
@@ -129,14 +135,14 @@ class BlockAttention:
             raise ValueError("class_attention() needs a class token, but this model has none; use Renyi(order).")
         if self._class_attention is not None and not torch.is_grad_enabled():
             return self._class_attention
-        logits = attention_logits(self.q[:, :, :1], self.k, self.scale)
+        logits = attention_logits(self.q[:, :, :1], self.k, self.scale, self.key_bias)
         row = logits.softmax(-1)[:, :, 0, self.num_prefix_tokens :]
         self._class_attention = row
         return row
 
     def matrix(self) -> Tensor:
         """The whole attention matrix over all tokens: (batch, heads, tokens, tokens). Quadratic memory."""
-        return attention_logits(self.q, self.k, self.scale).softmax(-1)
+        return attention_logits(self.q, self.k, self.scale, self.key_bias).softmax(-1)
 
     def output(self) -> Tensor:
         """Attention output before the projection: (batch, heads, tokens, head width).
@@ -145,4 +151,16 @@ class BlockAttention:
         """
         if self._output is not None:
             return self._output
-        return F.scaled_dot_product_attention(self.q, self.k, self.v, dropout_p=self.dropout, scale=self.scale)
+        mask = None if self.key_bias is None else finite_bias(self.key_bias, self.q.dtype)[:, None, None]
+        return F.scaled_dot_product_attention(self.q, self.k, self.v, mask, self.dropout, scale=self.scale)
+
+
+def _check_key_bias(key_bias: Tensor, k: Tensor) -> Tensor:
+    expected = (k.shape[0], k.shape[2])
+    if not key_bias.is_floating_point():
+        raise TypeError(f"key_bias must be a floating-point tensor, but got {key_bias.dtype}; a mask is 0 and -inf.")
+    if key_bias.shape != expected:
+        raise ValueError(
+            f"key_bias must be (batch, tokens) = {expected}, prefix tokens included, but got {tuple(key_bias.shape)}."
+        )
+    return key_bias

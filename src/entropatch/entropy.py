@@ -27,6 +27,9 @@ NEAR_ONE = 0.25
 # float64 can tell apart has long reached its limit there.
 SMALLEST_ORDER, LARGEST_ORDER = 1e-30, 1e30
 
+# What a key bias of -inf counts as: a key without weight beside any other, and no NaN in rows that have nothing else.
+NO_KEY = -1e30
+
 
 def check_order(order: float) -> float:
     """Return `order` as a float, or raise ValueError (order must lie in (0, ∞]) / TypeError (not a number)."""
@@ -137,8 +140,17 @@ def _expected(log_probs: Tensor, values: Tensor, dim: int) -> Tensor:
     return (probs * values.masked_fill(probs == 0, 0)).sum(dim)
 
 
-def attention_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """scale · q·kᵀ in float32 or wider, also under autocast: (…, n, d), (…, m, d) -> (…, n, m)."""
+def finite_bias(key_bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """`key_bias` in `dtype`, with `NO_KEY` in place of -inf, or the lowest number where `dtype` does not reach it."""
+    return key_bias.to(dtype).clamp_min(max(NO_KEY, torch.finfo(dtype).min))
+
+
+def attention_logits(q: Tensor, k: Tensor, scale: float, key_bias: Tensor | None = None) -> Tensor:
+    """scale · q·kᵀ in float32 or wider, also under autocast: (…, n, d), (…, m, d) -> (…, n, m).
+
+    `key_bias`, (batch, m) for q and k of (batch, heads, …), is added to every logit of its key; -inf counts as -1e30.
+    """
     dtype = working_dtype(q)
     with torch.autocast(q.device.type, enabled=False):
-        return (q.to(dtype) * scale) @ k.to(dtype).transpose(-2, -1)
+        logits = (q.to(dtype) * scale) @ k.to(dtype).transpose(-2, -1)
+        return logits if key_bias is None else logits + finite_bias(key_bias, dtype)[:, None, None]

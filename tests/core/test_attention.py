@@ -293,3 +293,92 @@ def test_scores_of_half_precision_models_are_float32(dtype: torch.dtype) -> None
             assert got.dtype == torch.float32
             torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=2e-6)
     assert half.output().dtype == dtype
+
+
+# --- a bias for each key -----------------------------------------------------------------------------------------
+
+
+def key_bias(batch: int = 2, tokens: int = 9) -> Tensor:
+    """Logarithms of sizes for one image, padding among them for the next."""
+    bias = torch.randint(1, 9, (batch, tokens)).double().log()
+    bias[1::2, -3:] = -math.inf
+    return bias
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("output_wanted", [True, False])  # from one pass, and each alone
+@pytest.mark.parametrize("order", [0.5, 0.9, 1.0, 1.1, 2.0, math.inf])
+def test_a_key_bias_is_added_to_every_logit_of_its_key(backend: str, output_wanted: bool, order: float) -> None:
+    bias = key_bias()
+    attention = block_attention(scale=0.4, backend=backend, key_bias=bias, output_wanted=output_wanted)
+    images = list(zip(attention.q.numpy(), attention.k.numpy(), bias.tolist(), strict=True))
+    entropies = [reference.patch_entropies(q, k, order, 0.4, 2, b) for q, k, b in images]
+    torch.testing.assert_close(attention.entropy(order), torch.tensor(entropies, dtype=torch.float64))
+    whole = torch.tensor([reference.full_attention(q, k, 0.4, b) for q, k, b in images], dtype=torch.float64)
+    torch.testing.assert_close(attention.output(), whole @ attention.v)
+    torch.testing.assert_close(attention.matrix(), whole)
+    rows = [reference.class_attention(q, k, 0.4, 2, b) for q, k, b in images]
+    torch.testing.assert_close(attention.class_attention(), torch.tensor(rows, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", [0.5, 1.0, 1.1, 2.0, math.inf])
+def test_padding_is_as_if_it_were_not_there(backend: str, order: float) -> None:
+    bias = torch.zeros(2, 9, dtype=torch.float64)
+    bias[:, 6:] = -math.inf
+    padded = block_attention(backend=backend, key_bias=bias)
+    q, k, v = (x[:, :, :6] for x in (padded.q, padded.k, padded.v))
+    short = BlockAttention(q, k, v, num_prefix_tokens=2, has_class_token=True, backend=backend)
+    torch.testing.assert_close(padded.entropy(order)[:, :, :4], short.entropy(order), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(padded.output()[:, :, :6], short.output(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logarithms_of_sizes_are_as_if_the_key_stood_there_as_often(backend: str) -> None:
+    """Proportional attention: a key of size three weighs as three equal keys of size one."""
+    q, k, v = torch.randn(3, 1, 2, 5, 4, dtype=torch.float64)
+    sizes = torch.tensor([1, 3, 1, 2, 1])
+    sized = BlockAttention(q, k, v, key_bias=sizes.double().log()[None], num_prefix_tokens=1, backend=backend)
+    repeated = F.scaled_dot_product_attention(q, *(x.repeat_interleave(sizes, 2) for x in (k, v)))
+    sized.entropy(2.0)
+    torch.testing.assert_close(sized.output(), repeated, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", [1e-300, 0.5, 0.9, 1.0, 1.1, 2.0, 1e300, math.inf])
+def test_an_image_without_any_patch_key_is_even_and_spoils_no_other(
+    dtype: torch.dtype, backend: str, order: float
+) -> None:
+    q, k, v = torch.randn(3, 2, 3, 9, 4).to(dtype)
+    bias = torch.zeros(2, 9, dtype=dtype)
+    bias[1, 2:] = -math.inf
+    attention = BlockAttention(q, k, v, key_bias=bias, num_prefix_tokens=2, backend=backend)
+    entropy, output = attention.entropy(order), attention.output()
+    torch.testing.assert_close(entropy[1], torch.full_like(entropy[1], math.log(7)), rtol=0, atol=3e-6)
+    other = BlockAttention(q[:1], k[:1], v[:1], num_prefix_tokens=2, backend=backend)
+    torch.testing.assert_close(entropy[:1], other.entropy(order), rtol=1e-5, atol=1e-5)
+    rounding = 4 * torch.finfo(dtype).eps
+    prefix_alone = F.scaled_dot_product_attention(q[1:], k[1:, :, :2], v[1:, :, :2])
+    for got in (output, BlockAttention(q, k, v, key_bias=bias).output()):
+        torch.testing.assert_close(got[1:], prefix_alone, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_a_key_bias_and_with_zeros_is_the_same(backend: str) -> None:
+    plain = block_attention(backend=backend)
+    zeros = BlockAttention(plain.q, plain.k, plain.v, key_bias=torch.zeros(2, 9), num_prefix_tokens=2, backend=backend)
+    torch.testing.assert_close(zeros.entropy(2.0), plain.entropy(2.0), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(zeros.output(), plain.output(), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(9,), (2, 7), (1, 9), (2, 1, 9), (2, 3, 9)])
+def test_a_key_bias_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"key_bias must be \(batch, tokens\) = \(2, 9\).*but got \(") as error:
+        block_attention(key_bias=torch.zeros(shape))
+    assert str(shape) in str(error.value)
+
+
+def test_a_mask_of_booleans_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"key_bias must be a floating-point tensor, but got torch\.bool.*-inf"):
+        block_attention(key_bias=torch.zeros(2, 9, dtype=torch.bool))

@@ -129,6 +129,27 @@ def test_finite_for_logits_of_ten_thousand(backend: str, order: float) -> None:
     assert (entropy <= math.log(4) + 1e-5).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("order", [0.5, 0.9, 1.0, 1.2, 2.0, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_key_bias_matches_the_float64_twin(backend: str, order: float, dtype: torch.dtype) -> None:
+    """Sizes for one image and padding for the next; an image that has no patch key is even and spoils no other."""
+    for batch, heads, n, width, prefix in [(3, 2, 70, 24, 1), (3, 1, 33, 16, 5), (3, 2, 40, 8, 0)]:
+        q, k, v = tokens((batch, heads, n, width, prefix), dtype)
+        bias = torch.arange(batch * n).reshape(batch, n).remainder(7).add(1.0).log()
+        bias[1, 20:] = -math.inf
+        bias[2, prefix:] = -math.inf
+        finite = bias.double().clamp_min(-1e30)[:, None, None]
+        x = q.double() @ k.double().mT * width**-0.5
+        output, entropy = attend_with_entropy(q, k, v, order, width**-0.5, prefix, backend, bias)
+        expected = definition((x + finite)[..., prefix:, prefix:].softmax(-1), order)
+        torch.testing.assert_close(entropy.double(), expected, rtol=2e-5, atol=2e-5)
+        rounding = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(output.double(), (x + finite).softmax(-1) @ v.double(), rtol=rounding, atol=rounding)
+        alone = kernel_entropy(q[:, :, prefix:], k[:, :, prefix:], order, width**-0.5, backend, bias[:, prefix:])
+        torch.testing.assert_close(alone, entropy, rtol=1e-5, atol=1e-5)
+
+
 if not IN_CHILD:
 
     @pytest.mark.parametrize("workers", [False, True])

@@ -2,7 +2,7 @@
 
 For a block of rows, with x the logits and keys split into prefix tokens c and patches p:
 
-    x_p = s·q·k_pᵀ            once, for output and entropy alike
+    x_p = s·q·k_pᵀ + b_p      once, for output and entropy alike; b is the key bias
     w   = exp(x_p - max x_p)   so that P = w / Σ w is the paper's patch attention distribution (Definition 1)
     H   = entropy of P         from w, Σ w and x_p - max x_p
     out = softmax([LSE(x_p), x_c]) · [w·v_p / Σ w, v_c]
@@ -35,23 +35,25 @@ TASKS = 4
 LN_2 = math.log(2)
 
 
-def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float) -> Tensor:
+def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, key_bias: Tensor | None = None) -> Tensor:
     """Entropy of each query's attention over the keys: (B, H, n, d), (B, H, m, d) -> (B, H, n), in nats."""
     entropy = q.new_empty(q.shape[:3], dtype=working_dtype(q))
 
     def work(task: _Task, space: _Space) -> None:
         queries, keys = (space.heads(i, x[task.group]) for i, x in enumerate((q, k)))
+        lead = q[task.group].shape[:2]
+        bias = _bias_of(key_bias, task.group, lead[1])
         for rows in task.blocks:
-            x = _logits(queries[:, rows], keys, scale, space.logits)
+            x = _logits(queries[:, rows], keys, scale, bias, space.logits)
             spread = _weights_entropy(x, x.amax(-1), order, space.weights)[2]
-            entropy[task.group][:, :, rows] = spread.view(*q[task.group].shape[:2], -1)
+            entropy[task.group][:, :, rows] = spread.view(*lead, -1)
 
     share_out(work, *_plan((q, k), k.shape[2], order))
     return entropy.clamp_min_(0)
 
 
 def attend_with_entropy(
-    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int
+    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, key_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Attention output (B, H, N, d) over all tokens, and the entropy (B, H, N - num_prefix) of the patches."""
     batch, all_heads, n, _ = q.shape
@@ -62,8 +64,9 @@ def attend_with_entropy(
     def work(task: _Task, space: _Space) -> None:
         queries, keys, values = (space.heads(i, x[task.group]) for i, x in enumerate((q, k, v)))
         lead = q[task.group].shape[:2]
+        bias = _bias_of(key_bias, task.group, lead[1])
         for rows in task.blocks:
-            attended, spread = _attend_block(queries[:, rows], keys, values, order, scale, num_prefix, space)
+            attended, spread = _attend_block(queries[:, rows], keys, values, bias, order, scale, num_prefix, space)
             output[task.group][:, :, rows] = attended.view(*lead, *attended.shape[1:])
             first = max(num_prefix - rows.start, 0)  # rows of prefix tokens, which have no entropy
             patches = slice(rows.start + first - num_prefix, rows.stop - num_prefix)
@@ -132,17 +135,25 @@ def _in_place(order: float) -> bool:
 
 
 def _attend_block(
-    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, space: _Space
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    order: float,
+    scale: float,
+    num_prefix: int,
+    space: _Space,
 ) -> tuple[Tensor, Tensor]:
     """Output and entropy of some rows of some heads: q (h, r, d), k and v (h, N, d) -> (h, r, d), (h, r)."""
-    x = _logits(q, k[:, num_prefix:], scale, space.logits)
+    prefix_bias, patch_bias = (None, None) if bias is None else (bias[..., :num_prefix], bias[..., num_prefix:])
+    x = _logits(q, k[:, num_prefix:], scale, patch_bias, space.logits)
     largest = x.amax(-1)
     weights, total, entropy = _weights_entropy(x, largest, order, space.weights)
     output = weights @ v[:, num_prefix:]
     if num_prefix == 0:
         return output.div_(total[..., None]), entropy
     log_sum = (largest + total.log())[..., None]
-    shares = torch.cat((log_sum, _logits(q, k[:, :num_prefix], scale)), -1).softmax(-1)
+    shares = torch.cat((log_sum, _logits(q, k[:, :num_prefix], scale, prefix_bias)), -1).softmax(-1)
     output.mul_(shares[..., :1] / total[..., None])
     return output.baddbmm_(shares[..., 1:], v[:, :num_prefix]), entropy
 
@@ -176,8 +187,18 @@ def _weights_entropy(x: Tensor, largest: Tensor, order: float, space: Tensor) ->
     return weights, total, (powers.log() / order - log_total) * (order / (1 - order))
 
 
-def _logits(q: Tensor, k: Tensor, scale: float, space: Tensor | None = None) -> Tensor:
-    """scale · q·kᵀ: (h, r, d), (h, m, d) -> (h, r, m), written to the beginning of `space` if given."""
+def _bias_of(key_bias: Tensor | None, group: tuple[slice, slice], heads: int) -> Tensor | None:
+    """The bias (B, m) of the keys of some images' heads, for their rows: (heads of all of them, 1, m)."""
+    if key_bias is None:
+        return None
+    some = key_bias[group[0], None, None]
+    return some.expand(-1, heads, -1, -1).flatten(0, 1)
+
+
+def _logits(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, space: Tensor | None = None) -> Tensor:
+    """scale · q·kᵀ + bias: (h, r, d), (h, m, d) -> (h, r, m), written to the beginning of `space` if given."""
     shape = (q.shape[0], q.shape[1], k.shape[1])
     x = q.new_empty(shape) if space is None else space[: prod(shape)].view(shape)
+    if bias is not None:
+        return torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale, out=x)
     return torch.baddbmm(x, q, k.transpose(1, 2), beta=0, alpha=scale, out=x)  # beta = 0: x is not read

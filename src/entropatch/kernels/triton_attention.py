@@ -1,6 +1,6 @@
 # pyright: reportCallIssue=false
 # ruff: noqa: N803 (compile-time constants of a kernel are upper case)
-"""The "triton" backend: attention output, log-sum-exp and entropy from one flash-attention pass over the keys.
+"""The "triton" backend: attention output and entropy from one flash-attention pass over the keys.
 
 Per query row, keys arrive in blocks; m is the running maximum over the *patch* keys and y = x - m ≤ 0:
 
@@ -9,8 +9,9 @@ Per query row, keys arrive in blocks; m is the running maximum over the *patch* 
                        A = Σ e^y (e^{ty} - 1)       (near 1, t = α-1) H = log Z - log(1 + A/Z) / t
                        none                         (order ∞)         H = log Z
 
-When m rises by -δ, the sums are rescaled exactly. The prefix keys come last and reach the output only, so a prefix
-token that takes almost all attention costs the entropy no precision. The n×n matrix never leaves the registers.
+The key bias, if any, is added to x. When m rises by -δ, the sums are rescaled exactly. The prefix keys come last and
+reach the output only, so a prefix token that takes almost all attention costs the entropy no precision. The n×n matrix
+never leaves the registers.
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ def _finish_entropy(z, a, order, KIND: tl.constexpr):
 
 @triton.jit
 def _attention_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
+    q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, entropy_ptr,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, o_b, o_h, o_n,
     heads, n_queries, n_keys, prefix, order, scale,
-    KIND: tl.constexpr, WITH_OUTPUT: tl.constexpr, WIDTH: tl.constexpr,
+    KIND: tl.constexpr, WITH_OUTPUT: tl.constexpr, WITH_BIAS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr, DOT_DTYPE: tl.constexpr,
 ):  # fmt: skip
@@ -96,6 +97,8 @@ def _attention_kernel(
         at = live[None, :] & live_columns[:, None]
         k = tl.load(k_base + keys[None, :] * k_n + columns[:, None], mask=at, other=0.0).to(DOT_DTYPE)
         x = tl.dot(q, k, input_precision=PRECISION) * scale
+        if WITH_BIAS:
+            x += tl.load(bias_ptr + batch64 * bias_b + keys, mask=live, other=0.0)[None, :]
         x = tl.where(live[None, :], x, -1.0e30)
         m_new = tl.maximum(m, tl.max(x, 1))
         e, z, a = _fold_entropy(x - m_new[:, None], live[None, :], m - m_new, z, a, order, KIND)
@@ -115,64 +118,58 @@ def _attention_kernel(
             live = keys < prefix
             at = live[None, :] & live_columns[:, None]
             k = tl.load(k_base + keys[None, :] * k_n + columns[:, None], mask=at, other=0.0).to(DOT_DTYPE)
-            x = tl.where(live[None, :], tl.dot(q, k, input_precision=PRECISION) * scale, -1.0e30)
+            x = tl.dot(q, k, input_precision=PRECISION) * scale
+            if WITH_BIAS:
+                x += tl.load(bias_ptr + batch64 * bias_b + keys, mask=live, other=0.0)[None, :]
+            x = tl.where(live[None, :], x, -1.0e30)
             m_new = tl.maximum(m, tl.max(x, 1))
             e = tl.where(live[None, :], tl.exp(x - m_new[:, None]), 0.0)
             at_v = live[:, None] & live_columns[None, :]
             v = tl.load(v_base + keys[:, None] * v_n + columns[None, :], mask=at_v, other=0.0).to(DOT_DTYPE)
             decay = tl.exp(m - m_new)
             out = out * decay[:, None] + tl.dot(e.to(DOT_DTYPE), v, input_precision=PRECISION)
-            z, m = z * decay + tl.sum(e, 1), m_new
+            z = z * decay + tl.sum(e, 1)
         at_out = out_ptr + batch64 * o_b + head64 * o_h + rows[:, None] * o_n + columns[None, :]
         tl.store(
             at_out, (out / z[:, None]).to(out_ptr.dtype.element_ty), mask=live_rows[:, None] & live_columns[None, :]
         )
-        tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * n_queries + rows, m + tl.log(z), mask=live_rows)
 
 
-def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float) -> Tensor:
+def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, key_bias: Tensor | None = None) -> Tensor:
     """Entropy of each query's attention over the keys: (B, H, n, d), (B, H, m, d) -> (B, H, n), in nats, float32."""
-    return _launch(q, k, None, order, scale, 0)[2]
+    return _launch(q, k, None, order, scale, 0, key_bias)[1]
 
 
 def attend_with_entropy(
-    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int
+    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, key_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Attention output (B, H, N, d) over all tokens, and the entropy (B, H, N - num_prefix) of the patches."""
-    output, _, entropy = _launch(q, k, v, order, scale, num_prefix)
-    return output, entropy
-
-
-def attend_with_statistics(
-    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `attend_with_entropy`, with the log-sum-exp of every row over all keys (B, H, N) in the middle."""
-    return _launch(q, k, v, order, scale, num_prefix)
+    return _launch(q, k, v, order, scale, num_prefix, key_bias)
 
 
 def _launch(
-    q: Tensor, k: Tensor, v: Tensor | None, order: float, scale: float, prefix: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor | None, order: float, scale: float, prefix: int, key_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     batch, heads, n, width = q.shape
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     values = k if v is None else v if v.stride(-1) == 1 else v.contiguous()
+    bias = k if key_bias is None else key_bias if key_bias.stride(-1) == 1 else key_bias.contiguous()
     # Laid out as (B, N, H, d), what the projection after it reads. Without values nothing is written to it.
     shape = (batch, n, heads, width) if v is not None else (1, 1, 1, 1)
     output = torch.empty(shape, dtype=values.dtype, device=q.device).transpose(1, 2)
-    lse = torch.empty((batch, heads, n) if v is not None else (1,), dtype=torch.float32, device=q.device)
     entropy = torch.empty(batch, heads, n - prefix, dtype=torch.float32, device=q.device)
     block_m, block_n, warps = _block_sizes(q.dtype, width, n)
     _attention_kernel[(triton.cdiv(n, block_m), batch * heads)](
-        q, k, values, output, lse, entropy,
-        *q.stride()[:3], *k.stride()[:3], *values.stride()[:3], *output.stride()[:3],
+        q, k, values, bias, output, entropy,
+        *q.stride()[:3], *k.stride()[:3], *values.stride()[:3], bias.stride(0), *output.stride()[:3],
         heads, n, k.shape[2], prefix, 0.0 if math.isinf(order) else order, scale,
-        KIND=_kind(order), WITH_OUTPUT=v is not None, WIDTH=width,
+        KIND=_kind(order), WITH_OUTPUT=v is not None, WITH_BIAS=key_bias is not None, WIDTH=width,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=max(16, triton.next_power_of_2(width)),
         BLOCK_P=max(16, triton.next_power_of_2(prefix)) if prefix else 0,
         PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
         DOT_DTYPE=_dot_dtype(q.dtype), num_warps=warps,
     )  # fmt: skip
-    return output, lse, entropy
+    return output, entropy
 
 
 def _kind(order: float) -> tl.constexpr:
