@@ -15,6 +15,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
+import reference
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -103,6 +104,24 @@ def test_output_and_entropy_match_the_float64_twin(backend: str, order: float, d
         assert (output - expected_output).abs().max().item() <= allowed, shape
         alone = kernel_entropy(q[:, :, prefix:], k[:, :, prefix:], order, q.shape[-1] ** -0.5, backend)
         torch.testing.assert_close(alone, entropy, rtol=1e-5, atol=1e-5)
+
+
+# On both sides of 1, and of every border between two ways to compute an order next to it.
+DISTANCES = [1e-9, 1e-6, 9e-4, 1.1e-3, 0.015, 0.016, 0.03]
+NEAR_ONE = [0.8, 0.9, 1.1, 1.24, *(1 - t for t in DISTANCES), *(1 + t for t in DISTANCES)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("order", NEAR_ONE)
+def test_orders_next_to_one_are_exact_for_peaked_and_flat_rows(backend: str, order: float) -> None:
+    """Even, nearly even, ordinary, peaked rows, and a few keys above a crowd at distance log m, against decimals."""
+    m = 100
+    crowd = torch.full((m,), -math.log(m)).scatter(0, torch.arange(3), 0.0)
+    spreads = [torch.randn(m) * spread for spread in (0.0, 1e-4, 0.1, 1.0, 5.0, 30.0, 3e3)]
+    x = torch.stack([*spreads, crowd, crowd * 2, crowd / 2])
+    got = kernel_entropy(x[None, None], torch.eye(m)[None, None], order, 1.0, backend)[0, 0]
+    expected = torch.tensor([reference.entropy_of_logits(row.tolist(), order) for row in x])
+    torch.testing.assert_close(got, expected, rtol=6e-7, atol=1.2e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
@@ -231,6 +250,17 @@ if not IN_CHILD:
         args = (q, k, 2.0, 0.3, "streaming") if op == "attention_entropy" else (q, k, v, 2.0, 0.3, 1, "streaming")
         checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
         torch.library.opcheck(getattr(torch.ops.entropatch, op).default, args, test_utils=checks)
+
+    @pytest.mark.parametrize("order", NEAR_ONE)
+    def test_orders_next_to_one_are_exact_for_thousands_of_keys(order: float) -> None:
+        """Rows from even to peaked over 5000 keys, half of which lie together far below the largest."""
+        keys = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+        keys[::2] = -3.0
+        q, k = torch.tensor([0.01, 0.3, 1.0, 2.0, 3.0, 10.0, -1.0])[:, None], keys[:, None]
+        log_p = (q.double() * k[:, 0].double()).log_softmax(-1)
+        expected = -torch.log1p((log_p.exp() * torch.expm1((order - 1) * log_p)).sum(-1)) / (order - 1)
+        got = kernel_entropy(q[None, None], k[None, None], order, 1.0, "streaming")[0, 0]
+        torch.testing.assert_close(got.double(), expected, rtol=5e-7, atol=1e-6)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_output_keeps_the_layout_of_its_fake(dtype: torch.dtype) -> None:

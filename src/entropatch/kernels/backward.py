@@ -43,10 +43,14 @@ def backward(
         In the dtypes of q, k, v and key_bias; None for those that were not given.
     """
     (batch, heads, n, _), m, dtype = q.shape, k.shape[2], working_dtype(q)
-    per_head = None if key_bias is None else key_bias[:, None].expand(-1, heads, -1)
-    inputs = _Inputs(*(None if x is None else x.to(dtype).flatten(0, 1) for x in (q, k, v, per_head)))  # pyright: ignore[reportArgumentType]
-    grads = _Inputs(*(None if x is None else x.new_zeros(x.shape) for x in inputs))  # pyright: ignore[reportArgumentType]
-    given = [None if x is None else x.to(dtype).flatten(0, 1) for x in (grad_output, grad_entropy)]
+
+    def flat(x: Tensor) -> Tensor:
+        return x.to(dtype).flatten(0, 1)
+
+    bias = None if key_bias is None else flat(key_bias[:, None].expand(-1, heads, -1))
+    inputs = _Inputs(flat(q), flat(k), None if v is None else flat(v), bias)
+    grads = inputs.zeros()
+    given = [None if x is None else flat(x) for x in (grad_output, grad_entropy)]
     logits = CPU_LOGITS if q.device.type == "cpu" else DEVICE_LOGITS
     together = max(1, logits // max(n * m, 1))
     rows = max(1, min(n, logits // max(m, 1)))
@@ -76,6 +80,10 @@ class _Inputs(NamedTuple):
     def of(self, heads: slice) -> _Inputs:
         v, bias = (None if x is None else x[heads] for x in (self.v, self.bias))
         return _Inputs(self.q[heads], self.k[heads], v, bias)
+
+    def zeros(self) -> _Inputs:
+        v, bias = (None if x is None else x.new_zeros(x.shape) for x in (self.v, self.bias))
+        return _Inputs(self.q.new_zeros(self.q.shape), self.k.new_zeros(self.k.shape), v, bias)
 
 
 def _add_block(
