@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from entropatch.entropy import finite_bias, representable, working_dtype
-from entropatch.kernels import materialised, streaming
 from entropatch.kernels.backward import backward
 from entropatch.kernels.flop_formulas import register_when_counted
+from entropatch.kernels.registry import named
 
 
 def attention_entropy(
@@ -23,8 +22,8 @@ def attention_entropy(
     """
     if key_bias is not None:
         key_bias = finite_bias(key_bias, working_dtype(q))
-    if backend == "reference":
-        return materialised.attention_entropy(q, k, order, scale, key_bias)
+    if named(backend).plain:
+        return named(backend).attention_entropy(q, k, order, scale, key_bias)
     return _attention_entropy(q, k, representable(order), scale, backend, key_bias)
 
 
@@ -44,17 +43,9 @@ def attend_with_entropy(
     """
     if key_bias is not None:
         key_bias = finite_bias(key_bias, working_dtype(q))
-    if backend == "reference":
-        return materialised.attend_with_entropy(q, k, v, order, scale, num_prefix, key_bias)
+    if named(backend).plain:
+        return named(backend).attend_with_entropy(q, k, v, order, scale, num_prefix, key_bias)
     return _attend_with_entropy(q, k, v, representable(order), scale, num_prefix, backend, key_bias)
-
-
-def _module(backend: str) -> ModuleType:
-    if backend == "triton":
-        from entropatch.kernels import triton_attention
-
-        return triton_attention
-    return streaming
 
 
 @torch.library.custom_op("entropatch::attention_entropy", mutates_args=())
@@ -62,7 +53,7 @@ def _attention_entropy(
     q: Tensor, k: Tensor, order: float, scale: float, backend: str, key_bias: Tensor | None = None
 ) -> Tensor:
     with torch.autocast(q.device.type, enabled=False):
-        return _module(backend).attention_entropy(q, k, order, scale, key_bias)
+        return named(backend).attention_entropy(q, k, order, scale, key_bias)
 
 
 @_attention_entropy.register_fake
@@ -82,7 +73,7 @@ def _attend_with_entropy(
     key_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(q.device.type, enabled=False):
-        return _module(backend).attend_with_entropy(q, k, v, order, scale, num_prefix, key_bias)
+        return named(backend).attend_with_entropy(q, k, v, order, scale, num_prefix, key_bias)
 
 
 @_attend_with_entropy.register_fake

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from entropatch.entropy import NEAR_ONE, working_dtype
+from entropatch.kernels.backend import Backend
 from entropatch.kernels.near_one import LN_2, needs_spare, power_gap
 from entropatch.kernels.workers import number_of_workers, share_out
 
@@ -210,3 +211,6 @@ def _logits(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, space: Tens
     if bias is not None:
         return torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale, out=x)
     return torch.baddbmm(x, q, k.transpose(1, 2), beta=0, alpha=scale, out=x)  # beta = 0: x is not read
+
+
+BACKEND = Backend("streaming", lambda q: None, attention_entropy, attend_with_entropy)
