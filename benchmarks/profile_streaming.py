@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropatch.kernels import streaming
+from entropatch.kernels.near_one import power_gap
 from entropatch.kernels.streaming import THREAD_LOGITS, WORKER_LOGITS
 from entropatch.kernels.workers import number_of_workers, share_out
 from entropatch.measure import time_interleaved
@@ -34,13 +35,14 @@ class Space:
     x: Tensor
     w: Tensor
     y: Tensor
+    z: Tensor
     row: Tensor
 
     @classmethod
     def of(cls, heads: int, rows: int) -> Space:
         q, (k, v) = torch.randn(heads, rows, WIDTH), torch.randn(2, heads, PATCHES, WIDTH).unbind(0)
-        x, w, y = torch.rand(3, heads, rows, PATCHES).unbind(0)
-        return cls(q, k, v, x, w, y, x.amax(-1, keepdim=True))
+        x, w, y, z = torch.rand(4, heads, rows, PATCHES).unbind(0)
+        return cls(q, k, v, x, w, y, z, x.amax(-1, keepdim=True))
 
 
 def main() -> None:
@@ -64,11 +66,15 @@ def main() -> None:
         "output: w · v": part(lambda s: s.w @ s.v),
         "Shannon alone: Σ w · x": part(lambda s: torch.mul(s.x, s.w, out=s.y).sum(-1)),
         "order 2 alone: norm": part(lambda s: torch.linalg.vector_norm(s.w, 2, dim=-1)),
+        "order 1.1 alone: Σ w · (w^0.1 - 1)": part(lambda s: power_gap(s.y.copy_(s.x), s.w, 0.1, None)),
+        "order 1.01 alone: the series of that": part(lambda s: power_gap(s.y.copy_(s.x), s.w, 0.01, s.z)),
     }
     wholes: dict[str, Callable[[], object]] = {
         "fused attention, no entropy": lambda: F.scaled_dot_product_attention(q, k, v),
         "output and Shannon entropy": lambda: streaming.attend_with_entropy(q, k, v, 1.0, 0.125, 1),
         "output and entropy of order 2": lambda: streaming.attend_with_entropy(q, k, v, 2.0, 0.125, 1),
+        "output and entropy of order 1.1": lambda: streaming.attend_with_entropy(q, k, v, 1.1, 0.125, 1),
+        "output and entropy of order 1.01": lambda: streaming.attend_with_entropy(q, k, v, 1.01, 0.125, 1),
     }
     whole, alone = (time_interleaved(calls, 1, repeats=REPEATS) for calls in (wholes, parts))
     rows_shown = [[name, f"{timing.p50_ms:.0f}"] for name, timing in whole.items()]

@@ -52,6 +52,26 @@ def _entropy(log_probs: list[Decimal], order: float) -> Decimal:
     return log_power_sum / (1 - alpha)
 
 
+def entropy_gradient(logits: Row, order: float) -> list[float]:
+    """∂H_α/∂x_j of H_α(softmax(x)) by its definition: the slope of log Σ e^{αx} / (1 - α) - α/(1 - α) log Σ e^x."""
+    with localcontext(_DIGITS):
+        x = [Decimal(float(value)) for value in logits]
+        p = _softmax(x)
+        if order == math.inf:  # where one logit is the largest
+            return [float(pj - (1 if xj == max(x) else 0)) for pj, xj in zip(p, x, strict=True)]
+        if order == 1:
+            entropy = -sum((pj * pj.ln() for pj in p), Decimal(0))
+            return [float(-pj * (pj.ln() + entropy)) for pj in p]
+        alpha = Decimal(float(order))
+        w = _softmax([alpha * value for value in x])
+        return [float(alpha * (wj - pj) / (1 - alpha)) for wj, pj in zip(w, p, strict=True)]
+
+
+def _softmax(x: list[Decimal]) -> list[Decimal]:
+    powers = [(value - max(x)).exp() for value in x]
+    return [power / sum(powers) for power in powers]
+
+
 def softmax(logits: Row) -> list[float]:
     top = max(logits)
     weights = [math.exp(x - top) for x in logits]

@@ -23,15 +23,16 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = 
         k: keys (…, m, d), same leading shape, width and device.
         order: α in (0, ∞]; 1 is Shannon, `math.inf` the min-entropy.
         scale: factor of the logits; 1/√d when None.
-        backend: "auto"; or "reference" (forms the whole matrix, differentiable), "streaming" (blocks of rows) or
-            "triton" (CUDA). Where gradients are needed "auto" takes the reference.
+        backend: "auto"; or "reference" (forms the whole matrix), "streaming" (blocks of rows) or "triton" (CUDA).
 
     Returns:
-        Entropies (…, n) in nats, between 0 and log m; float32, or float64 for float64 input.
+        Entropies (…, n) in nats, between 0 and log m; float32, or float64 for float64 input. Differentiable in q and k;
+        blocks of rows are formed again for it, so that the matrix never exists, except in the reference, which alone
+        has second derivatives.
 
     Raises:
         ValueError: order ≤ 0 or NaN; shapes that do not fit; no keys, or of width 0; a scale that is not finite; a
-            backend that is unknown, cannot run here, or has no gradient where one is needed.
+            backend that is unknown or cannot run here.
         TypeError: q or k is not floating point.
     """
     order = check_order(order)
@@ -51,10 +52,6 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = 
         raise ValueError(f"the width of q and k must be at least 1, but got shape {tuple(k.shape)}.")
     if isinstance(scale, float) and not math.isfinite(scale):
         raise ValueError(f"scale must be finite, but got {scale}; leave it out for 1/√d.")
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
-        if backend not in ("auto", "reference"):
-            raise ValueError(f'backend {backend!r} has no gradient; use backend="reference", or torch.no_grad().')
-        backend = "reference"
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     q4, k4 = (x.flatten(0, -4) if x.ndim > 4 else x.reshape(*(1,) * (4 - x.ndim), *x.shape) for x in (q, k))
     entropy = kernels.attention_entropy(q4, k4, order, factor, kernels.choose_backend(backend, q))
@@ -104,8 +101,7 @@ class BlockAttention:
         self.backend = kernels.choose_backend(backend, q)
         # Output and entropy come from one pass unless the output needs dropout or a gradient: the selection needs none,
         # and the output then keeps PyTorch's differentiable fused kernel.
-        differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, key_bias))
-        self._in_one_pass = output_wanted and not dropout and not differentiable
+        self._in_one_pass = output_wanted and not dropout and not _differentiated(q, k, v, key_bias)
         self._output: Tensor | None = None
         self._class_attention: Tensor | None = None
 
@@ -115,7 +111,10 @@ class BlockAttention:
         return self.q.shape[2] - self.num_prefix_tokens
 
     def entropy(self, order: float) -> Tensor:
-        """Entropy of each patch's attention over the patches, per head: (batch, heads, patches), in nats."""
+        """Entropy of each patch's attention over the patches, per head: (batch, heads, patches), in nats.
+
+        Differentiable in q, k and key_bias. A pruning block scores without gradients.
+        """
         order = check_order(order)
         if self._in_one_pass and self._output is None:
             self._output, entropy = kernels.attend_with_entropy(
@@ -174,10 +173,21 @@ class BlockAttention:
 
         What the entropies were computed from already gave it as well; otherwise PyTorch's fused kernel does.
         """
-        if self._output is not None:
-            return self._output
+        kept = self._output
+        if kept is not None and (kept.requires_grad or not _differentiated(self.q, self.k, self.v, self.key_bias)):
+            return kept
+        if _differentiated(self.key_bias) and not self.dropout:
+            # PyTorch's fused kernels have no gradient for a mask: it would form the matrix.
+            return kernels.attend_with_entropy(
+                self.q, self.k, self.v, math.inf, self.scale, self.num_prefix_tokens, self.backend, self.key_bias
+            )[0]
         mask = None if self.key_bias is None else finite_bias(self.key_bias, self.q.dtype)[:, None, None]
         return F.scaled_dot_product_attention(self.q, self.k, self.v, mask, self.dropout, scale=self.scale)
+
+
+def _differentiated(*tensors: Tensor | None) -> bool:
+    """Whether what is computed from these tensors now is to be differentiated."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _check_key_bias(key_bias: Tensor, k: Tensor) -> Tensor:

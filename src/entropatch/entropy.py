@@ -134,6 +134,30 @@ def entropy_from_log_probs(log_probs: Tensor, order: float, dim: int = -1) -> Te
     return entropy.clamp_min(0)
 
 
+def entropy_gradient(logits: Tensor, order: float) -> Tensor:
+    """∂H_α/∂x of H_α(softmax(x)) along the last dimension, shaped as the finite `logits`, in their dtype.
+
+    With w = p^α / Σ p^α it is α (w - p) / (1 - α). Order 1: -p (log p + H); order ∞: p less 1 at the largest logit,
+    shared evenly among several of one size.
+    """
+    log_p = torch.log_softmax(logits, -1)
+    p = log_p.exp()
+    if order == math.inf:
+        largest = (logits == logits.amax(-1, keepdim=True)).to(p.dtype)
+        return p - largest / largest.sum(-1, keepdim=True)
+    if order == 1.0:
+        return p.neg() * (log_p - (p * log_p).sum(-1, keepdim=True))
+    if abs(order - 1) < NEAR_ONE:
+        # w / p = (1 + u) / (1 + E) with u = p^t - 1, t = order - 1 and E = Σ p u: nothing of size 1 is subtracted.
+        t = order - 1
+        u = torch.expm1(t * log_p).masked_fill(p == 0, 0)
+        mean = (p * u).sum(-1, keepdim=True)
+        return p * (u - mean) * (-order / (t * (1 + mean)))
+    order = representable(order)
+    w = torch.softmax(order * (logits - logits.amax(-1, keepdim=True)), -1)
+    return (w - p) * (order / (1 - order))
+
+
 def _expected(log_probs: Tensor, values: Tensor, dim: int) -> Tensor:
     """Σ_j p_j values_j, where p = 0 contributes nothing whatever the value there (x log x → 0)."""
     probs = log_probs.exp()

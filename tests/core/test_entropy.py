@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from entropatch import renyi_entropy
-from entropatch.entropy import NEAR_ONE, entropy_from_logits
+from entropatch.entropy import NEAR_ONE, entropy_from_logits, entropy_gradient
 
 ORDERS = [1e-300, 1e-3, 0.5, 0.74, 0.76, 0.999, 1.0, 1.001, 1.24, 1.26, 2.0, 3.0, 64.0, 1e300, math.inf]
 
@@ -195,6 +195,29 @@ def test_gradients_are_those_of_the_function(order: float) -> None:
     logits = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: entropy_from_logits(x, order), logits)
     assert torch.autograd.gradcheck(lambda x: renyi_entropy(x.softmax(-1), order), logits)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=9, unique=True), orders)
+def test_its_own_gradient_equals_the_definition(logits: list[float], order: float) -> None:
+    expected = torch.tensor(reference.entropy_gradient(logits, order), dtype=torch.float64)
+    got = entropy_gradient(torch.tensor(logits, dtype=torch.float64), order)
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [0.5, 0.8, 0.999, 1 - 1e-6, 1.0, 1 + 1e-9, 1.001, 1.24, 2.0, 64.0, math.inf])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 3.0, 30.0])
+def test_its_own_gradient_keeps_float32_next_to_one(order: float, spread: float) -> None:
+    logits = torch.randn(4, 50) * spread
+    if spread == 0 and order == math.inf:
+        logits[:, 7] = 1e-3  # one largest logit
+    expected = [reference.entropy_gradient(row.tolist(), order) for row in logits]
+    torch.testing.assert_close(entropy_gradient(logits, order), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_its_own_gradient_shares_the_largest_logit_as_that_of_the_maximum() -> None:
+    logits = torch.tensor([[2.0, 2.0, 1.0]], requires_grad=True)
+    (expected,) = torch.autograd.grad(entropy_from_logits(logits, math.inf).sum(), logits)
+    torch.testing.assert_close(entropy_gradient(logits.detach(), math.inf), expected)
 
 
 # --- shapes and types --------------------------------------------------------------------------------------------

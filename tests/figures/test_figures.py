@@ -32,7 +32,7 @@ def inspection(methods=("evit", "shannon", "renyi-2"), blocks=(3, 6, 9), grid=(4
         left = np.sort(random.permutation(patches).reshape(grid))  # a nested sequence of masks
         counts = [max(1, patches * (len(blocks) - i) // (len(blocks) + 1)) for i in range(len(blocks))]
         kept = np.stack([left < count for count in counts])
-        fused = tuple(int(find_method(name).reduction == "fuse") * (i + 1) for i in range(len(blocks)))
+        fused = tuple(int(find_method(name).reduction.appends) * (i + 1) for i in range(len(blocks)))
         tokens = (patches, *(count + extra for count, extra in zip(counts, fused, strict=True)))
         stages[name] = Stages(blocks, random.normal(size=shape).astype(np.float32), kept, tokens, fused)
     orders = [find_method(name).order for name in methods]

@@ -1,12 +1,14 @@
-"""How many operations the package's operators take, for `torch.utils.flop_counter`.
+"""How many multiply-adds the package's operators take, for fvcore and for `torch.utils.flop_counter`.
 
-The formulas are registered as soon as that module is there. It is not imported for them: it brings Triton along, whose
-import takes a tenth of PyTorch's.
+PyTorch's counter copies the formulas it knows when one is made, so an operator that registered its own as it runs would
+come too late; and the counter's module is not imported for them, since it brings Triton along, whose import takes a
+tenth of PyTorch's. So the formulas are registered as soon as that module is imported, by a finder that waits for it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -15,17 +17,35 @@ from typing import Any
 
 import torch
 
+from entropatch.kernels import cost
+from entropatch.kernels.cost import Shape
+from entropatch.kernels.registry import named
+
 MODULE = "torch.utils.flop_counter"
 
 
-def attention_entropy_flop(q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
-    *lead, n, d = q
-    return 2 * torch.Size(lead).numel() * n * k[-2] * d
+def attention_entropy_macs(q: Shape, k: Shape, order: float, scale: float, backend: str, *rest: Any) -> int:
+    return named(backend).entropy_macs(q, k)
 
 
-def attend_with_entropy_flop(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
-    batch, heads, n, d = q
-    return 2 * batch * heads * n * k[-2] * (d + v[-1])
+def attend_with_entropy_macs(
+    q: Shape, k: Shape, v: Shape, order: float, scale: float, num_prefix: int, backend: str, *rest: Any
+) -> int:
+    return named(backend).attend_macs(q, k, v)
+
+
+def attention_backward_macs(
+    grad_output: Shape | None, grad_entropy: Shape | None, q: Shape, k: Shape, v: Shape | None, *rest: Any
+) -> int:
+    return cost.gradient_macs(q, k, None if grad_output is None else v)
+
+
+# Of each operator, from its inputs with shapes in place of tensors.
+MACS: dict[str, Callable[..., int]] = {
+    "attention_entropy": attention_entropy_macs,
+    "attend_with_entropy": attend_with_entropy_macs,
+    "attention_backward": attention_backward_macs,
+}
 
 
 def register_when_counted() -> None:
@@ -37,8 +57,13 @@ def register_when_counted() -> None:
 
 
 def _register(counter: ModuleType) -> None:
-    counter.register_flop_formula(torch.ops.entropatch.attention_entropy)(attention_entropy_flop)
-    counter.register_flop_formula(torch.ops.entropatch.attend_with_entropy)(attend_with_entropy_flop)
+    for name, macs in MACS.items():
+        counter.register_flop_formula(getattr(torch.ops.entropatch, name))(_flops(macs))
+
+
+def _flops(macs: Callable[..., int]) -> Callable[..., int]:
+    """PyTorch counts two operations per multiply-add."""
+    return lambda *inputs, out_shape=None, **named_inputs: 2 * macs(*inputs, **named_inputs)
 
 
 class _Finder(MetaPathFinder):

@@ -20,7 +20,9 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
-from entropatch.entropy import NEAR_ONE, entropy_from_log_probs, working_dtype
+from entropatch.entropy import NEAR_ONE, working_dtype
+from entropatch.kernels.backend import Backend
+from entropatch.kernels.near_one import LN_2, needs_spare, power_gap
 from entropatch.kernels.workers import number_of_workers, share_out
 
 # Logits of one block, of as many rows of one head, or heads and images of short sequences, as that takes: in all where
@@ -32,7 +34,6 @@ THREAD_LOGITS = 1024 * 1024
 SHARED_LOGITS = 64 * 1024
 # For each worker, so that none waits long for the last one.
 TASKS = 4
-LN_2 = math.log(2)
 
 
 def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, key_bias: Tensor | None = None) -> Tensor:
@@ -45,7 +46,7 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, key_bias
         bias = _bias_of(key_bias, task.group, lead[1])
         for rows in task.blocks:
             x = _logits(queries[:, rows], keys, scale, bias, space.logits)
-            spread = _weights_entropy(x, x.amax(-1), order, space.weights)[2]
+            spread = _weights_entropy(x, x.amax(-1), order, space)[2]
             entropy[task.group][:, :, rows] = spread.view(*lead, -1)
 
     share_out(work, *_plan((q, k), k.shape[2], order))
@@ -90,6 +91,7 @@ class _Space:
 
     logits: Tensor
     weights: Tensor  # the memory of the logits where the weights may take their place
+    spare: Tensor  # that of the weights where the order needs no third matrix
     copies: list[Tensor]  # of queries, keys and values, (heads, n, d) each; none where views will do
 
     def heads(self, i: int, x: Tensor) -> Tensor:
@@ -123,10 +125,16 @@ def _spaces(tensors: tuple[Tensor, ...], workers: int, heads: int, logits: int, 
     """Space for each worker's blocks, of so many logits of each of so many heads."""
     # Made here and not by the workers: a record of this thread's memory then shows it.
     q = tensors[0]
-    matrices = q.new_empty(workers, 1 if _in_place(order) else 2, heads * logits, dtype=working_dtype(q))
+    count = 1 if _in_place(order) else 3 if needs_spare(order, working_dtype(q)) else 2
+    matrices = q.new_empty(workers, count, heads * logits, dtype=working_dtype(q))
     views = q.dtype == matrices.dtype and heads <= q.shape[1]  # the heads are those of one image
     copies = [x.new_empty(workers, heads, *x.shape[2:], dtype=matrices.dtype) for x in tensors] if not views else []
-    return [_Space(matrices[i, 0], matrices[i, -1], [copy[i] for copy in copies]) for i in range(workers)]
+
+    def space(worker: int) -> _Space:
+        logits, weights, spare = (matrices[worker, min(place, count - 1)] for place in range(3))
+        return _Space(logits, weights, spare, [copy[worker] for copy in copies])
+
+    return [space(worker) for worker in range(workers)]
 
 
 def _in_place(order: float) -> bool:
@@ -148,7 +156,7 @@ def _attend_block(
     prefix_bias, patch_bias = (None, None) if bias is None else (bias[..., :num_prefix], bias[..., num_prefix:])
     x = _logits(q, k[:, num_prefix:], scale, patch_bias, space.logits)
     largest = x.amax(-1)
-    weights, total, entropy = _weights_entropy(x, largest, order, space.weights)
+    weights, total, entropy = _weights_entropy(x, largest, order, space)
     output = weights @ v[:, num_prefix:]
     if num_prefix == 0:
         return output.div_(total[..., None]), entropy
@@ -158,19 +166,19 @@ def _attend_block(
     return output.baddbmm_(shares[..., 1:], v[:, :num_prefix]), entropy
 
 
-def _weights_entropy(x: Tensor, largest: Tensor, order: float, space: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _weights_entropy(x: Tensor, largest: Tensor, order: float, space: _Space) -> tuple[Tensor, Tensor, Tensor]:
     """w = exp(x - max x), Z = Σ w and the entropy of w / Z, along the last dimension; overwrites `x`.
 
     Args:
         x: logits.
         largest: the maximum of x.
         order: of the entropy.
-        space: w is written to its beginning; may be the space of x where `_in_place(order)`.
+        space: w is written to the beginning of its weights, which may be where x lies where `_in_place(order)`.
     """
     # In base 2, since PyTorch's exp2 is several times faster than its exp and softmax on CPUs. Converted only after the
     # subtraction: rounded before it, large logits would lose digits.
     x.sub_(largest[..., None]).mul_(1 / LN_2)
-    weights = torch.exp2(x, out=space[: x.numel()].view(x.shape))
+    weights = torch.exp2(x, out=space.weights[: x.numel()].view(x.shape))
     total = weights.sum(-1)
     log_total = total.log()  # which is -log max p, since the largest weight is 1
     if math.isinf(order):
@@ -181,7 +189,8 @@ def _weights_entropy(x: Tensor, largest: Tensor, order: float, space: Tensor) ->
         # H = log Z - Σ p log w: the terms of the sum have one sign.
         return weights, total, log_total - x.mul_(weights).sum(-1) / total * LN_2
     if abs(order - 1) < NEAR_ONE:
-        return weights, total, entropy_from_log_probs(x.mul_(LN_2).sub_(log_total[..., None]), order)
+        gap = power_gap(x, weights, order - 1, space.spare[: x.numel()].view(x.shape))
+        return weights, total, log_total - torch.log1p(gap / total) / (order - 1)
     # Σ p^α = Σ w^α / Z^α.
     powers = x.mul_(order).exp2_().sum(-1)
     return weights, total, (powers.log() / order - log_total) * (order / (1 - order))
@@ -202,3 +211,6 @@ def _logits(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, space: Tens
     if bias is not None:
         return torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale, out=x)
     return torch.baddbmm(x, q, k.transpose(1, 2), beta=0, alpha=scale, out=x)  # beta = 0: x is not read
+
+
+BACKEND = Backend("streaming", lambda q: None, attention_entropy, attend_with_entropy)

@@ -1,6 +1,6 @@
 # pyright: reportCallIssue=false
 # ruff: noqa: N803 (compile-time constants of a kernel are upper case)
-"""The "triton" backend: attention output and entropy from one flash-attention pass over the keys.
+"""The program of the "triton" backend: attention output and entropy from one flash-attention pass over the keys.
 
 Per query row, keys arrive in blocks; m is the running maximum over the *patch* keys and y = x - m ≤ 0:
 
@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from entropatch.entropy import NEAR_ONE
-from entropatch.kernels.choice import interpreting
+from entropatch.kernels.flash import interpreting
 
 SHANNON, FAR, NEAR, INFINITE = (tl.constexpr(kind) for kind in range(4))
 
@@ -135,21 +135,10 @@ def _attention_kernel(
         )
 
 
-def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, key_bias: Tensor | None = None) -> Tensor:
-    """Entropy of each query's attention over the keys: (B, H, n, d), (B, H, m, d) -> (B, H, n), in nats, float32."""
-    return _launch(q, k, None, order, scale, 0, key_bias)[1]
-
-
-def attend_with_entropy(
-    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, key_bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention output (B, H, N, d) over all tokens, and the entropy (B, H, N - num_prefix) of the patches."""
-    return _launch(q, k, v, order, scale, num_prefix, key_bias)
-
-
-def _launch(
+def launch(
     q: Tensor, k: Tensor, v: Tensor | None, order: float, scale: float, prefix: int, key_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """Attention output, meaningless without values `v`, and entropy in float32, as in `flash`."""
     batch, heads, n, width = q.shape
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     values = k if v is None else v if v.stride(-1) == 1 else v.contiguous()

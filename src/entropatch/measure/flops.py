@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from entropatch.extras import require
+from entropatch.kernels.cost import attention_macs
+from entropatch.kernels.flop_formulas import MACS
 from entropatch.surgery.state import unwrap
 
 Shape = list[int]
@@ -175,16 +177,21 @@ def _observing(model: nn.Module) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------- handles
 
 
-def _attention_macs(q: Shape, k: Shape, v: Shape) -> int:
-    """q·kᵀ and p·v of (…, n, d), (…, m, d), (…, m, e): B·H·n·m·(d + e)."""
-    return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
-
-
 def _handle(count: Callable[..., int], tensors: int) -> Callable[[Any, Any], int]:
     """A fvcore handle that gives `count` the shapes of an operator's first inputs."""
 
     def handle(inputs: Any, outputs: Any) -> int:
         return count(*(inputs[i].type().sizes() for i in range(tensors)))
+
+    return handle
+
+
+def _operator_handle(count: Callable[..., int]) -> Callable[[Any, Any], int]:
+    """A fvcore handle that gives `count` all inputs of an operator, shapes in place of tensors."""
+
+    def handle(inputs: Any, outputs: Any) -> int:
+        tensor = [value.type().kind() == "TensorType" for value in inputs]
+        return count(*(v.type().sizes() if t else v.toIValue() for v, t in zip(inputs, tensor, strict=True)))
 
     return handle
 
@@ -199,7 +206,7 @@ def _baddbmm_macs(added: Shape, a: Shape, b: Shape) -> int:
     return prod(a) * b[-1]
 
 
-_attention = _handle(_attention_macs, 3)
+_attention = _handle(attention_macs, 3)
 
 HANDLES: dict[str, Callable[[Any, Any], int]] = {
     "aten::scaled_dot_product_attention": _attention,
@@ -211,7 +218,5 @@ HANDLES: dict[str, Callable[[Any, Any], int]] = {
     "aten::_scaled_dot_product_fused_attention_overrideable": _attention,
     "aten::baddbmm": _handle(_baddbmm_macs, 3),
     "aten::rms_norm": _norm_handle,
-    # Logits are formed once and serve both the output and the entropy: the cost of the attention alone.
-    "entropatch::attend_with_entropy": _attention,
-    "entropatch::attention_entropy": _handle(lambda q, k: prod(q[:-1]) * k[-2] * q[-1], 2),
+    **{f"entropatch::{name}": _operator_handle(macs) for name, macs in MACS.items()},
 }

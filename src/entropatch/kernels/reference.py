@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from entropatch.entropy import attention_logits, entropy_from_logits
+from entropatch.kernels.backend import Backend
 
 
 def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, key_bias: Tensor | None = None) -> Tensor:
@@ -19,3 +20,6 @@ def attend_with_entropy(
     logits = attention_logits(q, k, scale, key_bias)
     entropy = entropy_from_logits(logits[..., num_prefix:, num_prefix:], order)
     return (logits.softmax(-1) @ v.to(logits.dtype)).to(v.dtype), entropy
+
+
+BACKEND = Backend("reference", lambda q: None, attention_entropy, attend_with_entropy, plain=True)

@@ -1,0 +1,54 @@
+"""The "triton" backend: one flash-attention pass over the keys on CUDA. Its program is in `triton_attention`.
+
+That file alone imports Triton, when the backend first runs.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from entropatch.kernels.backend import Backend
+
+# Asked once, since torch.compile cannot trace the question.
+TRITON_INSTALLED = find_spec("triton") is not None
+
+
+def why_not(q: Tensor) -> str | None:
+    """Why Triton cannot run for these queries; None where it can."""
+    if not TRITON_INSTALLED:
+        return "the package triton is not installed"
+    if not q.is_cuda and not interpreting():
+        return f"it needs a CUDA tensor, but the queries are on {q.device.type}"
+    if q.dtype == torch.float64:
+        return "it computes in float32, and the queries are float64"
+    if q.shape[-1] > 128:
+        return f"it needs a head width of at most 128, but got {q.shape[-1]}"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels on the CPU, as TRITON_INTERPRET=1 makes it."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, key_bias: Tensor | None = None) -> Tensor:
+    """Entropy of each query's attention over the keys: (B, H, n, d), (B, H, m, d) -> (B, H, n), in nats, float32."""
+    from entropatch.kernels.triton_attention import launch
+
+    return launch(q, k, None, order, scale, 0, key_bias)[1]
+
+
+def attend_with_entropy(
+    q: Tensor, k: Tensor, v: Tensor, order: float, scale: float, num_prefix: int, key_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention output (B, H, N, d) over all tokens, and the entropy (B, H, N - num_prefix) of the patches."""
+    from entropatch.kernels.triton_attention import launch
+
+    return launch(q, k, v, order, scale, num_prefix, key_bias)
+
+
+BACKEND = Backend("triton", why_not, attention_entropy, attend_with_entropy)
