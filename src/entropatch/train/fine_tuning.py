@@ -19,7 +19,8 @@ from entropatch.measure import environment
 from entropatch.models.checkpoint import load_weights
 from entropatch.models.pretrained import architecture
 from entropatch.records.files import write_text
-from entropatch.surgery import is_pruned, prune_, unprune_
+from entropatch.surgery import is_pruned, prune_
+from entropatch.train.job import Job
 from entropatch.train.progress import Progress
 from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import RunMismatchError, check_or_write, digest, locked
@@ -97,9 +98,18 @@ def finetune(
         DivergedError: the loss is no longer finite. The last checkpoint is from before.
         DataError, OSError: the data cannot be read.
     """
-    recipe, runtime = recipe or Recipe(), runtime or Runtime()
-    _check(model, data, prune, recipe, teacher, runtime)
-    folder = Path(folder)
+    recipe, runtime, folder = recipe or Recipe(), runtime or Runtime(), Path(folder)
+    job = Job(
+        model=model,
+        data=data,
+        folder=folder,
+        prune=prune,
+        recipe=recipe,
+        seed=seed,
+        teacher=teacher,
+        runtime=runtime,
+    )
+    job.check()
     settings = {
         "entropatch": __version__,
         "model": {"kind": architecture(model), "classes": len(data.classes), "weights": digest(model)},
@@ -120,8 +130,7 @@ def finetune(
             if not (folder / "result.json").exists():
                 if main:
                     write_text(folder / "machine.json", json.dumps(environment(accelerator.device), indent=2) + "\n")
-                trainer = Trainer(accelerator, model, data, folder, prune, recipe, seed, teacher, runtime)
-                progress = trainer.train(_note(settings), on_epoch or (lambda record: None))
+                progress = Trainer(accelerator, job).train(_note(settings), on_epoch or (lambda record: None))
                 if main:
                     text = json.dumps(asdict(_outcome(progress, folder)), indent=2)
                     write_text(folder / "result.json", text + "\n")
@@ -160,42 +169,3 @@ def _finished(folder: Path, model: nn.Module, prune: PruneConfig | None) -> Outc
     if prune is not None and not is_pruned(model):
         prune_(model, prune)
     return Outcome(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
-
-
-def _check(
-    model: nn.Module,
-    data: DataSet,
-    prune: PruneConfig | None,
-    recipe: Recipe,
-    teacher: nn.Module | None,
-    runtime: Runtime,
-) -> None:
-    """Refuse what does not fit together, before anything is written."""
-    if is_pruned(model):
-        raise ValueError("the model is pruned already; give the stock model, and the setting as prune=….")
-    for name, module in (("model", model), ("teacher", teacher)):
-        classes = getattr(module, "num_classes", len(data.classes))
-        if module is not None and classes != len(data.classes):
-            raise ValueError(f"the {name} has {classes} classes, but the data set has {len(data.classes)}.")
-        size, asked = _fixed_size(module), (recipe.image_size, recipe.image_size)
-        if size not in (None, asked):
-            raise ValueError(
-                f"the {name} takes images of {size} pixels, but image_size is {recipe.image_size}; build the {name} "
-                f"for that size, or set image_size."
-            )
-    if recipe.distillation and teacher is None:
-        raise ValueError("distillation needs a teacher: a dense model fine-tuned on the same data (--teacher).")
-    if runtime.compile and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
-        raise ValueError("a keep-rate warm-up changes the number of tokens at every step; run it without compile.")
-    if prune is not None:
-        # Tried and undone: an unsupported model or a setting that does not fit is refused before anything is written.
-        prune_(model, prune)
-        unprune_(model)
-
-
-def _fixed_size(model: nn.Module | None) -> tuple[int, ...] | None:
-    """Height and width of the only images the model takes; None if it takes any, or does not say."""
-    if model is None or getattr(model, "dynamic_img_size", False):
-        return None
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return None if size is None else tuple(size)
