@@ -292,7 +292,7 @@ def test_float16_trains_with_a_gradient_scaler(tmp_path, monkeypatch):
 
 def test_without_accelerate_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ImportError, match=r"pip install 'entropatch\[train\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[train\]'"):
         run(tmp_path)
 
 
