@@ -28,13 +28,13 @@ def schedule_of(optimizer: Any, recipe: Recipe, steps_per_epoch: int) -> Any:
     """timm's cosine by steps, after a linear warm-up if the recipe has one."""
     from timm.scheduler.cosine_lr import CosineLRScheduler
 
-    warmup = recipe.warmup_epochs * steps_per_epoch
+    rates, warmup = recipe.learning_rates, recipe.warmup_epochs * steps_per_epoch
     return CosineLRScheduler(
         optimizer,
         t_initial=max(recipe.epochs * steps_per_epoch - warmup, 1),
-        lr_min=recipe.minimum_learning_rate,
+        lr_min=rates["minimum"],
         warmup_t=warmup,
-        warmup_lr_init=recipe.warmup_learning_rate if warmup else 0.0,
+        warmup_lr_init=rates.get("warmup_from", 0.0),
         warmup_prefix=True,
         t_in_epochs=False,
     )

@@ -32,7 +32,9 @@ from entropatch.train.tracking import Curves, ProgressBar
 class Trainer:
     """One run on one process: everything that is set up once, and the steps."""
 
-    def __init__(self, accelerator: Any, job: Job):
+    def __init__(self, accelerator: Any, job: Job, on_text: Callable[[str], None] = lambda text: None):
+        from accelerate.utils import broadcast_object_list
+
         self.accelerator, self.device, self.main = accelerator, accelerator.device, accelerator.is_main_process
         self.job, self.folder, self.prune = job, job.folder, job.prune
         self.recipe, self.seed, self.runtime = job.recipe, job.seed, job.runtime
@@ -47,7 +49,10 @@ class Trainer:
             accelerator.process_index,
             accelerator.num_processes,
             accelerator.wait_for_everyone,
+            lambda value: broadcast_object_list([value])[0],
+            on_text,
         )
+        self.on_text = on_text
         self.progress = Progress()
         self.skipped = Skipped()
 
@@ -97,17 +102,27 @@ class Trainer:
         return progress
 
     def _resume(self) -> None:
-        """Continue from the last checkpoint, if there is one."""
+        """Continue from the last sound checkpoint, if there is one, and say so."""
         if self.main:
             self.checkpoints.remove_drafts()
         self.accelerator.wait_for_everyone()
-        latest = self.checkpoints.latest()
-        if latest is not None:
-            self.progress = self.checkpoints.restore(latest, *self._state())
-            if self.main:
-                write_epochs(self.folder / "epochs.jsonl", self.progress.history)
-            else:
-                self.progress.damaged = []
+        found = self.checkpoints.resume(*self._state())
+        if found is None:
+            return
+        path, self.progress = found
+        if self.main:
+            self.on_text(f"continuing from {path}: {self._place()}")
+            write_epochs(self.folder / "epochs.jsonl", self.progress.history)
+        else:
+            self.progress.damaged = []
+
+    def _place(self) -> str:
+        """Where the run is, in words."""
+        progress, epochs, steps = self.progress, self.recipe.epochs, self.batches.steps_per_epoch
+        done = f"{progress.epoch} of {epochs} epochs"
+        if progress.step:
+            done += f" and {progress.step} of {steps} steps of the next"
+        return f"{done} are done, {progress.updates} of {epochs * steps} steps in all"
 
     def _state(self) -> tuple[nn.Module, nn.Module | None, Any, Any]:
         return self.model, None if self.ema is None else self.ema.module, self.optimizer, self.accelerator.scaler
