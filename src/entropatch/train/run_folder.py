@@ -13,7 +13,6 @@ tensorboard/        curves
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -22,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from torch import nn
 
+from entropatch.models.checkpoint import fingerprint
 from entropatch.records.files import write_text
 
 # Not compared when a run is continued: data may have moved, and the package may have been updated.
@@ -103,11 +102,7 @@ def _is_one_file(one: Any, other: Any) -> bool:
 
 def digest(model: nn.Module) -> str:
     """A fingerprint of names, shapes and values of all parameters and buffers."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(dtype=torch.uint8).numpy())
-    return sha.hexdigest()
+    return fingerprint(model.state_dict())
 
 
 def write_epochs(path: Path, history: list[dict[str, Any]]) -> None:
