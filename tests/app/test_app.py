@@ -339,7 +339,7 @@ def test_the_command_ends_with_a_line_where_something_is_missing(monkeypatch: py
     monkeypatch.setitem(sys.modules, "gradio", None)
     result = CliRunner().invoke(app, ["app"])
     assert result.exit_code == 1
-    assert "pip install 'entropatch[app]'" in result.output
+    assert "pip install '.[app]'" in result.output
     monkeypatch.undo()
     pytest.importorskip("gradio", reason="Gradio is not installed")
     result = CliRunner().invoke(app, ["app", "--model", "no_such_model"])

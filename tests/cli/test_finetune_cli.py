@@ -37,6 +37,8 @@ def test_a_run_from_the_command_line_and_the_same_command_again(tmp_path):
     shown = command(*arguments)
     assert shown.exit_code == 0, shown.output
     assert "epoch 2: loss" in shown.output
+    assert "the learning rate starts at 6.25e-07 and falls to 3.12e-08" in shown.output  # 2e-5 and 1e-6, 16 / 512 of it
+    assert json.loads((tmp_path / "run.json").read_text())["learning_rates"]["peak"] == 2e-5 * 16 / 512
     about = read_about(tmp_path / "final.safetensors")
     assert about["model"]["name"] == "test_vit"
     assert about["model"]["arguments"] == {"patch_size": 4, "depth": 4}
@@ -88,6 +90,30 @@ def test_the_recipe_is_shown_with_its_sources():
     assert shown.exit_code == 0
     assert "given (default: 100)" in shown.output
     assert "EViT's fine-tuning recipe" in shown.output
+    assert "the learning rate starts at 4e-05 and falls to 2e-06" in shown.output  # of a batch of 1024
+
+
+def test_what_is_missing_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("entropatch.data.open_data", lambda *a, **k: fetched.append("data"))
+    monkeypatch.setattr("entropatch.train.ModelSpec.build", lambda *a, **k: fetched.append("weights"))
+    for package in ("accelerate", "safetensors", "tensorboard"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            shown = command("--data", "digits", "--download", "--output", tmp_path / "run")
+        assert shown.exit_code == 2
+        assert f"{package} is needed here and not installed; run pip install '.[train]' in" in shown.output
+    assert fetched == []
+
+
+def test_a_run_that_goes_on_says_from_where(tmp_path):
+    arguments = [*SMALL, "--output", tmp_path, "--keep-checkpoints"]
+    assert command(*arguments).exit_code == 0
+    (tmp_path / "result.json").unlink()
+    shown = command(*arguments)
+    newest = max((tmp_path / "checkpoints").iterdir())
+    assert f"continuing from {newest}: 2 of 2 epochs are done, 4 of 4 steps in all" in shown.output
+    assert "is complete: nothing is left to train" in command(*arguments).output
 
 
 @pytest.mark.parametrize(

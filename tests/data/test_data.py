@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import re
 import struct
 from pathlib import Path
 
@@ -77,12 +78,40 @@ def test_folder_with_two_test_splits_must_be_told_which(tmp_path):
     assert "/test/" in open_data("folder", tmp_path, test_split="test").test.name(0)
 
 
+def test_folder_of_another_layout_is_told_what_it_needs_and_what_it_has(tmp_path):
+    layout = rf"the layout is {tmp_path}/\w+/train/<class>/<image> and {tmp_path}/\w+/val/<class>/<image>"
+
+    def refusal(root):
+        with pytest.raises(DataError) as caught:
+            open_data("folder", root)
+        return str(caught.value)
+
+    for number in range(32):
+        write_image(tmp_path / "flat" / f"{number}", number, ".jpg")
+    text = refusal(tmp_path / "flat")
+    assert re.search(layout, text)
+    assert "But it has 32 images and no folder; sort them into one folder per class" in text
+    for name in ("cat", "dog"):
+        write_image(tmp_path / "classes" / name / "0")
+    text = refusal(tmp_path / "classes")
+    assert re.search(layout, text)
+    assert "the folders cat, dog, with images; if these are the classes, move them into train" in text
+    folder_tree(tmp_path / "whole")
+    text = refusal(tmp_path / "whole/train")
+    assert f"give the folder that holds train, {tmp_path / 'whole'}, if these are the classes" in text
+    for split in ("train", "val"):
+        write_image(tmp_path / "unsorted" / split / "0")
+    text = refusal(tmp_path / "unsorted")
+    assert f"{tmp_path / 'unsorted/train'} must hold one folder per class" in text
+    assert "but has 1 image and no folder; sort them" in text
+
+
 def test_folder_that_is_not_there_or_not_named(tmp_path):
     with pytest.raises(DataError, match="is not a folder"):
         open_data("folder", tmp_path / "nowhere")
     with pytest.raises(DataError, match="--root"):
         open_data("folder")
-    with pytest.raises(DataError, match="must hold a folder named train, but has nothing"):
+    with pytest.raises(DataError, match=r"must hold a folder named train: .* But it has nothing\."):
         open_data("folder", tmp_path)
 
 

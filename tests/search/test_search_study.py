@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from entropatch.search.owner import is_dead, this_process
+from entropatch.records.owner import is_dead, this_process
 from entropatch.search.points import FAMILIES, Point, grid, known_method
 from entropatch.search.study import (
     RECORD,

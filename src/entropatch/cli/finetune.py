@@ -12,6 +12,7 @@ import typer
 from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, pairs, pruning, recipe_of
 from entropatch.cli.terminal import fail
+from entropatch.extras import require
 
 if TYPE_CHECKING:
     from entropatch.data import DataSet
@@ -67,14 +68,20 @@ def finetune(
 
     Killed at any moment and started again with the same command, it continues from the last checkpoint. On several
     GPUs or machines:  accelerate launch -m entropatch.cli finetune …
-    """
-    from entropatch.train import ModelSpec, Runtime
 
+    A damaged training image is replaced by the next sound one and counted; ten next to each other end the run, since
+    then the data set is at fault.
+    """
     try:
+        require("safetensors", "train")
+        from entropatch.train import ModelSpec, Runtime
+
         settings = recipe_of(recipe, pairs(setting or [], "--set"))
         if show_recipe:
             _show_recipe(settings)
             return
+        for package in ("accelerate", *(("tensorboard",) if tensorboard else ())):
+            require(package, "train")  # before anything is fetched or trained
         prune = pruning(method, keep_rate, blocks, config)
         numbers = entries(seeds, int, "--seeds")
         runtime = Runtime(
@@ -120,6 +127,7 @@ def _show_recipe(settings: Recipe) -> None:
 
     records = provenance(settings)
     typer.echo(markdown_table(list(records[0]), [list(record.values()) for record in records]))
+    typer.echo(f"With this recipe {settings.learning_rates_text()}.")
 
 
 def _open(
@@ -175,6 +183,7 @@ def _run(
         runtime=runtime,
         about={"model": spec.to_dict(), "image_size": recipe.image_size, "data": dict(data.description)},
         on_epoch=_show_epoch,
+        on_text=lambda text: typer.echo(text, err=True),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from entropatch.data.base import DataError, DataSet, ImageFiles
 
@@ -60,7 +61,10 @@ def split_folder(root: Path, names: Sequence[str]) -> Path:
     """The one folder of these names that exists under `root`."""
     found = [root / name for name in names if (root / name).is_dir()]
     if not found:
-        raise DataError(f"{root} must hold a folder named {' or '.join(names)}, but has {_some(_folders(root))}.")
+        raise DataError(
+            f"{root} must hold a folder named {' or '.join(names)}: the layout is {root}/train/<class>/<image> and "
+            f"{root}/val/<class>/<image>. But it has {_contents(root)}."
+        )
     if len(found) > 1:
         raise DataError(f"{root} holds {_some(path.name for path in found)}; say which one to test on: test_split=….")
     return found[0]
@@ -70,7 +74,9 @@ def class_names(split: Path) -> list[str]:
     """The class folders of a split, sorted."""
     names = _folders(split)
     if not names:
-        raise DataError(f"{split} must hold one folder per class, but holds none; sort its images into class folders.")
+        raise DataError(
+            f"{split} must hold one folder per class, with the images of that class in it, but has {_contents(split)}."
+        )
     return names
 
 
@@ -97,6 +103,25 @@ def list_images(splits: Sequence[Path], classes: Sequence[str]) -> ImageFiles:
 
 def _folders(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _contents(path: Path) -> str:
+    """What is in a folder that should hold folders, and what to do with it."""
+    folders, images = _folders(path), _count_images(path)
+    if not folders:
+        if not images:
+            return "nothing"
+        return f"{images} {'images' if images > 1 else 'image'} and no folder; sort them into one folder per class"
+    found = f"the folders {_some(folders)}" if len(folders) > 1 else f"the folder {folders[0]}"
+    if path.name in ("train", *TEST_SPLITS):
+        return f"{found}; give the folder that holds {path.name}, {path.parent}, if these are the classes"
+    if any(_count_images(path / name) for name in folders):
+        return f"{found}, with images; if these are the classes, move them into train, and some of the images into val"
+    return found
+
+
+def _count_images(path: Path) -> int:
+    return sum(entry.suffix.lower() in IMG_EXTENSIONS for entry in path.iterdir())
 
 
 def _some(names: object, most: int = 5) -> str:

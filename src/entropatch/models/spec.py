@@ -9,10 +9,14 @@ from typing import Any
 from torch import nn
 
 from entropatch.data.seeding import derived_seed, seeded
+from entropatch.extras import install_hint
 from entropatch.models.checkpoint import WeightsFileError, classes_of, fill, load_weights, read_about
+from entropatch.models.img_focus import ENCODER, HUB_DEADLINE, WeightsError, hub_answers
+from entropatch.models.pretrained import _cached
 
 PRETRAINED = "pretrained"
 BUNDLED = "bundled"
+HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class ModelSpec:
         Raises:
             ValueError: timm does not know the name, or the model cannot be built so.
             WeightsFileError: the weights are another model's.
+            WeightsError: pretrained weights are in no reach, which is found out within seconds; the message says what
+                is.
         """
         import timm
 
@@ -54,15 +60,24 @@ class ModelSpec:
         arguments: dict[str, Any] = dict(self.arguments) | {"drop_path_rate": self.drop_path}
         if num_classes is not None:
             arguments["num_classes"] = num_classes
-        if not self.name.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(self.name):
+        if not self.name.startswith(HUB_PREFIXES) and not timm.is_model(self.name):
             similar = ", ".join(timm.list_models(f"*{self.name.split('.')[0][:12]}*")[:5])
             raise ValueError(f"timm knows no model {self.name!r}" + (f"; perhaps {similar}." if similar else "."))
+        if pretrained:
+            arguments |= reachable(self.name)
         with seeded(derived_seed(seed)):
             try:
                 model = timm.create_model(self.name, pretrained=pretrained, img_size=image_size, **arguments)
             except (TypeError, AssertionError, RuntimeError) as error:
                 raise ValueError(
                     f"timm cannot build {self.name} for {image_size} px with {dict(self.arguments)}: {error}"
+                ) from error
+            except Exception as error:  # the hub's, the HTTP client's and the system's errors, and a damaged cache
+                if not pretrained:
+                    raise
+                what = " ".join(str(error).split()) or type(error).__name__
+                raise WeightsError(
+                    f"the pretrained weights of {self.name} could not be loaded: {what[:300]}. {instead(self.name)}"
                 ) from error
         patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
         if any(image_size % side for side in patch):
@@ -100,3 +115,48 @@ class ModelSpec:
             "drop_path": self.drop_path,
             "arguments": dict(self.arguments),
         }
+
+
+def reachable(name: str) -> dict[str, Any]:
+    """Further arguments of timm's create_model for pretrained weights: the cached file, or none where the hub answers.
+
+    Raises:
+        WeightsError: the hub has the weights alone, and does not answer.
+    """
+    from timm.models import get_pretrained_cfg
+
+    if name.startswith(HUB_PREFIXES):
+        config, where = None, name.partition(":")[2]
+    else:
+        try:
+            config = get_pretrained_cfg(name)
+        except RuntimeError:  # no such tag; timm says so when it builds the model
+            return {}
+        where = getattr(config, "hf_hub_id", None)
+        if not where:
+            return {}
+    if config is not None and (cached := _cached(config)):
+        return {"pretrained_cfg_overlay": {"file": cached, "custom_load": False}}
+    if hub_answers():
+        return {}
+    file = getattr(config, "hf_hub_filename", None) or "model.safetensors"
+    raise WeightsError(
+        f"the pretrained weights of {name}, {file} of {where} on the Hugging Face hub, are not in the local cache, and "
+        f"the hub does not answer within {HUB_DEADLINE:.0f} seconds. {instead(name)}"
+    )
+
+
+def instead(name: str) -> str:
+    """Which weights a model can have without the hub, in a sentence."""
+    from entropatch.models.img_focus import bundled_file
+
+    try:
+        bundled_file()
+        needs = ""
+    except ImportError:
+        needs = f", after you {install_hint('demo')}"
+    bundled = "" if name.partition(".")[0] == ENCODER.partition(".")[0] else f" and --model {ENCODER}"
+    return (
+        "Without the hub: --weights FILE, with that file or any other .safetensors or PyTorch file of this model; "
+        f"--weights {BUNDLED}{bundled}, DINOv2's own{needs}; or --weights none, which starts from random weights."
+    )

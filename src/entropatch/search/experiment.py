@@ -165,6 +165,7 @@ class Experiment:
                 "data": dict(self.data.description),
             },
             on_epoch=show,
+            on_text=lambda text: self.on_text(f"{point.name}: {text}"),
         )
         kept = ("top1", "top5", "best_top1", "best_top5", "epochs", "damaged", "seconds")
         record = dataclasses.asdict(outcome)

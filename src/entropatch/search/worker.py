@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from entropatch.search.owner import is_dead, this_process
+from entropatch.records.owner import is_dead, this_process
 from entropatch.search.points import Point
 from entropatch.search.study import (
     ERROR,

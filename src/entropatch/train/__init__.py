@@ -9,12 +9,12 @@ Needs the extra `train` (Accelerate).
 from entropatch.models.checkpoint import WeightsFileError, load_weights, read_about, save_weights
 from entropatch.models.spec import ModelSpec
 from entropatch.train.checkpoints import CheckpointError
+from entropatch.train.divergence import DivergedError
 from entropatch.train.fine_tuning import Outcome, finetune
 from entropatch.train.recipe import RECIPES, Recipe, provenance
 from entropatch.train.run_folder import RunMismatchError
 from entropatch.train.runtime import Runtime
 from entropatch.train.summary import summarise
-from entropatch.train.trainer import DivergedError
 
 __all__ = [
     "RECIPES",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from entropatch.measure import environment
 from entropatch.models.checkpoint import load_weights
 from entropatch.models.pretrained import architecture
 from entropatch.records.files import write_text
-from entropatch.surgery import is_pruned, prune_, unprune_
+from entropatch.surgery import is_pruned, prune_
+from entropatch.train.checkpoints import Checkpoints
+from entropatch.train.job import Job
 from entropatch.train.progress import Progress
 from entropatch.train.recipe import Recipe
-from entropatch.train.run_folder import RunMismatchError, check_or_write, digest, locked
+from entropatch.train.run_folder import RunMismatchError, check_or_write, digest, locked, read_json
 from entropatch.train.runtime import Runtime, accelerator_for
 from entropatch.train.trainer import Trainer
 
@@ -64,6 +66,7 @@ def finetune(
     runtime: Runtime | None = None,
     about: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Fine-tune a timm model on a data set, pruned in training and in testing; or dense.
 
@@ -85,6 +88,8 @@ def finetune(
         runtime: how it is carried out.
         about: anything JSON holds, noted in run.json and in the weights files.
         on_epoch: called with the record of each epoch as it ends, on the main process.
+        on_text: told in a line, on the main process, which learning rates are used, from where the run continues, and
+            what was damaged or is left; by default these lines are logged.
 
     Returns:
         The `Outcome`; the same is in result.json.
@@ -95,17 +100,29 @@ def finetune(
         RunMismatchError: the folder holds another run.
         CheckpointError: a checkpoint cannot be written or read.
         DivergedError: the loss is no longer finite. The last checkpoint is from before.
-        DataError, OSError: the data cannot be read.
+        DataError, OSError: the data cannot be read. A damaged training image is replaced by the next sound one of the
+            list and counted; but ten damaged ones next to each other end the run, since then the folder is at fault.
     """
-    recipe, runtime = recipe or Recipe(), runtime or Runtime()
-    _check(model, data, prune, recipe, teacher, runtime)
-    folder = Path(folder)
+    recipe, runtime, folder = recipe or Recipe(), runtime or Runtime(), Path(folder)
+    job = Job(
+        model=model,
+        data=data,
+        folder=folder,
+        prune=prune,
+        recipe=recipe,
+        seed=seed,
+        teacher=teacher,
+        runtime=runtime,
+    )
+    job.check()
+    say = on_text or logging.getLogger(__name__).warning
     settings = {
         "entropatch": __version__,
         "model": {"kind": architecture(model), "classes": len(data.classes), "weights": digest(model)},
         "data": dict(data.description),
         "prune": None if prune is None else json.loads(prune.to_json()),
         "recipe": recipe.to_dict(),
+        "learning_rates": recipe.learning_rates,
         "seed": seed,
         "teacher": None if teacher is None or not recipe.distillation else digest(teacher),
         "about": dict(about or {}),
@@ -117,17 +134,20 @@ def finetune(
             accelerator.wait_for_everyone()
             if not (folder / "run.json").exists():
                 raise RunMismatchError(f"{folder} must be on a disk that all machines share, but is empty on this one.")
-            if not (folder / "result.json").exists():
+            if (folder / "result.json").exists():
                 if main:
+                    say(f"{folder} is complete: nothing is left to train")
+            else:
+                if main:
+                    say(recipe.learning_rates_text())
                     write_text(folder / "machine.json", json.dumps(environment(accelerator.device), indent=2) + "\n")
-                trainer = Trainer(accelerator, model, data, folder, prune, recipe, seed, teacher, runtime)
-                progress = trainer.train(_note(settings), on_epoch or (lambda record: None))
+                progress = Trainer(accelerator, job, say).train(_note(settings), on_epoch or (lambda record: None))
                 if main:
                     text = json.dumps(asdict(_outcome(progress, folder)), indent=2)
                     write_text(folder / "result.json", text + "\n")
                 accelerator.wait_for_everyone()
             if main and not runtime.keep_checkpoints:
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # there is nothing left to continue
+                Checkpoints(folder / "checkpoints", on_text=say).clear()  # there is nothing left to continue
     return _finished(folder, model, prune)
 
 
@@ -159,43 +179,8 @@ def _finished(folder: Path, model: nn.Module, prune: PruneConfig | None) -> Outc
     model.load_state_dict(state)
     if prune is not None and not is_pruned(model):
         prune_(model, prune)
-    return Outcome(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
-
-
-def _check(
-    model: nn.Module,
-    data: DataSet,
-    prune: PruneConfig | None,
-    recipe: Recipe,
-    teacher: nn.Module | None,
-    runtime: Runtime,
-) -> None:
-    """Refuse what does not fit together, before anything is written."""
-    if is_pruned(model):
-        raise ValueError("the model is pruned already; give the stock model, and the setting as prune=….")
-    for name, module in (("model", model), ("teacher", teacher)):
-        classes = getattr(module, "num_classes", len(data.classes))
-        if module is not None and classes != len(data.classes):
-            raise ValueError(f"the {name} has {classes} classes, but the data set has {len(data.classes)}.")
-        size, asked = _fixed_size(module), (recipe.image_size, recipe.image_size)
-        if size not in (None, asked):
-            raise ValueError(
-                f"the {name} takes images of {size} pixels, but image_size is {recipe.image_size}; build the {name} "
-                f"for that size, or set image_size."
-            )
-    if recipe.distillation and teacher is None:
-        raise ValueError("distillation needs a teacher: a dense model fine-tuned on the same data (--teacher).")
-    if runtime.compile and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
-        raise ValueError("a keep-rate warm-up changes the number of tokens at every step; run it without compile.")
-    if prune is not None:
-        # Tried and undone: an unsupported model or a setting that does not fit is refused before anything is written.
-        prune_(model, prune)
-        unprune_(model)
-
-
-def _fixed_size(model: nn.Module | None) -> tuple[int, ...] | None:
-    """Height and width of the only images the model takes; None if it takes any, or does not say."""
-    if model is None or getattr(model, "dynamic_img_size", False):
-        return None
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return None if size is None else tuple(size)
+    path = folder / "result.json"
+    found = read_json(path, "the outcome of a run")
+    if found.keys() != {entry.name for entry in fields(Outcome)}:
+        raise RunMismatchError(f"{path} is not the outcome of a run: it has {', '.join(found) or 'no fields'}.")
+    return Outcome(**found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +50,42 @@ class Progress:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Progress:
-        """What `to_dict` described. Raises ValueError for other fields."""
-        if set(data) != {entry.name for entry in dataclasses.fields(cls)}:
-            raise ValueError(f"the progress of a run has other fields than {sorted(data)}")
+    def from_dict(cls, data: Any) -> Progress:
+        """What `to_dict` described. Raises ValueError for anything else."""
+        if not isinstance(data, dict) or set(data) != {entry.name for entry in dataclasses.fields(cls)}:
+            raise ValueError(f"the progress of a run has other fields than {_shown(data)}")
+        if wrong := [name for name, is_right in _KINDS.items() if not is_right(data[name])]:
+            raise ValueError(f"the progress of a run cannot be with {wrong[0]} {_shown(data[wrong[0]])}")
+        if data["epoch"] != len(data["history"]):
+            raise ValueError(f"the progress of a run has {data['epoch']} epochs but {len(data['history'])} records")
         return cls(**data)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_record(value: Any) -> bool:
+    named = ("damaged_training", "damaged_testing")
+    return (
+        isinstance(value, dict)
+        and all(_is_number(value.get(name)) for name in ("epoch", "top1", "top5", "seconds"))
+        and all(isinstance(value.get(name), list) for name in named)
+    )
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("epoch", "step", "updates", "skipped"), _is_count),
+    **dict.fromkeys(("loss", "seconds"), _is_number),
+    "damaged": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "history": lambda value: isinstance(value, list) and all(map(_is_record, value)),
+}
+
+
+def _shown(value: Any) -> str:
+    text = repr(sorted(value) if isinstance(value, dict) else value)
+    return text if len(text) <= 100 else text[:99] + "…"

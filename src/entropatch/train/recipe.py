@@ -28,9 +28,9 @@ class Recipe:
     Attributes:
         epochs, batch_size, image_size: batch over all processes and accumulated passes; side of the images in pixels.
         optimizer: any name of timm's optimiser factory; biases and norms are not decayed.
-        learning_rate: per 512 images; the rate used is learning_rate · batch_size / 512.
-        minimum_learning_rate: where the cosine ends; not scaled.
-        warmup_epochs, warmup_learning_rate: linear warm-up before the cosine, from that rate.
+        learning_rate: per 512 images, as all learning rates here: the rate used is learning_rate · batch_size / 512.
+        minimum_learning_rate: per 512 images, where the cosine ends. EViT's 2e-6 are not scaled, for its batch of 1024.
+        warmup_epochs, warmup_learning_rate: linear warm-up before the cosine, from that rate, per 512 images.
         betas: of the optimiser; its library's own when None.
         weight_decay, layer_decay: the latter scales the rate by layer_decay per block from the head down; None is off.
         clip_norm: largest norm of the gradient over all parameters; None is off.
@@ -54,9 +54,9 @@ class Recipe:
     image_size: int = _setting(224, PAPER)
     optimizer: str = _setting("adamw", PAPER)
     learning_rate: float = _setting(2e-5, EVIT)
-    minimum_learning_rate: float = _setting(2e-6, EVIT)
+    minimum_learning_rate: float = _setting(1e-6, EVIT + ": 2e-6 at its batch of 1024")
     warmup_epochs: int = _setting(0, EVIT)
-    warmup_learning_rate: float = _setting(1e-6, EVIT)
+    warmup_learning_rate: float = _setting(5e-7, EVIT + ": 1e-6 at its batch of 1024")
     betas: tuple[float, float] | None = _setting(None, EVIT)
     weight_decay: float = _setting(1e-6, EVIT)
     layer_decay: float | None = _setting(None, OWN)
@@ -103,6 +103,13 @@ class Recipe:
                 f"the keep rate must reach its target before the {self.epochs} epochs are over, but keep_warmup_start "
                 f"and keep_warmup_epochs are {self.keep_warmup_start} and {self.keep_warmup_epochs}."
             )
+        for name in ("minimum_learning_rate", "warmup_learning_rate"):
+            if getattr(self, name) > self.learning_rate and (self.warmup_epochs or name == "minimum_learning_rate"):
+                raise ValueError(
+                    f"{name} must not exceed learning_rate, or the rate would move the wrong way (both are per 512 "
+                    f"images), but got {getattr(self, name):g} and {self.learning_rate:g}; lower the one or raise the "
+                    "other."
+                )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, but got {self.precision!r}.")
 
@@ -110,6 +117,23 @@ class Recipe:
     def peak_learning_rate(self) -> float:
         """The learning rate the cosine starts from: learning_rate · batch_size / 512."""
         return self.learning_rate * self.batch_size / 512
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The rates used, all scaled by batch_size / 512: peak, minimum and, where there is a warm-up, warmup_from."""
+        rates = {"peak": self.learning_rate, "minimum": self.minimum_learning_rate}
+        rates |= {"warmup_from": self.warmup_learning_rate} if self.warmup_epochs else {}
+        return {name: rate * self.batch_size / 512 for name, rate in rates.items()}
+
+    def learning_rates_text(self) -> str:
+        """The rates used, in a line."""
+        rates = self.learning_rates
+        warmup = f"rises from {rates['warmup_from']:.3g} to" if self.warmup_epochs else "starts at"
+        return (
+            f"the learning rate {warmup} {rates['peak']:.3g} and falls to {rates['minimum']:.3g}: learning_rate and "
+            f"minimum_learning_rate, {self.learning_rate:.3g} and {self.minimum_learning_rate:.3g} per 512 images, "
+            f"times {self.batch_size} / 512"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""

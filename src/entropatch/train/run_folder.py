@@ -13,21 +13,22 @@ tensorboard/        curves
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import torch
 from torch import nn
 
+from entropatch.models.checkpoint import fingerprint
 from entropatch.records.files import write_text
 
 # Not compared when a run is continued: data may have moved, and the package may have been updated.
-FREE = ("entropatch", "data.root", "about")
+# `learning_rates` follows from the recipe, which is compared.
+FREE = ("entropatch", "data.root", "about", "learning_rates")
 
 
 class RunMismatchError(ValueError):
@@ -48,16 +49,24 @@ def check_or_write(path: Path, settings: Mapping[str, Any], write: bool) -> None
         if write:
             write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
         return
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunMismatchError(f"{path} is not the settings of a run ({error}); give another output folder.") from error
+    there = read_json(path, "the settings of a run")
     differ = differences(there, settings, FREE)
     if differ:
         raise RunMismatchError(
             f"{path.parent} holds a run with other settings: {'; '.join(differ)}. Give another output folder, or the "
             "same settings to continue that run."
         )
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file of a run. Raises RunMismatchError, naming the file, if it holds anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RunMismatchError(f"{path} is not {what} ({error}); give another output folder.") from error
+    if not isinstance(found, dict):
+        raise RunMismatchError(f"{path} is not {what} but {str(found)[:60]!r}; give another output folder.")
+    return found
 
 
 def differences(there: Any, here: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
@@ -67,23 +76,33 @@ def differences(there: Any, here: Mapping[str, Any], free: Sequence[str] = ()) -
         there: the settings as they were read from JSON.
         here: these settings, of values JSON can hold.
         free: names that are not compared, nor what is under them.
+
+    Two spellings of the path of one file or folder are no difference.
     """
     old, new = _flat(there), _flat(json.loads(json.dumps(here)))
     ignored = tuple(f"{name}." for name in free)
     return [
         f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not f"{key}.".startswith(ignored)
+        if old.get(key) != new.get(key)
+        and not f"{key}.".startswith(ignored)
+        and not _is_one_file(old.get(key), new.get(key))
     ]
+
+
+def _is_one_file(one: Any, other: Any) -> bool:
+    """Whether both are paths of the same file or folder, which is there."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return False
+    try:
+        return Path(one).expanduser().samefile(Path(other).expanduser())
+    except (OSError, ValueError, RuntimeError):  # not there, no path at all, or of an unknown user's home
+        return False
 
 
 def digest(model: nn.Module) -> str:
     """A fingerprint of names, shapes and values of all parameters and buffers."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(dtype=torch.uint8).numpy())
-    return sha.hexdigest()
+    return fingerprint(model.state_dict())
 
 
 def write_epochs(path: Path, history: list[dict[str, Any]]) -> None:
@@ -96,7 +115,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of the folder; freed by the system however this process ends.
 
     Raises:
-        RunMismatchError: another process has it.
+        RunMismatchError: another process has it, or the lock file is a link or no file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -104,7 +123,7 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows has none
         yield
         return
-    with (folder / ".lock").open("a+") as file:
+    with _open_lock(folder / ".lock") as file:
         try:
             # lockf, not flock: a lock of this process alone, which its loading processes do not inherit.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,10 +134,24 @@ def locked(folder: Path) -> Iterator[None]:
                 ) from error
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # some network disks have no locks
                 raise
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
         yield
+
+
+def _open_lock(path: Path) -> IO[bytes]:
+    """The lock file, made if missing. Nothing is ever written to it: by a hard link it may be somebody's file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if not path.is_symlink():
+            raise
+        raise RunMismatchError(
+            f"{path} must be a file of the run, but is a link to {path.readlink()}; remove it."
+        ) from error
+    file = os.fdopen(descriptor, "rb+", buffering=0)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise RunMismatchError(f"{path} must be a file of the run, but is none; remove it.")
+    return file
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -6,97 +6,55 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from entropatch.config import PruneConfig
-from entropatch.data.base import DataSet
-from entropatch.data.batches import TrainingBatches
-from entropatch.data.loaders import (
-    data_config,
-    evaluation_loader,
-    evaluation_transform,
-    training_loader,
-    training_transform,
-)
 from entropatch.data.seeding import derived_seed, set_seeds
-from entropatch.measure.evaluation import Correct, count_correct
+from entropatch.measure.evaluation import Correct
 from entropatch.models.checkpoint import save_weights
 from entropatch.surgery import prune_, pruning_config
 from entropatch.train.checkpoints import Checkpoints
+from entropatch.train.divergence import Skipped, check_finite
+from entropatch.train.feeding import loaders
+from entropatch.train.job import Job
 from entropatch.train.loss import TrainingLoss
+from entropatch.train.optimisation import learning_rate, optimizer_of, schedule_of
 from entropatch.train.progress import Progress
-from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import write_epochs
-from entropatch.train.runtime import Runtime
+from entropatch.train.testing import gathered, tested
 from entropatch.train.tracking import Curves, ProgressBar
-
-# More steps in a row without a finite gradient than any gradient scaler needs to find its scale.
-MOST_SKIPPED = 100
-
-
-class DivergedError(RuntimeError):
-    """The loss or the gradients are no longer finite."""
 
 
 class Trainer:
     """One run on one process: everything that is set up once, and the steps."""
 
-    def __init__(
-        self,
-        accelerator: Any,
-        model: nn.Module,
-        data: DataSet,
-        folder: Path,
-        prune: PruneConfig | None,
-        recipe: Recipe,
-        seed: int,
-        teacher: nn.Module | None,
-        runtime: Runtime,
-    ):
+    def __init__(self, accelerator: Any, job: Job, on_text: Callable[[str], None] = lambda text: None):
+        from accelerate.utils import broadcast_object_list
+
         self.accelerator, self.device, self.main = accelerator, accelerator.device, accelerator.is_main_process
-        self.folder, self.prune, self.recipe, self.seed, self.runtime = folder, prune, recipe, seed, runtime
-        self._set_up_data(data, data_config(model, recipe.image_size))
-        self._set_up_model(model.to(self.device))
-        if teacher is not None and recipe.distillation:
+        self.job, self.folder, self.prune = job, job.folder, job.prune
+        self.recipe, self.seed, self.runtime = job.recipe, job.seed, job.runtime
+        self.batches, self.training, self.testing = loaders(job, accelerator)
+        self._set_up_model(job.model.to(self.device))
+        teacher = job.teacher if job.recipe.distillation else None
+        if teacher is not None:
             teacher = teacher.to(self.device).eval().requires_grad_(False)
-        self.loss = TrainingLoss(recipe, len(data.classes), teacher)
+        self.loss = TrainingLoss(job.recipe, len(job.data.classes), teacher)
         self.checkpoints = Checkpoints(
-            folder / "checkpoints",
+            job.folder / "checkpoints",
             accelerator.process_index,
             accelerator.num_processes,
             accelerator.wait_for_everyone,
+            lambda value: broadcast_object_list([value])[0],
+            on_text,
         )
+        self.on_text = on_text
         self.progress = Progress()
-        self.skipped_in_a_row = 0
-
-    def _set_up_data(self, data: DataSet, config: dict[str, Any]) -> None:
-        recipe, runtime, accelerator = self.recipe, self.runtime, self.accelerator
-        processes, process = accelerator.num_processes, accelerator.process_index
-        pin = self.device.type == "cuda"
-        self.batches = TrainingBatches(
-            len(data.train), recipe.batch_size, self.seed, process, processes, runtime.accumulate
-        )
-        transform = training_transform(
-            config,
-            scale=recipe.crop_scale,
-            horizontal_flip=recipe.horizontal_flip,
-            random_erasing=recipe.random_erasing,
-            auto_augment=recipe.auto_augment,
-            color_jitter=recipe.color_jitter,
-        )
-        self.training = training_loader(data.train, transform, self.batches, runtime.workers, pin)
-        size = runtime.evaluation_batch_size or 2 * recipe.batch_size // (processes * runtime.accumulate)
-        self.testing = evaluation_loader(
-            data.test, evaluation_transform(config), size, process, processes, runtime.workers, pin
-        )
+        self.skipped = Skipped()
 
     def _set_up_model(self, model: nn.Module) -> None:
-        from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
-        from timm.scheduler.cosine_lr import CosineLRScheduler
         from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
 
         recipe, runtime = self.recipe, self.runtime
@@ -106,26 +64,8 @@ class Trainer:
         if runtime.gradient_checkpointing:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.ema = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
-        betas: dict[str, Any] = {} if recipe.betas is None else {"betas": recipe.betas}
-        optimizer = create_optimizer_v2(
-            model,
-            opt=recipe.optimizer,
-            lr=recipe.peak_learning_rate,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay,
-            **betas,
-        )
-        steps = self.batches.steps_per_epoch
-        warmup = recipe.warmup_epochs * steps
-        self.schedule = CosineLRScheduler(
-            optimizer,
-            t_initial=max(recipe.epochs * steps - warmup, 1),
-            lr_min=recipe.minimum_learning_rate,
-            warmup_t=warmup,
-            warmup_lr_init=recipe.warmup_learning_rate if warmup else 0.0,
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
+        optimizer = optimizer_of(model, recipe)
+        self.schedule = schedule_of(optimizer, recipe, self.batches.steps_per_epoch)
         if runtime.compile:
             model.compile(backend=runtime.compile_backend)
         # Accelerate replaces the forward of the module it is given; inside a shell the model itself stays as it is.
@@ -160,17 +100,27 @@ class Trainer:
         return progress
 
     def _resume(self) -> None:
-        """Continue from the last checkpoint, if there is one."""
+        """Continue from the last sound checkpoint, if there is one, and say so."""
         if self.main:
             self.checkpoints.remove_drafts()
         self.accelerator.wait_for_everyone()
-        latest = self.checkpoints.latest()
-        if latest is not None:
-            self.progress = self.checkpoints.restore(latest, *self._state())
-            if self.main:
-                write_epochs(self.folder / "epochs.jsonl", self.progress.history)
-            else:
-                self.progress.damaged = []
+        found = self.checkpoints.resume(*self._state())
+        if found is None:
+            return
+        path, self.progress = found
+        if self.main:
+            self.on_text(f"continuing from {path}: {self._place()}")
+            write_epochs(self.folder / "epochs.jsonl", self.progress.history)
+        else:
+            self.progress.damaged = []
+
+    def _place(self) -> str:
+        """Where the run is, in words."""
+        progress, epochs, steps = self.progress, self.recipe.epochs, self.batches.steps_per_epoch
+        done = f"{progress.epoch} of {epochs} epochs"
+        if progress.step:
+            done += f" and {progress.step} of {steps} steps of the next"
+        return f"{done} are done, {progress.updates} of {epochs * steps} steps in all"
 
     def _state(self) -> tuple[nn.Module, nn.Module | None, Any, Any]:
         return self.model, None if self.ema is None else self.ema.module, self.optimizer, self.accelerator.scaler
@@ -188,7 +138,7 @@ class Trainer:
             progress.updates += 1
             progress.loss += loss
             progress.seconds += time.monotonic() - started
-            curves.step(loss, self._learning_rate(), progress.updates)
+            curves.step(loss, learning_rate(self.optimizer), progress.updates)
             bar.step(f"epoch {progress.epoch + 1}/{self.recipe.epochs}, loss {loss:.3f}")
             if progress.step % self.runtime.checkpoint_every == 0 and progress.step < steps:
                 self._gather_damaged()
@@ -228,37 +178,25 @@ class Trainer:
     def _set_keep_rate(self) -> None:
         """EViT's keep-rate warm-up, where there is one."""
         recipe, progress = self.recipe, self.progress
-        if self.prune is not None and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
+        if self.prune is not None and self.job.warms_up:
             share = recipe.keep_rate_share(progress.epoch + progress.step / self.batches.steps_per_epoch)
             prune_(self.model, self.prune.warmed(share))
 
-    def _learning_rate(self) -> float:
-        """Of the head, which layer decay leaves as it is."""
-        return max(group["lr"] for group in self.optimizer.param_groups)
-
     def _check_finite(self, loss: float, norm: Tensor | None) -> None:
-        # With a gradient scaler infinite gradients are part of the search for a scale; the loss never may be.
-        gradients = self.accelerator.scaler is not None or norm is None or bool(torch.isfinite(norm))
-        if math.isfinite(loss) and gradients:
-            return
         progress = self.progress
-        last, precision = self.checkpoints.latest(), self.recipe.precision
-        what = "the gradients are" if math.isfinite(loss) else f"the loss is {loss},"
-        raise DivergedError(
-            f"{what} not finite in epoch {progress.epoch + 1}, step {progress.step + 1}; that step was not taken. The "
-            f"last checkpoint is {last or 'none'}. Lower learning_rate, set clip_norm, or use another precision than "
-            f"{precision}."
+        check_finite(
+            loss,
+            norm,
+            scaled=self.accelerator.scaler is not None,
+            where=f"epoch {progress.epoch + 1}, step {progress.step + 1}",
+            advice=f"The last checkpoint is {self.checkpoints.latest() or 'none'}. Lower learning_rate, set clip_norm, "
+            f"or use another precision than {self.recipe.precision}.",
         )
 
     def _count_skipped(self) -> None:
         skipped = bool(self.accelerator.optimizer_step_was_skipped)
         self.progress.skipped += skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if self.skipped_in_a_row > MOST_SKIPPED:
-            raise DivergedError(
-                f"the gradients of {MOST_SKIPPED} steps in a row were not finite in float16, so nothing is learnt; use "
-                "bfloat16 or float32, or a lower learning rate."
-            )
+        self.skipped.step(skipped)
 
     def _finish_epoch(self, note: Mapping[str, Any]) -> dict[str, Any]:
         """Test, record, save: in an order that loses nothing wherever it is interrupted."""
@@ -271,7 +209,7 @@ class Trainer:
             "top1": tested.top1_percent,
             "top5": tested.top5_percent,
             "loss": progress.loss / steps,
-            "learning_rate": self._learning_rate(),
+            "learning_rate": learning_rate(self.optimizer),
             "images_tested": tested.images,
             "damaged_training": sorted(set(progress.damaged)),
             "damaged_testing": sorted(set(tested.damaged)),
@@ -293,21 +231,14 @@ class Trainer:
         if self.prune is not None and pruning_config(self.model) != self.prune:
             prune_(self.model, self.prune)
         set_seeds(derived_seed(self.seed, self.progress.epoch))
-        with self.accelerator.autocast():
-            part = count_correct({"": self._tested()}, self.testing, self.device)[""]
-        counts = torch.tensor([part.top1, part.top5, part.images], device=self.device)
-        top1, top5, images = self.accelerator.reduce(counts, "sum").tolist()
-        damaged = tuple(_gathered(list(part.damaged)))
-        if not images:
-            raise ValueError(f"no image of the test set could be read, of {len(damaged)}; the first: {damaged[0]}.")
-        return Correct(top1, top5, images, damaged)
+        return tested(self._tested(), self.testing, self.accelerator)
 
     def _tested(self) -> nn.Module:
         return self.model if self.ema is None else self.ema.module
 
     def _gather_damaged(self) -> None:
         """The names known to all processes, to the main one; so a checkpoint of the main process holds them all."""
-        names = _gathered(sorted(set(self.progress.damaged)))
+        names = gathered(sorted(set(self.progress.damaged)))
         self.progress.damaged = sorted(set(names)) if self.main else []
 
     def _save_weights(self, name: str, note: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -324,9 +255,3 @@ class _Shell(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
-
-
-def _gathered(names: list[str]) -> list[str]:
-    from accelerate.utils import gather_object
-
-    return gather_object(names)
