@@ -77,16 +77,20 @@ def evaluate(
             )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("evaluate", error, 1)
-    shown = markdown_table(*_table(records))
-    typer.echo(shown)
-    if records[0]["damaged"]:
-        typer.echo(f"{records[0]['damaged']} damaged images were skipped.", err=True)
+    shown, paths = markdown_table(*_table(records)), []
     if output is not None:
         facts = {"model": spec.name, "weights": weights, "data": dict(opened.description), "image_size": size}
         facts |= {"precision": precision, **environment(device)}
-        paths = write_records(
-            records, output, "evaluate", title=f"{spec.name} on {opened.description['name']}", about=facts, table=shown
-        )
+        title = f"{spec.name} on {opened.description['name']}"
+        try:
+            paths = write_records(records, output, "evaluate", title=title, about=facts, table=shown)
+        except (TypeError, ValueError, OSError) as error:
+            typer.echo(shown)
+            fail("evaluate", error, 1)
+    typer.echo(shown)
+    if records[0]["damaged"]:
+        typer.echo(f"{records[0]['damaged']} damaged images were skipped.", err=True)
+    if paths:
         typer.echo("Written: " + ", ".join(str(path) for path in paths))
 
 
