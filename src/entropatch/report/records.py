@@ -24,8 +24,8 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 MACHINE = ("device", "hardware", "cpu", "cores", "threads", "omp_num_threads", "omp_wait_policy", "cpu_capability")
 MACHINE += ("python", "torch", "cuda", "timm", "entropatch", "platform", "date")
 MACHINE += ("torchvision", "scikit-learn", "scikit-image", "matplotlib")
-# Entries that say what came out: these, and those that begin so, with their names before them.
-FINDINGS = ("verdict", "recommended")
+# Entries that say what came out: those that begin so, and some with their names before them.
+FINDINGS = ("comparison", "verdict", "recommended")
 NAMED_FINDINGS = ("keep rate ", "Spearman")
 
 
@@ -39,7 +39,7 @@ def read_records(path: Path) -> Run | None:
         raise ReportError(f"{printable(path)}: damaged: its records are not all objects.")
     maker = str(about.pop("made by", "")).removeprefix("entropatch ")
     kind = maker or kind_of(records)
-    findings = {key: shown(about[key]) for key in about if key in FINDINGS}
+    findings = {key: shown(about[key]) for key in about if key.startswith(FINDINGS)}
     findings |= {key: f"{key}: {shown(about[key])}" for key in about if key.startswith(NAMED_FINDINGS)}
     settings = flat({key: value for key, value in about.items() if key not in findings})
     table = pivot(records, "block", "label", "auroc") if kind == "check" else records_table(records)
