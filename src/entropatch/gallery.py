@@ -18,6 +18,7 @@ from torch import nn
 
 from entropatch import figures
 from entropatch.data.images import cropped, to_tensor
+from entropatch.figures.pixels import check_scale
 from entropatch.look.inspection import Stages, pruning_stages
 from entropatch.look.statistics import RunningStatistics, batch_statistics, rank_correlation
 from entropatch.methods import METHODS, find_method, renyi_method
@@ -37,17 +38,20 @@ class GallerySettings:
             pruning by the entropy of each order.
         keep_rates: ρ in (0, 1]; each gives a picture of the kept patches per image.
         blocks: 0-based pruning blocks; None means ¼, ½ and ¾ of the depth.
+        scale: of the heat maps' colours, "panel" or "shared", as `figures.entropy_in_blocks` takes it.
 
     Raises:
-        ValueError: no order or keep rate, or one out of range; an unknown method; blocks out of order.
+        ValueError: no order or keep rate, or one out of range; an unknown method or scale; blocks out of order.
     """
 
     orders: tuple[float, ...] = (1.0, 2.0, math.inf)
     methods: tuple[str, ...] | None = None
     keep_rates: tuple[float, ...] = (0.7,)
     blocks: tuple[int, ...] | None = None
+    scale: str = "panel"
 
     def __post_init__(self) -> None:
+        check_scale(self.scale)
         by_order = [METHODS["shannon"] if order == 1 else renyi_method(order) for order in self.orders]
         if not self.orders or not self.keep_rates:
             raise ValueError(
@@ -135,7 +139,7 @@ class Gallery:
 
     def _entropy(self, stem: str, name: str, crop: np.ndarray, maps: np.ndarray) -> list[Path]:
         by_order = dict(zip(self.settings.orders, maps, strict=True))
-        figure = figures.entropy_in_blocks(crop, by_order, title=name, note=self.model_name)
+        figure = figures.entropy_in_blocks(crop, by_order, scale=self.settings.scale, title=name, note=self.model_name)
         numbers = {"orders": np.array(self.settings.orders), "entropy": maps, "crop": crop}
         return self._write(f"entropy-{stem}", figure, numbers)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+from odd_files import bomb
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -101,7 +102,7 @@ def test_methods_orders_and_keep_rate_reach_the_picture(run, tmp_path, monkeypat
     assert list(inspection.stages) == ["random", "renyi-inf", "renyi-0.5", "shannon"]
     assert list(inspection.entropy) == [np.inf, 0.5, 1.0]
     assert inspection.stages["random"].tokens == (100, 50, 25, 13)
-    assert words == {"title": "a.png", "note": "test_vit, keep rate 0.5"}
+    assert words == {"scale": "panel", "title": "a.png", "note": "test_vit, keep rate 0.5"}
 
 
 def test_the_usual_methods(run, tmp_path, monkeypatch):
@@ -203,6 +204,18 @@ def test_a_second_drawing_of_the_same_file_replaces_the_first(run, tmp_path):
     run(source, "--keep-rate", 0.4, *SMALL)
     assert written(tmp_path) == ["a.png"]
     assert (tmp_path / "out" / "a.png").read_bytes() != before
+
+
+def test_a_huge_picture_of_the_same_name_in_the_output_folder_is_somebody_elses(run, tmp_path):
+    photograph(tmp_path / "a.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    bomb(out / "a.png")
+    before = (out / "a.png").read_bytes()
+    result = run(tmp_path / "a.png", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert (out / "a-2.png").exists()
+    assert (out / "a.png").read_bytes() == before
 
 
 def test_a_photograph_in_the_output_folder_is_not_replaced(run, tmp_path):

@@ -42,6 +42,7 @@ def figures(
         typer.Option(help="Share of the patches that each stage keeps, in (0, 1]; a picture each.", metavar="R,..."),
     ] = "0.7",
     blocks: parameters.Blocks = None,
+    scale: parameters.Scale = "panel",
     records: Annotated[
         list[Path] | None,
         typer.Option(help="JSON of evaluate, search or demo, for accuracy against GFLOPs and images/s; repeatable."),
@@ -73,6 +74,7 @@ def figures(
             None if methods is None else entries(methods, str, "--methods"),
             entries(keep_rates, float, "--keep-rates"),
             None if blocks is None else entries(blocks, int, "--blocks"),
+            scale,
         )
         points = [point for path in records or [] for point in _points(path)]
         gallery, facts, files = None, {}, []

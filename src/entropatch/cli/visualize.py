@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 from rich.console import Console
 
 from entropatch.cli import app, parameters
@@ -43,6 +42,7 @@ def visualize(
         ),
     ] = None,
     keep_rate: Annotated[float, typer.Option(help="Share of the patches that each stage keeps, in (0, 1].")] = 0.7,
+    scale: parameters.Scale = "panel",
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("entropatch-pictures"),
     svg: Annotated[bool, typer.Option("--svg", help="Write each picture as SVG too.")] = False,
 ) -> None:
@@ -54,11 +54,14 @@ def visualize(
     console = Console(stderr=True)
     say = printer(console)
 
+    from entropatch.figures.pixels import check_scale
+
     try:
         names = method_names(_entries(method or DEFAULT_METHODS), _entries(order or DEFAULT_ORDERS), keep_rate)
+        check_scale(scale)
     except ValueError as error:
         fail("visualize", error, 2)
-    drawer = _prepare(model, weights, image_size, names, method is not None, keep_rate, output, svg, say)
+    drawer = _prepare(model, weights, image_size, names, method is not None, keep_rate, scale, output, svg, say)
     failed = 0
     with progress_bar("drawing", len(images), console) as step:
         for path in images:
@@ -110,6 +113,7 @@ class _Drawer:
     model: Any
     methods: Sequence[str]
     keep_rate: float
+    scale: str
     folder: Path
     suffixes: Sequence[str]
     say: Callable[[str], None]
@@ -125,7 +129,7 @@ class _Drawer:
             image, remarks = read_image(path)
             seen = inspect_image(self.model, image, self.methods, self.keep_rate)
             note = f"{architecture(self.model)}, keep rate {self.keep_rate:g}"
-            figure = entropy_and_stages(seen, title=_drawable(path.name), note=note)
+            figure = entropy_and_stages(seen, scale=self.scale, title=_drawable(path.name), note=note)
             name = picture_name(self.folder, path, self.suffixes)
             for suffix in self.suffixes:
                 about = {SOURCE_KEY: fingerprint(path)} if suffix == ".png" else None
@@ -150,6 +154,7 @@ def _prepare(
     names: list[str],
     insist: bool,
     keep_rate: float,
+    scale: str,
     output: Path,
     svg: bool,
     say: Callable[[str], None],
@@ -172,16 +177,14 @@ def _prepare(
     except (ValueError, OSError) as error:
         fail("visualize", error, 2)
     say(f"weights: {source}")
-    return _Drawer(network, names, keep_rate, output, (".png", ".svg") if svg else (".png",), say)
+    return _Drawer(network, names, keep_rate, scale, output, (".png", ".svg") if svg else (".png",), say)
 
 
 def _shows(picture: Path, source: Path) -> bool:
     """Whether `picture` is one that this command drew of `source`."""
-    try:
-        with Image.open(picture) as image:
-            return image.info.get(SOURCE_KEY) == fingerprint(source)
-    except (OSError, ValueError, SyntaxError):
-        return False
+    from entropatch.data.images import png_texts
+
+    return png_texts(picture).get(SOURCE_KEY) == fingerprint(source)
 
 
 def _entries(values: Sequence[str]) -> list[str]:

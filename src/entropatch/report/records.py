@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from entropatch.data.images import printable
+from entropatch.data.images import png_texts, printable
 from entropatch.report.cells import flat, joined, pivot, records_table, shown
 from entropatch.report.content import ReportError, Run, load_json, reading
 from entropatch.report.pictures import choose_pictures, read_picture
@@ -27,6 +27,9 @@ MACHINE += ("torchvision", "scikit-learn", "scikit-image", "matplotlib")
 # Entries that say what came out: those that begin so, and some with their names before them.
 FINDINGS = ("comparison", "verdict", "recommended")
 NAMED_FINDINGS = ("keep rate ", "Spearman")
+
+# `entropatch visualize` writes it into each of its pictures.
+SOURCE_KEY = "entropatch-source"
 
 
 def read_records(path: Path) -> Run | None:
@@ -117,14 +120,11 @@ def _is_ours(files: Sequence[Path], pictures: Sequence[Path]) -> bool:
 
     The first writes the numbers behind each picture beside it, the second a mark into it.
     """
-    from PIL import Image
-
     numbers = {file.stem for file in files if file.suffix in (".csv", ".npz")}
     for picture in pictures:
         if picture.stem in numbers:
             return True
-        if picture.suffix.lower() == ".png":
-            with reading(picture, Image.open) as image:
-                if "entropatch-source" in image.info or str(image.info.get("Software")).startswith("entropatch"):
-                    return True
+        texts = png_texts(picture)
+        if SOURCE_KEY in texts or texts.get("Software", "").startswith("entropatch"):
+            return True
     return False
