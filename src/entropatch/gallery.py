@@ -20,6 +20,7 @@ from entropatch import figures
 from entropatch.data.images import cropped, to_tensor
 from entropatch.figures.pixels import check_scale
 from entropatch.look.inspection import Stages, pruning_stages
+from entropatch.look.naming import rates_text
 from entropatch.look.statistics import RunningStatistics, batch_statistics, rank_correlation
 from entropatch.methods import METHODS, find_method, renyi_method
 from entropatch.records.files import replacing
@@ -231,7 +232,7 @@ def accuracy_records(data: Any, source: str = "the file") -> list[dict[str, Any]
 def _point(record: Mapping[str, Any]) -> dict[str, Any]:
     rate = record.get("keep_rate")
     label = str(record.get("label") or record.get("name") or record.get("method") or "unnamed")
-    if isinstance(rate, (int, float)):
-        label = label.removesuffix(f", {rate:g}")
+    if rate is not None:
+        label = label.removesuffix(f", {rates_text(rate)}")
     kept = {"label": label, "keep_rate": rate, "top1": record.get("top1", record.get("accuracy"))}
     return kept | {key: record[key] for key in ("top1_std", "gflops", "images_per_second") if key in record}

@@ -170,7 +170,7 @@ def png_texts(path: str | Path) -> dict[str, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return {key: value for key, value in image.info.items() if isinstance(value, str)}
+                return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     except Exception:  # Pillow's readers let through whatever a damaged file provokes
         return {}
 

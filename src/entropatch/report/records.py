@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from entropatch.data.images import png_texts, printable
+from entropatch.data.images import png_texts
 from entropatch.report.cells import flat, joined, pivot, records_table, shown
-from entropatch.report.content import ReportError, Run, load_json, reading
+from entropatch.report.content import Run, load_json, reading
 from entropatch.report.pictures import choose_pictures, read_picture
 
 # A record of one of these commands has all of the keys; the first that fits counts.
@@ -35,11 +35,13 @@ SOURCE_KEY = "entropatch-source"
 def read_records(path: Path) -> Run | None:
     """The run in one file of records; None if it is another JSON file. Raises ReportError for a damaged one."""
     data = load_json(path)
-    if not is_records(data):
-        return None
+    return reading(path, lambda file: _records_run(file, data)) if is_records(data) else None
+
+
+def _records_run(path: Path, data: Mapping[str, Any]) -> Run:
     about, records = dict(data["about"]), data["records"]
     if not all(isinstance(record, Mapping) for record in records):
-        raise ReportError(f"{printable(path)}: damaged: its records are not all objects.")
+        raise ValueError("its records are not all objects")
     maker = str(about.pop("made by", "")).removeprefix("entropatch ")
     kind = maker or kind_of(records)
     findings = {key: shown(about[key]) for key in about if key.startswith(FINDINGS)}

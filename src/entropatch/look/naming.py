@@ -1,0 +1,46 @@
+"""How a pruning setting and a data set are called in tables and titles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from entropatch.config import PruneConfig
+from entropatch.criteria import Renyi
+from entropatch.methods import METHODS, renyi_method
+
+
+def pruning_label(config: PruneConfig) -> str:
+    """The method of a setting as tables call it: "Rényi, order 2"; with its blocks, where they are not the usual."""
+    label = _method(config)
+    return label if config.blocks is None else f"{label}, blocks {', '.join(map(str, config.blocks))}"
+
+
+def rates_text(keep_rate: Any) -> str:
+    """A keep rate: "0.7", or "0.9/0.7/0.5" for one per block."""
+    rates = keep_rate if isinstance(keep_rate, Sequence) else (keep_rate,)
+    return "/".join(f"{rate:.4g}" for rate in rates)
+
+
+def data_label(description: Mapping[str, Any]) -> str:
+    """A data set as titles call it: by its name, and a user's own folder by that folder's name.
+
+    Args:
+        description: of `entropatch.data.DataSet`, as runs and records hold it.
+    """
+    name, root = str(description.get("name", "?")), description.get("root")
+    folder = PurePath(root).name if name == "folder" and isinstance(root, str) else ""
+    return f"the folder {folder}" if folder else name
+
+
+def _method(config: PruneConfig) -> str:
+    for method in METHODS.values():
+        if (method.criterion, method.reduction) == (config.criterion, config.reduction):
+            return method.label
+    fused = ", fused" if config.reduction == "fuse" else ""
+    if isinstance(config.criterion, Renyi):
+        return renyi_method(config.criterion.order).label + fused
+    arguments = {key: value for key, value in config.criterion.to_dict().items() if key != "name"}
+    text = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    return type(config.criterion).__name__ + (f" ({text})" if text else "") + fused
