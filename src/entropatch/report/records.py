@@ -28,8 +28,8 @@ MACHINE += ("torchvision", "scikit-learn", "scikit-image", "matplotlib")
 FINDINGS = ("comparison", "verdict", "recommended")
 NAMED_FINDINGS = ("keep rate ", "Spearman")
 
-# `entropatch visualize` writes it into each of its pictures.
-SOURCE_KEY = "entropatch-source"
+# `entropatch visualize` writes them into each of its pictures.
+SOURCE_KEY, ABOUT_KEY = "entropatch-source", "entropatch-about"
 
 
 def read_records(path: Path) -> Run | None:
@@ -69,7 +69,7 @@ def read_records_folder(folder: Path, most_pictures: int) -> Run | None:
     if not runs:
         if not candidates or not _is_ours(files, candidates):
             return None
-        runs = {folder.name: Run(folder, "figures", folder.resolve().name)}
+        runs = {folder.name: _drawings(folder, candidates)}
     first, several = next(iter(runs.values())), len(runs) > 1
     return Run(
         path=folder,
@@ -100,6 +100,23 @@ def is_records(data: Any) -> bool:
 def kind_of(records: Sequence[Mapping[str, Any]]) -> str:
     """The command that made such records, by their keys."""
     return next((kind for kind, keys in KINDS if set(keys) <= set(records[0])), "records")
+
+
+def _drawings(folder: Path, pictures: Sequence[Path]) -> Run:
+    """Pictures without records beside them, and what those of `entropatch visualize` say of themselves."""
+    texts = {picture.name: png_texts(picture) for picture in pictures if picture.suffix.lower() == ".png"}
+    drawn = {name: one for name, one in texts.items() if SOURCE_KEY in one}
+    known = {name: flat(one[ABOUT_KEY]) for name, one in drawn.items() if one.get(ABOUT_KEY, "").startswith("{")}
+    facts = joined(known)
+    if len(known) > 1 and "date" in facts:
+        facts["date"] = ", ".join(sorted({one["date"] for one in known.values() if "date" in one}))
+    return Run(
+        folder,
+        "visualize" if drawn else "figures",
+        folder.resolve().name,
+        settings={key: value for key, value in facts.items() if key not in MACHINE},
+        machine={key: value for key, value in facts.items() if key in MACHINE and value != "—"},
+    )
 
 
 def _title(markdown: Path) -> str | None:
