@@ -208,7 +208,7 @@ def test_pictures_of_different_files_never_replace_each_other(run, tmp_path):
     # A new file of the same name, in a later run.
     run(photograph(tmp_path / "z" / "cat.png", 4), "--svg", *SMALL)
     assert written(tmp_path) == ["cat-2.png", "cat-3.png", "cat-4.png", "cat-4.svg", "cat.png"]
-    assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
+    assert {name: pixels(tmp_path / "out" / name) for name in before} == before
 
 
 def test_a_second_drawing_of_the_same_file_replaces_the_first(run, tmp_path):
