@@ -12,7 +12,7 @@ from typing import Any
 
 from entropatch.criteria import Criterion, Renyi
 from entropatch.kernels.choice import check_backend
-from entropatch.methods import Method, find_method, method_of
+from entropatch.methods import Method, find_method, method_of, renyi_method
 from entropatch.records.files import write_text
 from entropatch.reductions import Drop, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule, exact_rate
@@ -127,9 +127,18 @@ class PruneConfig:
 
     @property
     def label(self) -> str:
-        """For tables and figures: "Rényi, order 2", or criterion and reduction where they have no name."""
-        method = self.named
-        return f"{self.criterion!r}, {self.reducing.kind}" if method is None else method.label
+        """For tables and figures: "Rényi, order 2"; criterion and reduction in words where they have no name."""
+        if self.named is not None:
+            return self.named.label
+        if isinstance(self.criterion, Renyi):
+            criterion = renyi_method(self.criterion.order).label
+        else:
+            fields = {key: value for key, value in vars(self.criterion).items() if not key.startswith("_")}
+            text = ", ".join(f"{key} {value}" for key, value in fields.items())
+            criterion = type(self.criterion).__name__ + (f" ({text})" if text else "")
+        parts = [criterion if self.reducing.needs_scores else "", self.reducing.outcome]
+        parts += [] if self.schedule == KeepRate() else [type(self.schedule).__name__]
+        return ", ".join(part for part in parts if part)
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         """What each reducing block of a model of `depth` blocks does, ascending.

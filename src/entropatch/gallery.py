@@ -19,13 +19,18 @@ from torch import nn
 from entropatch import figures
 from entropatch.config import method_config
 from entropatch.data.images import cropped, to_tensor
+from entropatch.figures.pixels import check_scale
 from entropatch.look.inspection import Stages, pruning_stages
+from entropatch.look.naming import rates_text
 from entropatch.look.statistics import RunningStatistics, batch_statistics, rank_correlation
 from entropatch.methods import METHODS, renyi_method
 from entropatch.records.files import replacing
 from entropatch.records.tables import write_records
 
 MADE_BY = "entropatch figures"
+MOST = 10**15  # that a number of a record may be
+# What the numbers of "entropy-distance" say of all heads; 1: the further a head looks, the higher its entropy.
+SPEARMAN = "Spearman's rank correlation of the heads' entropy and attention distance (-1 … 1)"
 
 
 @dataclass(frozen=True)
@@ -38,17 +43,20 @@ class GallerySettings:
             pruning by the entropy of each order.
         keep_rates: ρ in (0, 1]; each gives a picture of the kept patches per image.
         blocks: 0-based pruning blocks; None means ¼, ½ and ¾ of the depth.
+        scale: of the heat maps' colours, "panel" or "shared", as `figures.entropy_in_blocks` takes it.
 
     Raises:
-        ValueError: no order or keep rate, or one out of range; an unknown method; blocks out of order.
+        ValueError: no order or keep rate, or one out of range; an unknown method or scale; blocks out of order.
     """
 
     orders: tuple[float, ...] = (1.0, 2.0, math.inf)
     methods: tuple[str, ...] | None = None
     keep_rates: tuple[float, ...] = (0.7,)
     blocks: tuple[int, ...] | None = None
+    scale: str = "panel"
 
     def __post_init__(self) -> None:
+        check_scale(self.scale)
         by_order = [METHODS["shannon"] if order == 1 else renyi_method(order) for order in self.orders]
         if not self.orders or not self.keep_rates:
             raise ValueError(
@@ -127,7 +135,8 @@ class Gallery:
             for block, head in np.ndindex(*distance.shape)
         ]
         facts = {"made by": MADE_BY, "images": seen.images}
-        facts |= {f"Spearman, order {order:g}": value for order, value in zip(orders, correlations, strict=True)}
+        for order, value in zip(orders, correlations, strict=True):
+            facts[f"{SPEARMAN}, order {order:g}"] = value
         title = "Attention entropy (nats) and attention distance of each head"
         return [
             *written,
@@ -136,7 +145,7 @@ class Gallery:
 
     def _entropy(self, stem: str, name: str, crop: np.ndarray, maps: np.ndarray) -> list[Path]:
         by_order = dict(zip(self.settings.orders, maps, strict=True))
-        figure = figures.entropy_in_blocks(crop, by_order, title=name, note=self.model_name)
+        figure = figures.entropy_in_blocks(crop, by_order, scale=self.settings.scale, title=name, note=self.model_name)
         numbers = {"orders": np.array(self.settings.orders), "entropy": maps, "crop": crop}
         return self._write(f"entropy-{stem}", figure, numbers)
 
@@ -180,13 +189,20 @@ def write_figure(figure: Any, folder: str | Path, stem: str, numbers: Mapping[st
     return paths
 
 
-def draw_accuracy(records: Sequence[Mapping[str, Any]], folder: str | Path, *, title: str = "") -> list[Path]:
+def draw_accuracy(
+    records: Sequence[Mapping[str, Any]],
+    folder: str | Path,
+    *,
+    title: str = "",
+    about: Mapping[str, Any] | None = None,
+) -> list[Path]:
     """Accuracy against GFLOPs and against images/s, as accuracy-gflops and accuracy-images-per-second.
 
     Args:
         records: as `accuracy_records` gives them.
         folder: made if missing; the points are written beside the figures as accuracy.md, .csv and .json.
         title: a line above.
+        about: to be written beside the numbers, such as `measured_on` gives it.
 
     Returns:
         What was written; an axis that no record was measured for has no figure.
@@ -202,7 +218,26 @@ def draw_accuracy(records: Sequence[Mapping[str, Any]], folder: str | Path, *, t
             written += write_figure(figures.accuracy_against(records, x, title=title, note=note), folder, stem, None)
     if not written:
         raise ValueError(f"a record must hold top1 and gflops or images_per_second, but none of {len(records)} does.")
-    return [*written, *write_records(records, folder, "accuracy", title="Accuracy", about={"made by": MADE_BY})]
+    return [
+        *written,
+        *write_records(records, folder, "accuracy", title="Accuracy", about={"made by": MADE_BY, **(about or {})}),
+    ]
+
+
+def measured_on(sources: Mapping[str, Any]) -> dict[str, str]:
+    """On which machines, with what and when records were measured, from the JSON of their files by the files' names."""
+    found: dict[str, dict[str, str]] = {}
+    for name, data in sources.items():
+        about = data.get("about") if isinstance(data, Mapping) else None
+        for key in ("hardware", "device", "torch", "timm", "entropatch", "date"):
+            if isinstance(about, Mapping) and isinstance(about.get(key), str):
+                found.setdefault(key, {})[name] = about[key]
+
+    def text(values: dict[str, str]) -> str:
+        agree = len(values) == len(sources) and len(set(values.values())) == 1
+        return next(iter(values.values())) if agree else "; ".join(f"{name}: {one}" for name, one in values.items())
+
+    return {"measured in": ", ".join(sources)} | {key: text(values) for key, values in found.items()}
 
 
 def accuracy_records(data: Any, source: str = "the file") -> list[dict[str, Any]]:
@@ -219,6 +254,8 @@ def accuracy_records(data: Any, source: str = "the file") -> list[dict[str, Any]
     records = data.get("records") if isinstance(data, Mapping) else data
     if not isinstance(records, list) or not all(isinstance(record, Mapping) for record in records):
         raise ValueError(f'{source} must hold {{"records": [{{…}}, …]}} as entropatch evaluate writes it.')
+    for record in records:
+        _check_point(record, source)
     points = [_point(record) for record in records if record.get("top1", record.get("accuracy")) is not None]
     if not points:
         raise ValueError(f"{source} must hold records with top1 or accuracy, but none of {len(records)} has either.")
@@ -228,7 +265,19 @@ def accuracy_records(data: Any, source: str = "the file") -> list[dict[str, Any]
 def _point(record: Mapping[str, Any]) -> dict[str, Any]:
     rate = record.get("keep_rate")
     label = str(record.get("label") or record.get("name") or record.get("method") or "unnamed")
-    if isinstance(rate, (int, float)):
-        label = label.removesuffix(f", {rate:g}")
+    if rate is not None:
+        label = label.removesuffix(f", {rates_text(rate)}")
     kept = {"label": label, "keep_rate": rate, "top1": record.get("top1", record.get("accuracy"))}
     return kept | {key: record[key] for key in ("top1_std", "gflops", "images_per_second") if key in record}
+
+
+def _check_point(record: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError for what is no number where one is drawn, or one too long for any arithmetic."""
+    for key in ("keep_rate", "top1", "accuracy", "top1_std", "gflops", "images_per_second"):
+        value = record.get(key)
+        for one in value if key == "keep_rate" and isinstance(value, list) else [value]:
+            # The records write infinity and NaN as text; such a point is left out.
+            if one is None or (isinstance(one, str) and one in ("inf", "-inf", "nan") and key != "keep_rate"):
+                continue
+            if isinstance(one, bool) or not isinstance(one, (int, float)) or abs(one) > MOST:
+                raise ValueError(f"{source}: {key} must be a number, but one is {repr(one)[:40]}.")

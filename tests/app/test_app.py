@@ -6,11 +6,14 @@ import base64
 import io
 import math
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +24,11 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from entropatch import UnsupportedModelError
-from entropatch.app import Explorer, Latency, Setting, panels
-from entropatch.app.interface import CRITERIA, ORDERS, RENYI, answers, message, method_name, serve
+from entropatch import PruneConfig, UnsupportedModelError, pruning_config
+from entropatch.app import Explorer, Latency, Setting, interface, panels
+from entropatch.app.doors import Doors, free_port
+from entropatch.app.interface import CRITERIA, ORDERS, RENYI, answers, message, method_name
+from entropatch.app.serving import serve
 from entropatch.cli import app
 from entropatch.cli import app_command as _registered  # noqa: F401
 from entropatch.config import method_config
@@ -203,7 +208,7 @@ def test_a_panel_shows_scores_and_what_is_left(explorer: Explorer) -> None:
         ):
             assert np.abs(got - expected).mean() < 0.02  # JPEG
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
-    assert captions[:3] == ["block 2", "block 4", "block 6"]
+    assert captions[:3] == ["block 2", "block 4", "block 6"]  # one scale; its ends stand beside the bar
     counts = [int(text.split()[0]) for text in captions[3:]]
     assert counts == [int(kept.sum()) for kept in seen.stages.kept]
 
@@ -285,11 +290,11 @@ def test_messages_name_the_file_and_not_the_folder_of_uploads(tmp_path: Path) ->
 
 
 @contextmanager
-def serving() -> Iterator[str]:
+def serving(host: str = "127.0.0.1") -> Iterator[str]:
     """The address of the page while the block runs."""
     pytest.importorskip("gradio", reason="Gradio is not installed")
     explorer = Explorer(load, {"one": photograph(0), "two": photograph(1)}, repeats=1)
-    page, address = serve(explorer, ["m", "plain"], port=0, upload_mb=1, wait=False)
+    page, address = serve(explorer, ["m", "plain"], host=host, port=0, upload_mb=1, wait=False)
     yield address
     page.close(verbose=False)
 
@@ -313,6 +318,151 @@ def test_the_server_listens_on_this_machine_only_and_forbids_all_other_addresses
     port = int(served.rstrip("/").rpartition(":")[2])
     addresses = listening_addresses(port)
     assert addresses is None or addresses == {"0100007F"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:{port}"}, 200),
+        ({"Host": "localhost:8888"}, 200),  # through a tunnel
+        ({"Host": "{own}", "Origin": "http://{own}"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:{port}", "Origin": "http://evil.example:{port}"}, 403),
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://{own}.evil.example"}, 403),
+        ({"Origin": "http://localhost:1"}, 403),  # another program's page on this machine
+    ],
+)
+def test_only_this_page_and_no_page_may_ask(served: str, headers: dict[str, str], status: int) -> None:
+    httpx = pytest.importorskip("httpx")
+    own = served.rstrip("/").removeprefix("http://")
+    sent = {key: value.format(own=own, port=own.partition(":")[2]) for key, value in headers.items()}
+    answer = fetch(served, headers=sent)
+    assert answer.status_code == status
+    upload = httpx.post(served.rstrip("/") + "/gradio_api/upload", files={"files": ("a.png", b"x")}, headers=sent)
+    assert upload.status_code == status
+    asked = httpx.options(served, headers={"Access-Control-Request-Method": "POST", **sent})
+    for one in (answer, upload, asked):
+        allowed = one.headers.get("access-control-allow-origin")
+        assert allowed is None or (status == 200 and allowed == sent["Origin"])
+
+
+def test_who_is_let_in_depends_on_what_is_listened_on() -> None:
+    def lets_in(host: str, name: str, *names: str) -> bool:
+        return Doors(None, host, names).lets_in({b"host": name.encode()})
+
+    here = socket.gethostname().lower()
+    for host in ("127.0.0.1", "::1", "localhost"):
+        assert all(
+            lets_in(host, name) for name in ("localhost", "LOCALHOST:1", "127.0.0.1:7860", "127.5.0.1", "[::1]:7")
+        )
+        assert not any(
+            lets_in(host, name) for name in ("", "evil.example", "192.168.0.7", "0.0.0.0", "[fd00::1]", "x@y")
+        )
+    for host in ("0.0.0.0", "::", "192.168.0.7"):
+        assert all(lets_in(host, name) for name in ("192.168.0.7:7860", "[fd00::1]:80", f"{here}:7860", "localhost"))
+        assert not lets_in(host, "evil.example:7860")
+    assert lets_in("127.0.0.1", "hub.example.org", "hub.example.org")
+    assert lets_in("gpu.lab", "gpu.lab:7860")
+
+
+def test_the_sixth_version_of_the_address_serves_too() -> None:
+    try:
+        free_port("::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving("::1") as address:
+        assert address.startswith("http://[::1]:")
+        assert fetch(address).status_code == 200
+        assert fetch(address, headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_an_upload_is_gone_as_soon_as_it_is_read(explorer: Explorer, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    received = interface._received(SimpleNamespace(GRADIO_CACHE=str(cache)), explorer)
+    good, bad, elsewhere = cache / "1" / "good.png", cache / "2" / "<b id=pwn>.png", tmp_path / "mine.png"
+    for path in (good, bad):
+        path.parent.mkdir(parents=True)
+    photograph(1).save(good)
+    photograph(1).save(elsewhere)
+    bad.write_text("no picture")
+    picture, field, shown = received(str(good), "one")
+    assert (field, shown) == (None, "")
+    assert not good.parent.exists()
+    assert (
+        "<figcaption>good.png, as the model sees it: 96×96 pixels"
+        in next(answers(explorer, "m", picture, (Setting("evit", 0.5), Setting("random", 0.5))))[0]
+    )
+    two = explorer.see("m", "two", Setting("shannon", 0.5))
+    np.testing.assert_array_equal(explorer.see("m", picture, Setting("shannon", 0.5)).importance, two.importance)
+    # A bad one leaves the picture there was, no name, and a notice in which nothing is HTML.
+    assert received(str(bad), picture)[:2] == (picture, None)
+    bad.parent.mkdir()
+    bad.write_text("no picture")
+    shown = received(str(bad), picture)[2]
+    assert "&lt;b id=pwn&gt;.png: not an image file that Pillow can read." in shown
+    assert "<b" not in shown
+    assert not bad.parent.exists()
+    received(str(elsewhere), "one")
+    assert elsewhere.exists()  # nothing outside of the cache is ever deleted
+
+
+def test_only_the_latest_uploads_are_held(explorer: Explorer) -> None:
+    keys = [explorer.add(photograph(1), f"{number}/a.png") for number in range(20)]
+    assert len(set(keys)) == 20
+    explorer.crop("m", keys[-1])
+    with pytest.raises(ImageError, match=r"^0/a\.png: no longer held"):
+        explorer.crop("m", keys[0])
+
+
+def test_names_of_models_and_pictures_are_no_html(explorer: Explorer) -> None:
+    hostile = "<b id=pwn>&amp;"
+    key = explorer.add(photograph(), f"{hostile}.png")
+    settings = (Setting("evit", 0.5), Setting("random", 0.5))
+    for answer in answers(explorer, hostile, key, settings):
+        assert not any("<b id" in part for part in answer)
+    shown = interface._guarded(SimpleNamespace(skip=lambda: None), explorer)
+    scale = next(iter(interface.SCALES))
+    *_, last = shown(hostile + ".png", "m", 0.5, scale, RENYI, 0, RENYI, 1)
+    assert last[:4] == (None,) * 4
+    assert "&lt;b id=pwn&gt;" in last[4]
+    assert "<b" not in last[4]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rate", [0.7, 1.0])
+def test_the_python_to_copy_and_the_file_to_download_are_the_setting(
+    name: str, rate: float, explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(name, rate)
+    html = panels.use("m", explorer.crop("m", "one"), setting)
+    code = unescape(re.findall(r"<code>(.*?)</code>", html, re.DOTALL)[0])
+    made, model = [], load("m")[0]
+    monkeypatch.setattr(timm, "create_model", lambda *given, **how: made.append((given, how)) or model)
+    space: dict[str, Any] = {}
+    exec(code, space)
+    assert made == [(("m",), {"pretrained": True, "img_size": 96})]
+    assert pruning_config(space["model"]) == setting.config()
+    data = re.findall(r'href="data:application/json;base64,(.*?)"', html)[0]
+    assert PruneConfig.from_json(base64.b64decode(data).decode()) == setting.config()
+
+
+def test_each_map_has_colours_of_its_own_unless_they_are_to_compare(explorer: Explorer) -> None:
+    crop = np.full((96, 96, 3), 128, np.uint8)
+    seen = explorer.see("m", "one", Setting("shannon", 0.5))
+    apart = replace(seen, importance=seen.importance / 10 - np.arange(3, dtype=np.float32)[:, None, None])
+    assert panels.colour_limits(apart, apart, scale="panel") == [None, None]
+    html = panels.panel(crop, apart, None)
+    for got, importance in zip(pictures(html), apart.importance, strict=False):
+        assert np.abs(got - heat(crop, -importance, scale_limits([-importance]))).mean() < 0.03
+    low, high = scale_limits([-apart.importance[0]])
+    assert f"<figcaption>block 2: {low:.2f}–{high:.2f}</figcaption>" in html
+    with pytest.raises(ValueError, match="scale must be one of"):
+        panels.colour_limits(apart, scale="all")
 
 
 def listening_addresses(port: int) -> set[str] | None:

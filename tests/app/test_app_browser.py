@@ -82,7 +82,13 @@ def settled(browser: Any, side: int = 0, unlike: list[str] | None = None) -> lis
 
 
 def warning(browser: Any) -> str:
+    """Gradio's own, which vanishes."""
     return wait(browser, lambda: " ".join(one.text for one in all_of(browser, ".toast-body")))
+
+
+def notice(browser: Any) -> str:
+    """The page's own, which stands."""
+    return " ".join(one.text for one in all_of(browser, "#ep-notice .ep-notice"))
 
 
 def move(browser: Any, slider: str, key: str, times: int = 1) -> None:
@@ -122,17 +128,27 @@ def test_a_bad_file_and_an_unknown_model_are_messages_and_the_page_goes_on(
 ) -> None:
     browser.get(served)
     before = settled(browser)
-    (tmp_path / "bad.png").write_text("no picture")
-    all_of(browser, "#ep-upload input[type=file]")[0].send_keys(str(tmp_path / "bad.png"))
-    assert "bad.png: not an image file that Pillow can read." in warning(browser)
+    (tmp_path / "<b id=pwn>bad.png").write_text("no picture")
+    all_of(browser, "#ep-upload input[type=file]")[0].send_keys(str(tmp_path / "<b id=pwn>bad.png"))
+    wait(browser, lambda: "bad.png: not an image file that Pillow can read." in notice(browser))
     assert pictures(browser, 0) == before
+    assert not all_of(browser, "#pwn")
+    assert "bad.png" not in " ".join(one.text for one in all_of(browser, "#ep-upload"))
+    assert "one, as the model sees it" in all_of(browser, "#ep-crop")[0].text
+    # The next one can be chosen at once; the notice goes when it is there.
+    photograph(7).save(tmp_path / "good.png")
+    wait(browser, lambda: all_of(browser, "#ep-upload input[type=file]"))
+    all_of(browser, "#ep-upload input[type=file]")[0].send_keys(str(tmp_path / "good.png"))
+    wait(browser, lambda: "good.png, as the model sees it" in all_of(browser, "#ep-crop")[0].text)
+    assert not notice(browser)
+    before = settled(browser)
 
     from selenium.webdriver.common.keys import Keys
 
     box = all_of(browser, "#ep-model input")[0]
     box.clear()
     box.send_keys("missing", Keys.ENTER, Keys.TAB)
-    wait(browser, lambda: "'missing' is no model that timm knows." in warning(browser))
+    wait(browser, lambda: "'missing' is no model that timm knows." in notice(browser))
     assert pictures(browser, 0) == before
     box.clear()
     box.send_keys("m", Keys.ENTER, Keys.TAB)

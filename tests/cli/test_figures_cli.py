@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import weakref
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from entropatch.data.images import ImageError, cropped, image_files, load_image,
 from entropatch.gallery import Gallery, GallerySettings, accuracy_records, draw_accuracy
 from entropatch.look.inspection import entropy_maps, pruning_stages
 from entropatch.look.statistics import RunningStatistics, batch_statistics, rank_correlation
+from entropatch.measure import environment
 
 ORDERS = (1.0, math.inf)
 
@@ -105,7 +107,10 @@ def test_every_figure_and_the_numbers_behind_it(run, images, network, tmp_path):
     assert [float(row["entropy_inf"]) for row in rows] == statistics.entropy[1].ravel().tolist()
     about = json.loads((out / "entropy-distance.json").read_text())["about"]
     assert about["images"] == 2
-    assert about["Spearman, order 1"] == rank_correlation(statistics.entropy[0], statistics.distance)
+    name = "Spearman's rank correlation of the heads' entropy and attention distance (-1 … 1), order 1"
+    assert about[name] == rank_correlation(statistics.entropy[0], statistics.distance)
+    assert about["hardware"] == environment()["hardware"]
+    assert about["date"][:10] in {datetime.now(timezone.utc).date().isoformat(), environment()["date"][:10]}
     assert about["model"] == "test_vit"
 
 
@@ -221,6 +226,35 @@ def test_accuracy_figures_from_the_command_line(run, tmp_path):
     assert names(tmp_path / "out") == figures | {"accuracy.md", "accuracy.csv", "accuracy.json"}
     data = json.loads((tmp_path / "out" / "accuracy.json").read_text())
     assert data["records"] == accuracy_records(EVALUATED)
+
+
+def test_points_keep_the_machine_they_were_measured_on(run, tmp_path):
+    for name, hardware in (("a", "one GPU"), ("b", "another")):
+        about = {"hardware": hardware, "torch": "2.15", "date": "2026-02-01"}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"about": about, "records": EVALUATED}))
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    assert run("--records", a, "--records", b, model=False).exit_code == 0
+    about = json.loads((tmp_path / "out" / "accuracy.json").read_text())["about"]
+    assert about["hardware"] == f"{a}: one GPU; {b}: another"
+    assert (about["torch"], about["date"], about["measured in"]) == ("2.15", "2026-02-01", f"{a}, {b}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("top1", "80"),
+        ("top1", 10**400),
+        ("gflops", []),
+        ("keep_rate", "0.5"),
+        ("keep_rate", [0.5, {}]),
+        ("gflops", True),
+    ],
+)
+def test_what_is_no_number_is_named(run, tmp_path, key, value):
+    (tmp_path / "x.json").write_text(json.dumps({"about": {}, "records": [*EVALUATED, {**EVALUATED[0], key: value}]}))
+    result = run("--records", tmp_path / "x.json", model=False)
+    assert result.exit_code == 2
+    assert f"x.json: {key} must be a number" in result.stderr
 
 
 def test_an_axis_that_was_not_measured_has_no_figure(tmp_path):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
+from odd_files import bomb
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -16,6 +19,8 @@ pytest.importorskip("matplotlib")
 
 import entropatch.cli.visualize as command
 from entropatch.cli import COMMANDS, app
+from entropatch.data.images import png_texts
+from entropatch.measure import environment
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +50,11 @@ def photograph(path: Path, colour: int = 0) -> Path:
     pixels[20:40, 30:60] = (colour, 255 - colour, 128)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
 
 
 def written(tmp_path: Path) -> list[str]:
@@ -98,10 +108,15 @@ def test_methods_orders_and_keep_rate_reach_the_picture(run, tmp_path, monkeypat
     )
     assert result.exit_code == 0, result.output
     ((inspection, words),) = seen
+    about = json.loads(png_texts(tmp_path / "out" / "a.png")["entropatch-about"])
+    expected = {"model": "test_vit", "methods": ["random", "renyi-inf", "renyi-0.5", "shannon"], "keep rate": 0.5}
+    expected |= {key: value for key, value in environment().items() if key != "date"}
+    assert {key: value for key, value in about.items() if key != "date"} == expected
+    assert datetime.fromisoformat(about["date"]).tzinfo is not None
     assert list(inspection.stages) == ["random", "renyi-inf", "renyi-0.5", "shannon"]
     assert list(inspection.entropy) == [np.inf, 0.5, 1.0]
     assert inspection.stages["random"].tokens == (100, 50, 25, 13)
-    assert words == {"title": "a.png", "note": "test_vit, keep rate 0.5"}
+    assert words == {"scale": "panel", "title": "a.png", "note": "test_vit, keep rate 0.5"}
 
 
 def test_the_usual_methods(run, tmp_path, monkeypatch):
@@ -186,14 +201,14 @@ def test_pictures_of_different_files_never_replace_each_other(run, tmp_path):
     assert written(tmp_path) == ["cat-2.png", "cat-3.png", "cat.png"]
     assert f"{sources[1]}: drawn as cat-2.png, since another file has the name cat.png" in result.stderr
     # The same again, one by one and in another order: each finds its own picture.
-    before = {name: (tmp_path / "out" / name).read_bytes() for name in written(tmp_path)}
+    before = {name: pixels(tmp_path / "out" / name) for name in written(tmp_path)}
     for source in reversed(sources):
         assert run(source, *SMALL).exit_code == 0
-    assert {name: (tmp_path / "out" / name).read_bytes() for name in written(tmp_path)} == before
+    assert {name: pixels(tmp_path / "out" / name) for name in written(tmp_path)} == before
     # A new file of the same name, in a later run.
     run(photograph(tmp_path / "z" / "cat.png", 4), "--svg", *SMALL)
     assert written(tmp_path) == ["cat-2.png", "cat-3.png", "cat-4.png", "cat-4.svg", "cat.png"]
-    assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
+    assert {name: pixels(tmp_path / "out" / name) for name in before} == before
 
 
 def test_a_second_drawing_of_the_same_file_replaces_the_first(run, tmp_path):
@@ -203,6 +218,18 @@ def test_a_second_drawing_of_the_same_file_replaces_the_first(run, tmp_path):
     run(source, "--keep-rate", 0.4, *SMALL)
     assert written(tmp_path) == ["a.png"]
     assert (tmp_path / "out" / "a.png").read_bytes() != before
+
+
+def test_a_huge_picture_of_the_same_name_in_the_output_folder_is_somebody_elses(run, tmp_path):
+    photograph(tmp_path / "a.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    bomb(out / "a.png")
+    before = (out / "a.png").read_bytes()
+    result = run(tmp_path / "a.png", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert (out / "a-2.png").exists()
+    assert (out / "a.png").read_bytes() == before
 
 
 def test_a_photograph_in_the_output_folder_is_not_replaced(run, tmp_path):

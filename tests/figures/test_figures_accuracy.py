@@ -146,6 +146,52 @@ def test_nothing_overlaps_or_leaves_the_page(kind, x):
         assert not overlapping(one, other)
 
 
+def away(box, point) -> float:
+    """From a box to a point."""
+    x, y = (min(max(value, low), high) for value, low, high in zip(point, box.min, box.max, strict=True))
+    return math.hypot(point[0] - x, point[1] - y)
+
+
+COINCIDING = [
+    {"label": label, "keep_rate": rate, "top1": top1, "gflops": gflops, "images_per_second": 90 / gflops}
+    for label, rate, top1, gflops in (
+        ("Shannon", 0.7, 80.0, 3.0),
+        ("Shannon", 0.5, 79.0, 2.3),
+        ("EViT", 0.5, 80.0, 3.0),  # on the first
+        ("EViT", 0.3, 79.02, 2.301),  # all but on the second
+        ("Random", 0.9, 80.05, 3.05),  # beside the first
+        ("Random", 0.3, 70.0, 1.8),
+    )
+]
+
+
+@pytest.mark.parametrize("kind", [*CASES, "coinciding"])
+def test_no_label_seems_to_be_a_neighbours(kind):
+    """The point nearest to a label is one that it belongs to, or a line leads from it to such a point."""
+    rows = [row for row in (CASES | {"coinciding": COINCIDING})[kind] if row["keep_rate"] is not None]
+    figure = accuracy_against(rows, "gflops") if rows else None
+    if figure is None:
+        return
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    middles = axes.transData.transform([(row["gflops"], row["top1"]) for row in rows])
+    for text in axes.texts:
+        box = Text.get_window_extent(text)
+        nearest = min(away(box, middle) for middle in middles)
+        there = [row for row, middle in zip(rows, middles, strict=True) if away(box, middle) < nearest + 0.5]
+        shown = set(text.get_text().split(", "))
+        at = axes.transData.transform(text.xy)
+        own = {f"{row['keep_rate']:.4g}" for row, m in zip(rows, middles, strict=True) if math.dist(at, m) < 6}
+        assert shown <= own
+        assert text.arrow_patch is not None or shown & {f"{row['keep_rate']:.4g}" for row in there}
+
+
+def test_points_that_coincide_have_one_label_of_all_their_rates():
+    figure = accuracy_against(COINCIDING, "gflops")
+    texts = sorted(text.get_text() for text in figure.axes[0].texts)
+    assert texts == ["0.3", "0.5, 0.3", "0.7, 0.5", "0.9"]
+
+
 def overlapping(one, other, inside=False):
     """Whether two boxes share any area; with `inside`, whether the first leaves the second."""
     if inside:
@@ -156,5 +202,8 @@ def overlapping(one, other, inside=False):
 def test_labels_without_a_place_are_counted_and_twins_share_one():
     axes = Page(2.0, 2.0).axes(0.5, 0.5, 0.3, 0.3)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    assert label_points(axes, [(0.5, 0.5)] * 4, ["far too long", "x", "x", "x"]) == 1
+    assert label_points(axes, [(0.5, 0.5)], ["far too long"]) == 1
+    axes = Page(2.0, 2.0).axes(0.5, 0.5, 1.0, 1.0)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    assert label_points(axes, [(0.2, 0.5), (0.3, 0.5), (0.4, 0.5)], ["x", "x", "x"]) == 0
     assert [text.get_text() for text in axes.texts] == ["x"]

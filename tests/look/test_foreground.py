@@ -28,6 +28,7 @@ from entropatch.data.masks import MaskError, alpha_mask, foreground_share, load_
 from entropatch.look import foreground as module
 from entropatch.look.foreground import auroc, check_foreground, pixel_deviation
 from entropatch.look.inspection import entropy_maps, pruning_stages
+from entropatch.look.verdict import judge
 
 ORDERS = (1.0, 2.0, math.inf)
 
@@ -201,7 +202,7 @@ def test_aurocs_are_those_of_the_scores_that_pruning_ranks_by():
 def test_a_model_without_class_token_has_no_score_of_evit():
     check = check_foreground(create("siglip"), pictures(2), [2.0])
     assert {record["score"] for record in check.records} == {"renyi-2", "pixels"}
-    assert "EViT" not in check.verdict
+    assert "EViT" not in check.comparison
 
 
 def test_images_of_one_class_are_counted_and_not_measured():
@@ -217,37 +218,77 @@ def test_images_of_one_class_are_counted_and_not_measured():
         check_foreground(create("deit"), [empty, full], [1.0])
 
 
-def test_the_verdict_is_by_its_rule(monkeypatch):
-    """Blocks at 0.9, 0.5 and 0.1, give or take 0.02 from image to image."""
+def test_a_verdict_on_every_order_is_by_its_rule(monkeypatch):
+    """Blocks at 0.9, 0.5 and 0.1, give or take 0.02 from image to image, and an order for which all are level."""
     levels = np.array([0.9, 0.5, 0.1, 0.9])
     drift = iter(np.tile([-0.02, 0.02, 0.0], 20))
 
     def aurocs(*_):
         shift = next(drift)
-        return {"shannon": levels + shift, "evit": 0.7 + 0 * levels + shift}, 0.5
+        level = 0.6 + 0 * levels + shift
+        return {"shannon": levels + shift, "renyi-2": level, "evit": 0.7 + 0 * levels + shift}, 0.5
 
     monkeypatch.setattr(module, "_image_aurocs", aurocs)
 
-    def verdict(count, blocks):
-        return check_foreground(create("deit"), pictures(count), [1.0], blocks=blocks)
+    def check(count, blocks):
+        return check_foreground(create("deit"), pictures(count), [1.0, 2.0], blocks=blocks)
 
-    good = verdict(3, (0, 3))
-    assert good.trusted
-    assert good.verdict == (
-        "Shannon: low entropy marks the foreground in 2 of 4 blocks (mean AUROC 0.60 ± 0.01 over 3 images), EViT in 4 "
-        "(0.70 ± 0.01), pixel deviation 0.50 ± 0.00: trust low entropy for pruning at blocks 0, 3."
+    good = check(3, (0, 3))
+    assert [(one.score, one.blocks, one.best, one.trusted) for one in good.verdicts] == [
+        ("shannon", (0, 3), (0, 3), True),
+        ("renyi-2", (0, 3), (0, 3), True),
+    ]
+    assert good.verdicts[0].text == (
+        "Shannon: low entropy marks the foreground in 2 of 4 blocks. At blocks 0, 3 its AUROC is 0.90, 0.90: above "
+        "chance in each, and these are its best blocks: trust low entropy for pruning there."
     )
-    unsure = verdict(3, (0, 1))
+    assert good.comparison == (
+        "Mean AUROC over 3 images, 0.5 being chance: Shannon 0.60 ± 0.01 (above chance in 2 of 4 blocks), Rényi, order "
+        "2 0.60 ± 0.01 (above chance in 4 of 4 blocks), EViT 0.70 ± 0.01 (above chance in 4 of 4 blocks), pixel "
+        "deviation 0.50 ± 0.00."
+    )
+    unsure, level = check(3, (0, 1)).verdicts
     assert not unsure.trusted
-    assert "not shown to beat chance in block 1;" in unsure.verdict
-    backwards = verdict(3, (1, 2))
+    assert "not shown to beat chance in block 1;" in unsure.text
+    assert unsure.best == (0, 3)
+    assert level.trusted
+    assert level.best == (0, 1)  # as good as any other
+    backwards = check(3, (1, 2)).verdicts[0]
     assert not backwards.trusted
-    assert backwards.verdict.endswith("do not trust low entropy here; it marks the background in block 2.")
-    single = verdict(1, (0,))
+    assert backwards.text.endswith(
+        "At blocks 1, 2 its AUROC is 0.50, 0.10: do not trust low entropy there; it marks the background in block 2, "
+        "and its best blocks 0, 3, 0.90, 0.90, are better by 0.60 ± 0.00 on average: --blocks 0,3 prunes there."
+    )
+    single = check(1, (0,)).verdicts[0]
     assert not single.trusted
-    assert "one image alone" in single.verdict
+    assert "one image alone" in single.text
     with pytest.raises(ValueError, match=r"blocks must lie in 0 … 3 .* but got \(4,\)"):
-        verdict(2, (4,))
+        check(2, (4,))
+
+
+def test_blocks_that_can_be_trusted_are_not_called_the_best_where_others_are():
+    """0.62, 0.76 and 0.82 at the paper's blocks; 0.9 and more at 8, 9 and 10."""
+    means = np.full(12, 0.55)
+    means[[3, 6, 9, 8, 10]] = 0.62, 0.76, 0.90, 0.91, 0.95
+    aurocs = means + np.array([[-0.01], [0.01], [0.0], [0.0]])
+    verdict = judge("renyi-2", "Rényi, order 2", aurocs, (3, 6, 9), of_paper=True)
+    assert (verdict.trusted, verdict.best) == (True, (8, 9, 10))
+    assert verdict.text == (
+        "Rényi, order 2: low entropy marks the foreground in 12 of 12 blocks. At blocks 3, 6, 9 (the paper's) its "
+        "AUROC is 0.62, 0.76, 0.90: above chance in each, but its best blocks 8, 9, 10, 0.91, 0.90, 0.95, are better "
+        "by 0.16 ± 0.00 on average: --blocks 8,9,10 prunes there, later and so with less saved."
+    )
+    noisy = means + np.array([[-0.01], [0.01]]) + np.where(np.arange(12) == 3, [[-0.9], [0.5]], 0.0)
+    assert "which may be chance" in judge("renyi-2", "Rényi, order 2", noisy, (3, 6, 9)).text
+
+
+def test_a_block_out_of_range_is_refused_before_any_image_is_read():
+    def images():
+        raise AssertionError("an image was read")
+        yield
+
+    with pytest.raises(ValueError, match="blocks must lie in"):
+        check_foreground(create("deit"), images(), [1.0], blocks=(4,))
 
 
 def test_bad_input_is_refused():
@@ -291,23 +332,28 @@ def test_the_command_writes_what_the_library_finds(run, folders, tmp_path, check
     model = timm.create_model("test_vit", num_classes=0)
     state = safetensors.torch.load_file(checkpoint)
     model.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")})
-    expected = check_foreground(model, pictures(3, 90), (1.0, math.inf))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["check.csv", "check.json", "check.md"]
+    # The default order is looked at too.
+    expected = check_foreground(model, pictures(3, 90), (1.0, math.inf, 2.0))
+    names = ["check.csv", "check.json", "check.md", "check.png", "check.svg"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     data = json.loads((tmp_path / "out" / "check.json").read_text())
     assert data["records"] == expected.records
-    assert data["about"]["verdict"] == expected.verdict
+    assert [one.score for one in expected.verdicts] == ["shannon", "renyi-inf", "renyi-2"]
+    for one in expected.verdicts:
+        assert data["about"][f"verdict, {one.score}"] == one.text
+        assert one.text in result.stdout
     with (tmp_path / "out" / "check.csv").open() as file:
         assert [float(row["auroc"]) for row in csv.DictReader(file)] == [row["auroc"] for row in expected.records]
-    assert expected.verdict in result.stdout
+    assert expected.comparison in result.stdout
     table = command.foreground_table(expected)
     assert table in result.stdout
     assert table in (tmp_path / "out" / "check.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["block", "Shannon", "Rényi, order ∞", "EViT", "pixel deviation"]
+    assert rows[0] == ["block", "Shannon", "Rényi, order ∞", "Rényi, order 2", "EViT", "pixel deviation"]
     assert [row[0] for row in rows[2:]] == [*map(str, range(6)), "mean"]
     got = {(one["score"], one["block"]): one for one in expected.records}
     assert rows[4][1] == f"{got['shannon', 2]['auroc']:.3f} ± {got['shannon', 2]['standard_error']:.3f}"
-    assert len({row[4] for row in rows[2:]}) == 1
+    assert len({row[5] for row in rows[2:]}) == 1
 
 
 def test_alpha_channels_from_the_command_line(run, tmp_path):
@@ -329,7 +375,6 @@ def test_alpha_channels_from_the_command_line(run, tmp_path):
         (("--data", "digits"), "this data set has no masks"),
         (("{images}", "--masks", "{masks}", "--orders", "0"), "order must be greater than 0"),
         (("{images}", "--masks", "{masks}", "--blocks", "17"), "blocks must lie in 0 … 5"),
-        (("{images}", "--alpha"), "0.png: the image has no alpha channel"),
         (("{images}", "--masks", "{images}/.."), "a folder without image files"),
     ],
 )
@@ -341,14 +386,39 @@ def test_mistakes_end_in_one_line(run, folders, arguments, message):
     assert "Traceback" not in result.output
 
 
-def test_bad_masks_are_named(run, folders):
+def test_one_damaged_image_or_mask_is_named_and_the_others_are_checked(run, folders, tmp_path):
     images, masks = folders
-    Image.new("L", (7, 7)).save(masks / "1.bmp")
-    result = run(images, "--masks", masks)
-    assert result.exit_code == 2
-    assert f"{masks / '1.bmp'}: the mask must have the size of its image, 90×90, but has 7×7" in result.stderr
+    for number, (image, mask) in enumerate(pictures(5, 90)):
+        image.save(images / f"{number}.png")
+        Image.fromarray(mask).save(masks / f"{number}.bmp")
+    whole = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("L", (7, 7)).save(masks / "3.bmp")
+    result = run(images, "--masks", masks, "--output", tmp_path / "out")
+    assert result.exit_code == 1, result.output
+    assert f"{images / '1.png'}: cannot be read" in result.stderr
+    assert f"{masks / '3.bmp'}: the mask must have the size of its image, 90×90, but has 7×7" in result.stderr
+    assert "2 of 5 images could not be used" in result.stderr
+    left = run(*(images / f"{number}.png" for number in (0, 2, 4)), "--masks", masks)
+    assert left.exit_code == 0
+    assert left.stdout in result.stdout
+    assert json.loads((tmp_path / "out" / "check.json").read_text())["about"]["skipped"] == 2
+
+
+def test_images_none_of_which_can_be_used(run, folders):
+    images, masks = folders
+    result = run(images, "--alpha")
+    assert result.exit_code == 1
+    assert "0.png: the image has no alpha channel" in result.stderr
     (masks / "1.bmp").unlink()
     assert "has none for" in run(images, "--masks", masks).stderr
+
+
+def test_help_and_table_call_the_scores_alike(run, folders):
+    images, masks = folders
+    words = " ".join(run("--help").stdout.replace("│", " ").split())
+    assert "pixel deviation" in run(images, "--masks", masks).stdout
+    assert "pixel deviation" in words
 
 
 def test_skipped_images_are_reported(run, folders):

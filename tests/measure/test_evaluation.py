@@ -1,5 +1,7 @@
 """Accuracy, multiply-adds and speed side by side: counted against a slow twin, and what is refused."""
 
+import csv
+import json
 from importlib import import_module
 
 import numpy as np
@@ -16,6 +18,7 @@ from entropatch.cli import app
 from entropatch.data import DataSet, LabelledImages, evaluation_loader, open_data
 from entropatch.data.images import ImageError
 from entropatch.data.loaders import Batch, data_config, evaluation_transform
+from entropatch.gallery import accuracy_records
 from entropatch.measure import count_flops
 from entropatch.measure.evaluation import Speed, class_places, count_correct, count_steps, evaluate
 from entropatch.train import ModelSpec, save_weights
@@ -219,7 +222,14 @@ def test_a_file_of_a_run_says_all_that_is_needed(weights, tmp_path):
     assert "as trained" in shown.output
     lines = (tmp_path / "out/evaluate.csv").read_text().splitlines()
     assert lines[0].startswith("name,keep_rate,top1,top5,gflops")
-    assert [line.split(",")[0] for line in lines[1:]] == ["dense", "as trained"]
+    with (tmp_path / "out/evaluate.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["dense", "as trained: Shannon, 0.5"]
+    # A figure of these points has one curve of that name, its rate beside the point.
+    points = accuracy_records(json.loads((tmp_path / "out/evaluate.json").read_text()))
+    assert [(point["label"], point["keep_rate"]) for point in points] == [
+        ("dense", None),
+        ("as trained: Shannon", 0.5),
+    ]
 
 
 def test_methods_and_keep_rates_make_the_rows(weights, tmp_path):
@@ -230,7 +240,7 @@ def test_methods_and_keep_rates_make_the_rows(weights, tmp_path):
     )
     assert shown.exit_code == 0, shown.output
     rows = [line.split("|")[1].strip() for line in shown.output.splitlines() if line.startswith("|")][2:]
-    assert rows == ["dense", "Rényi, order 0.5, 0.7", "Rényi, order 0.5, 0.3", "mine"]
+    assert rows == ["dense", "Rényi, order 0.5, 0.7", "Rényi, order 0.5, 0.3", "mine: Rényi, order 2, 0.25"]
     assert "images/s" not in shown.output
 
 

@@ -6,14 +6,17 @@ import base64
 import io
 import json
 import os
+import random
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import training_case
+from odd_files import bomb
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
@@ -21,6 +24,7 @@ from typer.testing import CliRunner
 from entropatch.bench import BenchSettings, run_bench
 from entropatch.cli import app
 from entropatch.cli import report as _command  # noqa: F401  # registers the command
+from entropatch.config import method_config
 from entropatch.figures.curves import training_curves
 from entropatch.records.tables import write_records
 from entropatch.report import ReportError, read_run, write_report
@@ -144,7 +148,9 @@ def test_nothing_in_the_page_leads_outside_and_nothing_runs(tmp_path: Path) -> N
     (folder / "recommended.json").write_text(json.dumps({"keep_rate": HOSTILE}))
     runs = seed_run(tmp_path / "<b>run</b>", 0, [50.0])
     page = Page(write_report([folder, runs], tmp_path / "report.html", title=HOSTILE))
-    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    # But for what is in the page and places in it, there are links to the pictures' own files, which nothing follows.
+    links = [address for address in page.addresses if not address.startswith(("data:image/", "#"))]
+    assert sorted(unquote(address) for address in links) == ["demo/<img src=x onerror=alert(1)>.png", "demo/curve.svg"]
     assert not {"script", "iframe", "link", "object", "embed", "form", "b"} & set(page.tags)
     assert page.tags.count("img") == 3  # the two pictures and the training curve
     assert "default-src 'none'" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -281,6 +287,45 @@ def test_pictures_smallest_format_and_at_most_so_many(tmp_path: Path) -> None:
     assert "1 more picture in the folder is not shown here" in " ".join(page.text.split())
 
 
+def noise(path: Path, size: tuple[int, int], dpi: int = 175) -> Path:
+    """A picture of which no byte can be saved."""
+    pixels = np.random.default_rng(len(path.name)).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(path, dpi=(dpi, dpi))
+    return path
+
+
+def test_pictures_have_as_many_pixels_as_are_shown_and_a_link_to_the_original(tmp_path: Path) -> None:
+    folder = demo_folder(tmp_path / "runs" / "a demo")
+    noise(folder / "wide.png", (1750, 350))
+    noise(folder / "small.png", (350, 175))
+    noise(folder / "odd.png", (70, 70), dpi=0)
+    page = Page(write_report([folder], tmp_path / "pages" / "report.html"))
+    sizes = [Image.open(io.BytesIO(data)).size for data in page.pictures]
+    assert sizes == [(70, 70), (260, 130), (1112, 222)]  # no wider than the page
+    links = [address for address in page.addresses if address.endswith(".png")]
+    assert [(tmp_path / "pages" / unquote(one)).resolve() for one in links] == [
+        folder / "odd.png",
+        folder / "small.png",
+        folder / "wide.png",
+    ]
+
+
+def test_a_page_of_seven_runs_with_large_pictures_stays_small(tmp_path: Path) -> None:
+    """Heat maps as `figures` draws them, 2,000 dots wide; kept as they are, the files would make 40 MB."""
+    runs, drawn = [], Image.fromarray(np.random.default_rng(0).integers(0, 256, (34, 34, 3), np.uint8))
+    grain = np.random.default_rng(1).integers(-6, 7, (1900, 1900, 1))
+    heat = np.asarray(drawn.resize((1900, 1900), Image.Resampling.NEAREST)).astype(int) + grain
+    buffer = io.BytesIO()
+    Image.fromarray(heat.clip(0, 255).astype(np.uint8)).save(buffer, "PNG", dpi=(175, 175), compress_level=1)
+    for number in range(7):
+        runs.append(demo_folder(tmp_path / f"run-{number}"))
+        (runs[-1] / "entropy-cat.png").write_bytes(buffer.getvalue())
+    before = sum(path.stat().st_size for run in runs for path in run.glob("*.png"))
+    after = write_report(runs, tmp_path / "report.html").stat().st_size
+    assert before > 20e6
+    assert after < 7 * 800_000
+
+
 def test_a_folder_of_drawings_is_a_run_and_a_photo_album_is_none(tmp_path: Path) -> None:
     for name in ("numbers", "marked", "album"):
         (tmp_path / name).mkdir()
@@ -288,9 +333,20 @@ def test_a_folder_of_drawings_is_a_run_and_a_photo_album_is_none(tmp_path: Path)
     (tmp_path / "numbers" / "histogram.csv").write_text("a\n1\n")
     png(tmp_path / "marked" / "cat.png", entropatch_source="abc")
     png(tmp_path / "album" / "cat.png")
-    assert [read_run(tmp_path / name).kind for name in ("numbers", "marked")] == ["figures", "figures"]
+    assert [read_run(tmp_path / name).kind for name in ("numbers", "marked")] == ["figures", "visualize"]
     with pytest.raises(ReportError, match=r"album: holds no run"):
         read_run(tmp_path / "album")
+
+
+def test_drawings_say_on_which_machine_and_when(tmp_path: Path) -> None:
+    for name, day in (("a", "2026-02-01"), ("b", "2026-02-03")):
+        about = {"model": "test_vit", "keep rate": 0.7, **MACHINE, "date": f"{day}T10:00:00+00:00"}
+        png(tmp_path / f"{name}.png", entropatch_source="abc", entropatch_about=json.dumps(about))
+    run = read_run(tmp_path)
+    assert run.settings == {"model": "test_vit", "keep rate": "0.7"}
+    assert run.machine["hardware"] == "a CPU"
+    page = Page(write_report([tmp_path], tmp_path / "report.html"))
+    assert page.tables[0][1][2:] == ["a CPU", "2.15.0", "0.1.0", "2026-02-01, 2026-02-03"]
 
 
 def break_json(folder: Path) -> Path:
@@ -367,6 +423,139 @@ def test_a_damaged_training_run_is_named(name: str, content: str, tmp_path: Path
     (folder / name).write_text(content)
     with pytest.raises(ReportError, match=f"{name}: damaged: "):
         read_run(folder)
+
+
+def check_folder_of_records(folder: Path) -> Path:
+    records = [
+        {"score": "shannon", "label": "Shannon", "block": block, "auroc": 0.7, "standard_error": 0.1, "images": 3}
+        for block in range(3)
+    ]
+    write_records(records, folder, "check", title="Foreground", about={"made by": "entropatch check"})
+    return folder
+
+
+LONG = "1" + "0" * 400
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("run.json", '{"epochs": 3, "learning_rate": 0.004}', "[3]"),
+        ("run.json", '{"epochs": 3, "learning_rate": 0.004}', "null"),
+        ("run.json", '"prune": null', '"prune": {"criterion": [1]}'),
+        ("epochs.jsonl", '"seconds": 30.0', '"seconds": "30"'),
+        ("epochs.jsonl", '"top1": 50.0', '"top1": null'),
+        ("epochs.jsonl", '"top1": 50.0', f'"top1": {LONG}'),
+        ("epochs.jsonl", '"loss": 2.0', '"loss": "low"'),
+        ("epochs.jsonl", '"epoch": 1', '"epoch": {}'),
+        ("epochs.jsonl", '"epoch": 1', '"damaged_training": 3, "epoch": 1'),
+        ("result.json", '"top1": 50.0', '"top1": null'),
+        ("result.json", '"best_epoch": 1', f'"best_epoch": {LONG}'),
+        ("check.json", '"label": "Shannon",', ""),
+        ("check.json", '"auroc": 0.7', f'"auroc": {LONG}'),
+        ("check.json", '"standard_error": 0.1', f'"standard_error": {LONG}'),
+    ],
+)
+def test_damage_of_every_kind_is_one_line_that_names_the_file(name: str, old: str, new: str, tmp_path: Path) -> None:
+    folder = check_folder_of_records(tmp_path / "run") if name == "check.json" else None
+    folder = folder or seed_run(tmp_path / "run", 0, [50.0])
+    text = (folder / name).read_text(encoding="utf-8")
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+    result = CliRunner().invoke(app, ["report", str(folder), "--output", str(tmp_path / "report.html")])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"entropatch report: {folder / name}: damaged: ")
+    assert result.output.count("\n") == 1
+
+
+def test_a_decompression_bomb_is_named_or_not_looked_at(tmp_path: Path) -> None:
+    bomb(tmp_path / "cat.png")
+    with pytest.raises(ReportError, match=r"holds no run"):
+        read_run(tmp_path, most_pictures=0)
+    demo_folder(tmp_path)
+    assert read_run(tmp_path, most_pictures=0).pictures_left_out == 1
+    with pytest.raises(ReportError, match=r"cat\.png: damaged: Image size .* exceeds limit"):
+        read_run(tmp_path)
+
+
+class Damage:
+    """Random damage to a file of JSON, the same for one seed."""
+
+    VALUES = (None, True, [], {}, "", "text", "inf", "nan", -1, 0.5, 10**400, -(10**400), 1e308, [[]], {"a": {"b": []}})
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+
+    def __call__(self, path: Path) -> None:
+        data = path.read_bytes()
+        if self.random.random() < 0.3:
+            path.write_bytes(self._bytes(data))
+            return
+        lines = data.decode().splitlines() if path.suffix == ".jsonl" else [data.decode()]
+        place = self.random.randrange(len(lines))
+        lines[place] = json.dumps(self._tree(json.loads(lines[place])))
+        path.write_text("\n".join(lines), encoding="utf-8")
+
+    def _bytes(self, data: bytes) -> bytes:
+        start = self.random.randrange(len(data))
+        if self.random.random() < 0.5:
+            return data[:start]
+        return data[:start] + self.random.randbytes(self.random.randrange(1, 5)) + data[start + 3 :]
+
+    def _tree(self, tree: Any) -> Any:
+        """The tree with one of its parts replaced or, in an object, removed."""
+        if not isinstance(tree, (dict, list)) or not tree or self.random.random() < 0.15:
+            return self.random.choice(self.VALUES)
+        keys = list(tree) if isinstance(tree, dict) else range(len(tree))
+        key = self.random.choice(keys)
+        if isinstance(tree, dict) and self.random.random() < 0.2:
+            return {name: value for name, value in tree.items() if name != key}
+        tree[key] = self._tree(tree[key])
+        return tree
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_damaged_is_shown_or_named_in_a_line(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = png(tmp_path / "curve.png")
+    monkeypatch.setattr("entropatch.report.finetune_runs.save_figure", lambda figure, path: tmp_path / "curve.png")
+    runs = {
+        "demo": demo_folder(tmp_path / "demo"),
+        "check": check_folder_of_records(tmp_path / "check"),
+        "run": seed_run(tmp_path / "run", 0, [40.0, 50.0, 45.0]),
+    }
+    machine = runs["run"] / "machine.json"
+    machine.write_text(json.dumps(MACHINE))
+    damage, named = Damage(seed), 0
+    files = [path for run in runs.values() for path in sorted(run.glob("*.json*"))]
+    for _ in range(60):
+        path = damage.random.choice(files)
+        whole = path.read_bytes()
+        damage(path)
+        try:
+            write_report([path.parent], tmp_path / "report.html", force=True)
+        except ReportError as error:
+            named += 1
+            text = str(error)
+            assert text.startswith(str(path.parent))
+            assert "\n" not in text
+            assert len(text) < 600
+        path.write_bytes(whole)
+    assert 10 < named < 60
+    assert drawn
+
+
+def test_titles_name_the_folder_of_the_data_and_the_method(tmp_path: Path) -> None:
+    folder = seed_run(tmp_path / "run", 0, [50.0])
+    settings = json.loads((folder / "run.json").read_text())
+    settings["data"] = {"name": "folder", "root": "/data/moths", "options": {}}
+    settings["prune"] = json.loads(method_config("evit", (0.9, 0.7, 0.5), (4, 8, 10)).to_json())
+    (folder / "run.json").write_text(json.dumps(settings))
+    assert read_run(folder).title == "test_vit on the folder moths, EViT, blocks 4, 8, 10, keep rate 0.9/0.7/0.5"
+    settings["prune"]["criterion"] = {"name": "TheirOwn", "power": 2}
+    (folder / "run.json").write_text(json.dumps(settings))
+    assert read_run(folder).title == "test_vit on the folder moths, TheirOwn (power 2), fused, keep rate 0.9, 0.7, 0.5"
 
 
 def test_what_is_no_run_is_refused_with_what_is_supported(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.bench.settings import Variant
 from entropatch.config import PruneConfig, method_config
-from entropatch.data.images import cropped, load_image, to_tensor
+from entropatch.data.images import ImageError, cropped, load_image, to_tensor
 from entropatch.look.inspection import Stages, pruning_stages
 from entropatch.look.observation import observe
 from entropatch.measure import count_flops, time_interleaved
 from entropatch.methods import Method, find_method
 from entropatch.schedule import default_blocks
 from entropatch.surgery import block_count, prune_
+
+# Uploaded pictures: how their names here begin, and how many are held in memory.
+UPLOAD, MOST_UPLOADS = "upload:/", 16
 
 Load = Callable[[str], "tuple[nn.Module, str]"]
 
@@ -106,11 +110,22 @@ class Explorer:
         self.photographs = dict(photographs)
         self.repeats = repeats
         self._lock = threading.RLock()
+        self._uploads: dict[str, Image.Image] = {}
+        self._numbers = count(1)
         self._model = lru_cache(maxsize=2)(lambda name: _Model(*load(name)))
         self._read = lru_cache(maxsize=4)(self._read_picture)
         self._attention = lru_cache(maxsize=8)(self._look)
         self._gflops = lru_cache(maxsize=1024)(self._count)
         self._latencies: dict[tuple[str, Setting], Latency] = {}
+
+    def add(self, image: Image.Image, name: str) -> str:
+        """Hold an image in memory, in place of the oldest if there are many; what to call it in place of a path."""
+        with self._lock:
+            key = f"{UPLOAD}{next(self._numbers)}/{name}"
+            self._uploads[key] = image
+            while len(self._uploads) > MOST_UPLOADS:
+                del self._uploads[next(iter(self._uploads))]
+            return key
 
     def source(self, model: str) -> str:
         """Where the weights of a model came from; loads it if need be."""
@@ -189,4 +204,15 @@ class Explorer:
         return to_tensor(image, self._model(model).dense)[None]
 
     def _read_picture(self, picture: str) -> Image.Image:
-        return self.photographs[picture] if picture in self.photographs else load_image(Path(picture))
+        if picture in self.photographs:
+            return self.photographs[picture]
+        if not picture.startswith(UPLOAD):
+            return load_image(Path(picture))
+        if picture not in self._uploads:
+            raise ImageError(f"{shown_name(picture)}: no longer held, since others came after it; upload it again.")
+        return self._uploads[picture]
+
+
+def shown_name(picture: str) -> str:
+    """What to call a picture in front of people: the name of its file, or of the photograph."""
+    return picture.removeprefix(UPLOAD).partition("/")[2] if picture.startswith(UPLOAD) else Path(picture).name

@@ -1,28 +1,26 @@
-"""The page itself, laid out with Gradio, and its server."""
+"""The page itself, laid out with Gradio."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from entropatch.app import panels
-from entropatch.app.explorer import Explorer, Setting
+from entropatch.app.explorer import Explorer, Setting, shown_name
 from entropatch.data.images import load_image, printable
-from entropatch.extras import require
-from entropatch.methods import renyi_method
+from entropatch.methods import METHODS, renyi_method
 
 ORDERS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0, math.inf)
 RENYI = "Rényi entropy (1: Shannon)"
-CRITERIA = {RENYI: None, "EViT: class attention": "evit", "EViT without fused token": "evit-drop", "Random": "random"}
-# Nothing but this server is ever asked for anything, whatever a version of Gradio or a picture's name may contain.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; form-action 'self'"
-)
-STYLE = Path(__file__).with_name("style.css")
+CRITERIA = {RENYI: None} | {one.label: one.name for one in METHODS.values() if one.order is None}
+HEADING = """<header class="ep-head"><h1>entropatch</h1><p>A Vision Transformer cuts an image into patches. Some
+tell it little, and it gets faster without them: entropatch drops those whose attention is spread most evenly, that is,
+of the highest entropy. Pick a photograph or drop your own, and compare two ways to choose: above, the score that each
+patch has at the blocks that prune; below, what is left after each of them.</p></header>"""
+SCALES = {"each its own colours": "panel", "all entropies alike": "shared"}
 # What the page may meet in a picture, a model or a setting; anything else is a fault of the program.
 EXPECTED = (ValueError, ImportError, OSError, RuntimeError)
 
@@ -37,78 +35,31 @@ def method_name(criterion: str, place: float) -> str:
 
 
 def answers(
-    explorer: Explorer, model: str, picture: str, settings: tuple[Setting, Setting]
+    explorer: Explorer, model: str, picture: str, settings: tuple[Setting, Setting], scale: str = "panel"
 ) -> Iterator[tuple[str, str, str, str]]:
     """The image as seen, the table, and the two panels; first without the times not known yet, then with them."""
     crop = explorer.crop(model, picture)
     seen = [explorer.see(model, picture, setting) for setting in settings]
-    limits = panels.colour_limits(*seen)
-    left, right = (panels.panel(crop, one, ends) for one, ends in zip(seen, limits, strict=True))
-    known = [explorer.known_latency(model, setting) for setting in settings]
-    yield panels.as_seen(crop), panels.comparison(seen, known), left, right
-    if None in known:
-        yield panels.as_seen(crop), panels.comparison(seen, explorer.latency(model, settings)), left, right
-
-
-def serve(
-    explorer: Explorer,
-    models: list[str],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    upload_mb: int = 20,
-    wait: bool = True,
-) -> tuple[Any, str]:
-    """Serve the page until interrupted.
-
-    Args:
-        explorer: what answers.
-        models: names to offer; the first is chosen. Any other may be typed in.
-        host: address to listen on; 127.0.0.1 is reached from this machine only.
-        port: 0 takes any free one.
-        upload_mb: largest file that may be uploaded, in megabytes.
-        wait: return only when interrupted.
-
-    Returns:
-        The Gradio page, which can be closed, and its address.
-
-    Raises:
-        ImportError: Gradio is not installed. OSError: the port is taken.
-    """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    gr: Any = require("gradio", "app")
-    from starlette.middleware import Middleware
-
-    page = build(gr, explorer, models)
-    fonts = ["system-ui", "Segoe UI", "DejaVu Sans", "sans-serif"]
-    _, local, _ = page.launch(
-        server_name=host,
-        server_port=port or _free_port(host),
-        share=False,
-        inbrowser=False,
-        quiet=True,
-        show_error=True,
-        max_file_size=upload_mb * 10**6,
-        prevent_thread_lock=True,
-        theme=gr.themes.Base(font=fonts, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]),
-        css=STYLE.read_text(encoding="utf-8"),
-        footer_links=[],
-        ssr_mode=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        app_kwargs={"middleware": [Middleware(_Policy)]},
+    limits = panels.colour_limits(*seen, scale=scale)
+    left, right = (
+        panels.panel(crop, one, ends) + panels.use(model, crop, setting)
+        for one, ends, setting in zip(seen, limits, settings, strict=True)
     )
-    if wait:
-        page.block_thread()
-    return page, local
+    known = [explorer.known_latency(model, setting) for setting in settings]
+    shown = panels.as_seen(crop, shown_name(picture))
+    yield shown, panels.comparison(seen, known), left, right
+    if None in known:
+        yield shown, panels.comparison(seen, explorer.latency(model, settings)), left, right
 
 
 def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
     """The page as Gradio's Blocks."""
     names = list(explorer.photographs)
-    # Uploaded files are looked for every hour, and removed when an hour old.
-    with gr.Blocks(title="entropatch", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    # Uploaded files are removed as soon as they are read; those that nobody came for, after some minutes.
+    with gr.Blocks(title="entropatch", analytics_enabled=False, delete_cache=(60, 300)) as page:
         picture = gr.State(names[0])
+        gr.HTML(HEADING)
+        notice = gr.HTML(elem_id="ep-notice")
         with gr.Row():
             with gr.Column(scale=1, min_width=270):
                 upload = gr.File(label="Drop an image, or click", show_label=False, height=132, elem_id="ep-upload")
@@ -124,13 +75,20 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
                 )
                 model = gr.Dropdown(models, value=models[0], allow_custom_value=True, label="Model", elem_id="ep-model")
                 rate = gr.Slider(0.1, 1.0, value=0.7, step=0.05, label="Keep rate", elem_id="ep-rate")
+                scale = gr.Radio(list(SCALES), value=next(iter(SCALES)), label="Heat maps", elem_id="ep-scale")
                 crop = gr.HTML(elem_id="ep-crop")
             with gr.Column(scale=4):
                 table = gr.HTML(elem_id="ep-comparison")
                 with gr.Row():
-                    sides = [_side(gr, number, start) for number, start in enumerate((RENYI, "EViT: class attention"))]
-        inputs = [picture, model, rate, *(control for criterion, order, _ in sides for control in (criterion, order))]
-        outputs = [crop, table, *(shown for _, _, shown in sides)]
+                    sides = [_side(gr, number, start) for number, start in enumerate((RENYI, METHODS["evit"].label))]
+        inputs = [
+            picture,
+            model,
+            rate,
+            scale,
+            *(control for criterion, order, _ in sides for control in (criterion, order)),
+        ]
+        outputs = [crop, table, *(shown for _, _, shown in sides), notice]
         gr.on(
             [page.load, *(control.change for control in inputs)],
             _guarded(gr, explorer),
@@ -145,7 +103,7 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
         )
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         gallery.select(_chosen(gr, names), None, [picture], **quick)
-        upload.upload(_checked(gr), [upload, picture], [picture], **quick)
+        upload.upload(_received(upload, explorer), [upload, picture], [picture, upload, notice], **quick)
     return page
 
 
@@ -184,17 +142,15 @@ def _marks() -> str:
 
 
 def _guarded(gr: Any, explorer: Explorer) -> Callable[..., Iterator[Any]]:
-    """The event handler: what it cannot do becomes a message, and the page stays as it was."""
+    """The event handler: what it cannot do becomes a notice, and the pictures stay as they were."""
 
-    def show(
-        picture: str, model: str, rate: float, *choices: Any
-    ) -> Iterator[tuple[str, str, str, str] | dict[Any, Any]]:
+    def show(picture: str, model: str, rate: float, scale: str, *choices: Any) -> Iterator[tuple[Any, ...]]:
         try:
             first, second = (Setting(method_name(*choices[i : i + 2]), rate) for i in (0, 2))
-            yield from answers(explorer, model, picture, (first, second))
+            for answer in answers(explorer, model, picture, (first, second), SCALES[scale]):
+                yield *answer, ""
         except EXPECTED as error:
-            gr.Warning(message(error, picture))
-            yield gr.skip()
+            yield *[gr.skip()] * 4, panels.notice(message(error, picture))
 
     return show
 
@@ -207,43 +163,29 @@ def _chosen(gr: Any, names: list[str]) -> Callable[..., str]:
     return chosen
 
 
-def _checked(gr: Any) -> Callable[[str, str], str]:
-    def checked(path: str, before: str) -> str:
-        """The uploaded file if it is a picture; otherwise a message, and the picture there was before."""
-        try:
-            load_image(path)
-        except EXPECTED as error:
-            gr.Warning(message(error, path))
-            return before
-        return path
+def _received(upload: Any, explorer: Explorer) -> Callable[[str, str], tuple[str, None, str]]:
+    """What takes an uploaded file: the picture to show, an empty field for the next one, and a notice or none."""
 
-    return checked
+    def received(path: str, before: str) -> tuple[str, None, str]:
+        try:
+            return explorer.add(load_image(path), Path(path).name), None, ""
+        except EXPECTED as error:
+            return before, None, panels.notice(message(error, path))
+        finally:
+            _remove(Path(path), Path(upload.GRADIO_CACHE))
+
+    return received
+
+
+def _remove(file: Path, cache: Path) -> None:
+    """Delete an uploaded file and the folder made for it, in Gradio's cache and nowhere else."""
+    if cache.resolve() in file.resolve().parents:
+        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.parent.rmdir()
 
 
 def message(error: Exception, picture: str) -> str:
     """An error in a line, without the folder that an upload happens to lie in."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.replace(printable(picture), printable(Path(picture).name))
-
-
-def _free_port(host: str) -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        return int(listener.getsockname()[1])
-
-
-class _Policy:
-    """Adds the content security policy to every answer of the server."""
-
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_policy(event: Any) -> None:
-            if event["type"] == "http.response.start":
-                event["headers"] = [*event["headers"], (b"content-security-policy", POLICY.encode())]
-            await send(event)
-
-        await self.app(scope, receive, with_policy if scope["type"] == "http" else send)
+    return text.replace(printable(picture), printable(shown_name(picture)))

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import math
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 from PIL import Image
 
-from entropatch.app.explorer import Latency, Seen
-from entropatch.figures.pixels import heat, remaining, scale_limits
+from entropatch.app.explorer import Latency, Seen, Setting
+from entropatch.config import PruneConfig
+from entropatch.criteria import Renyi
+from entropatch.figures.pixels import check_scale, heat, remaining, scale_limits
 
 # Above this share of the median the 95th percentile tells of a busy machine.
 UNSTEADY = 0.25
 BAR_STEPS, BAR_HEIGHT = 128, 6
 
 
-def panel(crop: np.ndarray, seen: Seen, limits: tuple[float, float]) -> str:
+def panel(crop: np.ndarray, seen: Seen, limits: tuple[float, float] | None) -> str:
     """One setting: at each pruning block the scores of the unpruned model, and below what is left after it.
 
     Args:
         crop: the pixels the model saw.
         seen: of `Explorer.see`.
-        limits: ends of the colour scale, in units of the negated importance: nats, for an entropy.
+        limits: ends of the colour scale, in units of the negated importance: nats, for an entropy. None for maps that
+            each span the colours with their own scores, since pruning ranks within a block; their ends are written
+            below them.
     """
+    ends = [limits or own_limits(-scores) for scores in seen.importance]
     maps = [
-        _picture(heat(crop, -scores, limits), f"scores at block {block}", f"block {block}")
-        for block, scores in zip(seen.stages.blocks, seen.importance, strict=True)
+        _picture(
+            heat(crop, -scores, each),
+            f"scores at block {block}",
+            f"block {block}" + ("" if limits else f": {'–'.join(_ends(seen, each))}".rstrip(": –")),
+        )
+        for block, scores, each in zip(seen.stages.blocks, seen.importance, ends, strict=True)
     ]
     left = [
         _picture(remaining(crop, kept), f"patches left after block {block}", _count(kept, fused))
@@ -40,11 +51,17 @@ def panel(crop: np.ndarray, seen: Seen, limits: tuple[float, float]) -> str:
     )
 
 
-def colour_limits(*seen: Seen) -> list[tuple[float, float]]:
-    """Ends of the colour scale of each: one scale for all entropies, so that colours compare; others have their own."""
+def colour_limits(*seen: Seen, scale: str = "shared") -> list[tuple[float, float] | None]:
+    """Ends of the colour scale of each: one scale for all entropies, so that colours compare; others have their own.
+
+    None for each where `scale` is "panel": every map has its own.
+    """
+    check_scale(scale)
+    if scale == "panel":
+        return [None] * len(seen)
     entropies = [-one.importance for one in seen if one.method.order is not None]
     shared = scale_limits(entropies) if entropies else (0.0, 1.0)
-    return [shared if one.method.order is not None else _own_limits(-one.importance) for one in seen]
+    return [shared if one.method.order is not None else own_limits(-one.importance) for one in seen]
 
 
 def comparison(seen: Sequence[Seen], latencies: Sequence[Latency | None]) -> str:
@@ -68,10 +85,50 @@ def comparison(seen: Sequence[Seen], latencies: Sequence[Latency | None]) -> str
     return f'{table}<p class="ep-note">{note}</p>'
 
 
-def as_seen(crop: np.ndarray) -> str:
+def as_seen(crop: np.ndarray, name: str = "") -> str:
     """The picture as the model sees it."""
     height, width = crop.shape[:2]
-    return f'<div class="ep-row">{_picture(crop / 255, "as the model sees it", f"{width}×{height} pixels")}</div>'
+    caption = f"{name}, as the model sees it: {width}×{height} pixels".removeprefix(", ")
+    return f'<div class="ep-row">{_picture(crop / 255, "as the model sees it", caption)}</div>'
+
+
+def notice(text: str) -> str:
+    """A line that stands until something else is asked for; nothing for no text."""
+    return f'<p class="ep-notice" role="alert">{escape(text)}</p>' if text else ""
+
+
+def use(model: str, crop: np.ndarray, setting: Setting) -> str:
+    """How to go on with a setting: as Python to copy, and as a file for `PruneConfig.load`."""
+    config = setting.config()
+    data = base64.b64encode(config.to_json().encode()).decode("ascii")
+    code = escape(as_python(model, crop.shape[:2], config))
+    copy = (
+        "const code = this.closest('.ep-use').querySelector('code'); getSelection().selectAllChildren(code); "
+        "if (navigator.clipboard) { navigator.clipboard.writeText(code.textContent); this.textContent = 'Copied'; }"
+    )
+    return (
+        f'<details class="ep-use"><summary>Use this setting</summary><pre><code>{code}</code></pre>'
+        f'<p><button type="button" onclick="{copy}">Copy as Python</button> '
+        f'<a download="{setting.method}-{setting.keep_rate:g}.json" href="data:application/json;base64,{data}">'
+        "Download the config</a></p></details>"
+    )
+
+
+def as_python(model: str, size: tuple[int, ...], config: PruneConfig) -> str:
+    """A program that prunes the model of that name so."""
+    if isinstance(config.criterion, Renyi):
+        order = config.criterion.order
+        how = "order=math.inf" if math.isinf(order) else f"order={order!r}"
+    else:
+        how = f"criterion=entropatch.{config.criterion!r}"
+    fused = "" if config.reduction == "drop" else f', reduction="{config.reduction}"'
+    side = repr(size[0]) if len(set(size)) == 1 else repr(tuple(size))
+    first = "import math\n\n" if how.endswith("math.inf") else ""
+    return (
+        f"{first}import timm\n\nimport entropatch\n\n"
+        f"model = timm.create_model({json.dumps(model)}, pretrained=True, img_size={side}).eval()\n"
+        f"entropatch.prune_(model, keep_rate={config.keep_rate!r}, {how}{fused})\n"
+    )
 
 
 def data_uri(pixels: np.ndarray) -> str:
@@ -83,31 +140,42 @@ def data_uri(pixels: np.ndarray) -> str:
 
 
 def _picture(pixels: np.ndarray, what: str, caption: str) -> str:
-    return f'<figure><img src="{data_uri(pixels)}" alt="{escape(what)}"><figcaption>{caption}</figcaption></figure>'
+    image = f'<img src="{data_uri(pixels)}" alt="{escape(what)}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _count(kept: np.ndarray, fused: int) -> str:
     return f"{kept.sum()} of {kept.size}" + (f" + {fused} fused" if fused else " patches")
 
 
-def _bar(seen: Seen, limits: tuple[float, float]) -> str:
-    """The colours from what is kept first to what is dropped first, with their values where those mean something."""
-    low, high = limits
+def _bar(seen: Seen, limits: tuple[float, float] | None) -> str:
+    """The colours from what is kept first to what is dropped first, with their values where all maps share them."""
     grey = np.full((BAR_HEIGHT, BAR_STEPS, 3), 128, np.uint8)
-    colours = heat(grey, np.linspace(low, high, BAR_STEPS)[None], limits)
+    colours = heat(grey, np.linspace(0, 1, BAR_STEPS)[None], (0.0, 1.0))
+    ends = _ends(seen, limits) if limits else ("", "")
     if seen.method.order is not None:
-        ends, unit = (f"{low:.2f}", f"{high:.2f}"), "nats of entropy"
+        unit = "nats of entropy"
     elif seen.method.criterion.needs_class_token:
-        ends, unit = (f"{-100 * low:.2f}", f"{-100 * high:.2f}"), "% of class attention"
+        unit = "% of class attention"
     else:
-        ends, unit = ("", ""), "random numbers"
+        unit = "random numbers"
     return (
         f'<div class="ep-bar"><span>{ends[0]}</span><img src="{data_uri(colours)}" alt="colour scale">'
         f"<span>{ends[1]}</span><span>{unit}; blue is kept first</span></div>"
     )
 
 
-def _own_limits(values: np.ndarray) -> tuple[float, float]:
+def _ends(seen: Seen, limits: tuple[float, float]) -> tuple[str, str]:
+    """The ends of a colour scale, where they mean something."""
+    low, high = limits
+    if seen.method.order is not None:
+        return f"{low:.2f}", f"{high:.2f}"
+    if seen.method.criterion.needs_class_token:
+        return f"{-100 * low:.2f}", f"{-100 * high:.2f}"
+    return "", ""
+
+
+def own_limits(values: np.ndarray) -> tuple[float, float]:
     """As `scale_limits`, for values of any size."""
     size = float(np.abs(values).max()) or 1.0
     low, high = scale_limits([values / size])

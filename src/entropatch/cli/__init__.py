@@ -6,6 +6,8 @@ from importlib import import_module
 
 import typer
 
+from entropatch.cli.terminal import show_what_can_be_shown
+
 app = typer.Typer(
     name="entropatch",
     help="Prune, compare and inspect Vision Transformers by attention entropy.",
@@ -37,6 +39,7 @@ def _subcommands() -> None:
 
 def main() -> None:
     """Entry point of the `entropatch` command."""
+    show_what_can_be_shown()
     for name in COMMANDS:
         import_module(f"entropatch.cli.{name}")
     app()

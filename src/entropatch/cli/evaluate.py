@@ -49,6 +49,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv and .json.")] = None,
 ) -> None:
     """Test a model on a data set: top-1, top-5, GFLOPs and images/s, dense beside pruned."""
+    from entropatch.look.naming import data_label
     from entropatch.measure import environment
     from entropatch.measure.evaluation import Speed, count_steps
     from entropatch.measure.evaluation import evaluate as run
@@ -77,16 +78,20 @@ def evaluate(
             )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("evaluate", error, 1)
-    shown = markdown_table(*_table(records))
-    typer.echo(shown)
-    if records[0]["damaged"]:
-        typer.echo(f"{records[0]['damaged']} damaged images were skipped.", err=True)
+    shown, paths = markdown_table(*_table(records)), []
     if output is not None:
         facts = {"model": spec.name, "weights": weights, "data": dict(opened.description), "image_size": size}
         facts |= {"precision": precision, **environment(device)}
-        paths = write_records(
-            records, output, "evaluate", title=f"{spec.name} on {opened.description['name']}", about=facts, table=shown
-        )
+        title = f"{spec.name} on {data_label(opened.description)}"
+        try:
+            paths = write_records(records, output, "evaluate", title=title, about=facts, table=shown)
+        except (TypeError, ValueError, OSError) as error:
+            typer.echo(shown)
+            fail("evaluate", error, 1)
+    typer.echo(shown)
+    if records[0]["damaged"]:
+        typer.echo(f"{records[0]['damaged']} damaged images were skipped.", err=True)
+    if paths:
         typer.echo("Written: " + ", ".join(str(path) for path in paths))
 
 
@@ -103,7 +108,8 @@ def _settings(
     if methods is None and keep_rates is None and (own or configs):
         rows["dense"] = None
         if own:
-            rows["as trained"] = PruneConfig.from_json(json.dumps(own))
+            trained = PruneConfig.from_json(json.dumps(own))
+            rows[f"as trained: {_row_name(trained)}"] = trained
     else:
         rates = entries(keep_rates or "0.7", float, "--keep-rates")
         places = None if blocks is None else entries(blocks, int, "--blocks")
@@ -113,7 +119,14 @@ def _settings(
                 continue
             found = find_method(method)
             rows |= {f"{found.label}, {rate:g}": method_config(method, rate, places) for rate in rates}
-    return rows | {path.stem: PruneConfig.load(path) for path in configs}
+    loaded = {path.stem: PruneConfig.load(path) for path in configs}
+    return rows | {f"{stem}: {_row_name(setting)}": setting for stem, setting in loaded.items()}
+
+
+def _row_name(config: PruneConfig) -> str:
+    from entropatch.look.naming import pruning_label, rates_text
+
+    return f"{pruning_label(config)}, {rates_text(config.keep_rate)}"
 
 
 def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:

@@ -42,6 +42,7 @@ def figures(
         typer.Option(help="Share of the patches that each stage keeps, in (0, 1]; a picture each.", metavar="R,..."),
     ] = "0.7",
     blocks: parameters.Blocks = None,
+    scale: parameters.Scale = "panel",
     records: Annotated[
         list[Path] | None,
         typer.Option(help="JSON of evaluate, search or demo, for accuracy against GFLOPs and images/s; repeatable."),
@@ -59,7 +60,8 @@ def figures(
     GFLOPs and images/s. Files of an earlier run in the same folder are replaced. An image that cannot be used is named
     on the error stream, and the exit status is 1; for a setting that makes no sense it is 2.
     """
-    from entropatch.gallery import GallerySettings
+    from entropatch.data.images import image_files, printable
+    from entropatch.gallery import GallerySettings, accuracy_records
     from entropatch.methods import parse_order
 
     console = Console(stderr=True)
@@ -73,12 +75,12 @@ def figures(
             None if methods is None else entries(methods, str, "--methods"),
             entries(keep_rates, float, "--keep-rates"),
             None if blocks is None else entries(blocks, int, "--blocks"),
+            scale,
         )
-        points = [point for path in records or [] for point in _points(path)]
+        sources = {printable(path): _json(path) for path in records or []}
+        points = [point for name, data in sources.items() for point in accuracy_records(data, name)]
         gallery, facts, files = None, {}, []
         if images:
-            from entropatch.data.images import image_files
-
             files = image_files(images)
             gallery, facts = _gallery(model, weights, image_size, settings, methods is not None, device, output, say)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
@@ -86,9 +88,9 @@ def figures(
     written, failed = 0, 0
     try:
         if points:
-            from entropatch.gallery import draw_accuracy
+            from entropatch.gallery import draw_accuracy, measured_on
 
-            written += len(draw_accuracy(points, output))
+            written += len(draw_accuracy(points, output, about=measured_on(sources)))
         if gallery is not None:
             drawn, failed = _draw(gallery, files, pictures, console)
             written += drawn
@@ -101,15 +103,13 @@ def figures(
         raise typer.Exit(1)
 
 
-def _points(path: Path) -> list[dict[str, Any]]:
+def _json(path: Path) -> Any:
     from entropatch.data.images import printable
-    from entropatch.gallery import accuracy_records
 
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{printable(path)} cannot be read as JSON: {error}") from error
-    return accuracy_records(data, printable(path))
 
 
 def _gallery(
@@ -127,6 +127,7 @@ def _gallery(
 
     from entropatch.extras import require
     from entropatch.gallery import Gallery
+    from entropatch.measure import environment
     from entropatch.models.pretrained import architecture, load_model
 
     require("matplotlib", "figures")
@@ -137,7 +138,8 @@ def _gallery(
     say(f"weights: {source}")
     name = architecture(network)
     settings = replace(settings, methods=tuple(methods))
-    return Gallery(network.to(device), output, settings, name), {"model": name, "weights": source}
+    facts = {"model": name, "weights": source, **environment(device)}
+    return Gallery(network.to(device), output, settings, name), facts
 
 
 def _draw(gallery: Gallery, files: Sequence[Path], pictures: int | None, console: Console) -> tuple[int, int]:

@@ -34,3 +34,6 @@ SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.")]
 Methods = Annotated[
     str, typer.Option(help="Of dense, random, evit, evit-drop, shannon, renyi-<order>; commas between.")
 ]
+Scale = Annotated[
+    str, typer.Option(help="Colours of the heat maps: panel (each spans its own entropies) or shared (one for all).")
+]

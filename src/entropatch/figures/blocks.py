@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from entropatch.figures.patches import count_text, entropy_label
-from entropatch.figures.pixels import heat, remaining, scale_limits
+from entropatch.figures.patches import PANEL_NOTE, count_text, entropy_label, range_text
+from entropatch.figures.pixels import heat, limits_of_each, remaining
 from entropatch.figures.sheet import CELL, STANDING, STRIP, Sheet
 from entropatch.figures.style import LINE, MARGIN
 from entropatch.methods import method_label
@@ -27,24 +27,27 @@ def entropy_in_blocks(
     entropy: Mapping[float, np.ndarray],
     blocks: Sequence[int] | None = None,
     *,
+    scale: str = "panel",
     title: str = "",
     note: str = "",
 ) -> Figure:
     """Attention entropy of every patch over the image, in every block and for several orders (the paper's Figs. 1, 3).
 
-    All maps share one colour scale in nats: blue is low, red is high.
+    Blue is low, red is high.
 
     Args:
         crop: the pixels the model saw, (height, width, 3), uint8.
         entropy: by order, the maps (blocks, H, W) in nats.
         blocks: 0-based numbers of the blocks; 0, 1, … when None.
+        scale: "panel" for colours that span the entropies of each map, which are written below it; "shared" for one
+            scale in nats.
         title, note: a line above, and one below.
 
     Returns:
         A matplotlib Figure; `entropatch.figures.save_figure` writes it.
 
     Raises:
-        ValueError: no order, or maps of another number of blocks than `blocks`.
+        ValueError: no order, maps of another number of blocks than `blocks`, or another `scale`.
         ImportError: matplotlib is not installed.
     """
     if not entropy:
@@ -60,16 +63,19 @@ def entropy_in_blocks(
     highest = f"log {patches} = {math.log(patches):.2f} nats"
     about = f"Attention entropy of each patch, mean over heads; {highest} where a patch attends evenly to all."
     below = [LINE] * (lines * len(entropy))
-    sheet = Sheet(below, columns, CELL + STRIP, crop, title, [about, note] if note else [about], lowest=STANDING)
+    notes = [about, *([PANEL_NOTE] if scale == "panel" else []), *([note] if note else [])]
+    sheet = Sheet(below, columns, CELL + STRIP, crop, title, notes, lowest=STANDING)
     sheet.picture(0, -CELL - STRIP, crop / 255)
     sheet.text(MARGIN + CELL / 2, sheet.top - 0.05, "as the model sees it", ha="center", va="bottom")
-    limits = scale_limits(entropy.values())
+    limits = limits_of_each([one for maps in entropy.values() for one in maps], scale)
     for place, (order, maps) in enumerate(entropy.items()):
         for number, block in enumerate(numbers):
             row, column = place * lines + number // columns, number % columns
-            sheet.picture(row, column, heat(crop, maps[number], limits), f"block {block}")
+            ends = limits[place * len(numbers) + number]
+            caption = f"block {block}" + (f": {range_text(ends)}" if scale == "panel" else "")
+            sheet.picture(row, column, heat(crop, maps[number], ends), caption)
         sheet.side_label(place * lines, entropy_label(order))
-    sheet.colour_bar(0, len(below), limits)
+    sheet.colour_bar(0, len(below), limits[0] if scale == "shared" else None)
     return sheet.figure
 
 

@@ -23,7 +23,9 @@ from entropatch.figures.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE_ROOM = 1.5 * LINE
+TITLE_ROOM, TITLE_LINE = 1.5 * LINE, 0.2
+TITLE_LETTERS_PER_INCH = 8.0
+TITLE_LINES = 2
 
 
 class Page:
@@ -37,14 +39,15 @@ class Page:
 
     def __init__(self, width: float, drawing: float, title: str = "", notes: Iterable[str] = ()):
         """`drawing` is the height of the room for the drawing."""
-        self.width, self.top = width, MARGIN + (TITLE_ROOM if title else 0.0)
+        head = title_lines(title, int(width * TITLE_LETTERS_PER_INCH))
+        self.width, self.top = width, MARGIN + (TITLE_ROOM + TITLE_LINE * (len(head) - 1) if head else 0.0)
         letters = int(width * LETTERS_PER_INCH)
         lines = [line for note in notes for line in textwrap.wrap(note, letters)]
         end = self.top + drawing
         self.height = end + len(lines) * LINE + MARGIN
         self.figure = new_figure(self.width, self.height)
-        if title:
-            self.text(MARGIN, MARGIN - 0.03, shortened(title, letters // 2), TITLE, weight="bold", va="top")
+        for number, line in enumerate(head):
+            self.text(MARGIN, MARGIN - 0.03 + number * TITLE_LINE, line, TITLE, weight="bold", va="top")
         for number, line in enumerate(lines):
             self.text(MARGIN, end + (number + 0.6) * LINE, line, SMALL, SOFT_INK, va="center")
 
@@ -60,3 +63,11 @@ class Page:
             return self.figure.add_axes(
                 (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
             )
+
+
+def title_lines(title: str, letters: int) -> list[str]:
+    """A title on at most two lines of so many letters; the middle of a longer one is left out."""
+    lines = textwrap.wrap(shortened(title, TITLE_LINES * letters), letters)
+    if len(lines) > TITLE_LINES:  # the words do not fill their lines
+        lines = textwrap.wrap(shortened(title, TITLE_LINES * letters - letters // 2), letters)
+    return lines[:TITLE_LINES]

@@ -1,4 +1,4 @@
-"""Small labels beside the points of a chart, placed so that none lies on another or on a point."""
+"""Small labels beside the points of a chart: none lies on another or on a point, none seems to be a neighbour's."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _DIRECTIONS = tuple(math.radians(angle) for angle in (90, 270, 45, 135, 315, 225
 _MARKER = 4.5  # half the width of a marker and its margin
 _LEADER = 10.0  # from this distance on a thin line leads to the label
 _TOGETHER = 16.0  # points this close to each other share a label of the same text
+_SAME = 2.0  # points this close are one to the eye, and have one label of all their texts
+_NEAR, _AMBIGUOUS = 2.0, 8.0  # how much nearer a label must be to its own point, and the harm if it is not
 _MARGIN = np.array([-2.0, -0.5, 2.0, 0.5])  # around a label
 
 
@@ -28,8 +30,9 @@ def label_points(
 ) -> int:
     """Write each label beside its point; the limits of the axes must not change afterwards.
 
-    The nearest free place is taken, preferably one that no line crosses. A label without a free place is left out, and
-    one that would repeat that of a point close by stands for both.
+    The nearest free place is taken, preferably one that no line crosses and no other point is nearer to; where there is
+    none, a thin line leads from the label to its point. Points that coincide have one label of all their texts. A label
+    without a free place is left out, and one that would repeat that of a point close by stands for both.
 
     Args:
         axes: where.
@@ -49,11 +52,12 @@ def label_points(
     taken = np.concatenate([places - _MARKER, places + _MARKER], axis=1)
     left_out = 0
     labelled: list[tuple[np.ndarray, str]] = []
-    for place, label in zip(places, labels, strict=True):
+    for place, label in _coinciding(places, labels):
         if any(label == other and np.hypot(*(place - there)) < _TOGETHER for there, other in labelled):
             continue
         size = _size(axes, label, renderer) * to_points
-        box = _best_box(place, size, taken, inked, frame)
+        others = places[np.hypot(*(places - place).T) >= _SAME]
+        box = _best_box(place, size, taken, inked, frame, others)
         if box is None:
             left_out += 1
             continue
@@ -61,7 +65,7 @@ def label_points(
         taken = np.concatenate([taken, box[None] + _MARGIN])
         middle = (box[:2] + box[2:]) / 2
         nearest = np.clip(place, box[:2], box[2:])
-        leader = np.hypot(*(nearest - place)) >= _LEADER
+        leader = np.hypot(*(nearest - place)) >= _LEADER or _is_ambiguous(box, place, others)
         with style():
             axes.annotate(
                 label,
@@ -82,7 +86,12 @@ def label_points(
 
 
 def _best_box(
-    place: np.ndarray, size: np.ndarray, taken: np.ndarray, inked: np.ndarray, frame: np.ndarray
+    place: np.ndarray,
+    size: np.ndarray,
+    taken: np.ndarray,
+    inked: np.ndarray,
+    frame: np.ndarray,
+    others: np.ndarray,
 ) -> np.ndarray | None:
     """The box (x0, y0, x1, y1) in which a label of that size does least harm; None if every one overlaps something."""
     best, least = None, math.inf
@@ -94,10 +103,29 @@ def _best_box(
             if (box[:2] < frame[0]).any() or (box[2:] > frame[1]).any() or _overlaps(box, taken).any():
                 continue
             crossed = ((inked > box[:2]) & (inked < box[2:])).all(1).sum() if len(inked) else 0
-            harm = 2.0 * crossed + 3.0 * ring + 0.1 * rank
+            harm = 2.0 * crossed + 3.0 * ring + 0.1 * rank + _AMBIGUOUS * _is_ambiguous(box, place, others)
             if harm < least:
                 best, least = box, harm
     return best
+
+
+def _coinciding(places: np.ndarray, labels: Sequence[str]) -> list[tuple[np.ndarray, str]]:
+    """The places, each once, with the different labels of all points there."""
+    found: list[tuple[np.ndarray, list[str]]] = []
+    for place, label in zip(places, labels, strict=True):
+        texts = next((texts for there, texts in found if np.hypot(*(place - there)) < _SAME), None)
+        if texts is None:
+            found.append((place, [label]))
+        elif label not in texts:
+            texts.append(label)
+    return [(place, ", ".join(texts)) for place, texts in found]
+
+
+def _is_ambiguous(box: np.ndarray, place: np.ndarray, others: np.ndarray) -> bool:
+    """Whether a label in the box seems to be another point's: one that is as near to it as its own, or nearly."""
+    points = np.concatenate([place[None], others])
+    away = np.hypot(*(points - np.clip(points, box[:2], box[2:])).T)
+    return bool((away[1:] < away[0] + _NEAR).any())
 
 
 def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:

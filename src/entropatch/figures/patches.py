@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from entropatch.figures.pixels import heat, remaining, scale_limits
+from entropatch.figures.pixels import heat, limits_of_each, remaining
 from entropatch.figures.sheet import CELL, LABELS, LYING, STANDING, STRIP, Sheet
 from entropatch.figures.style import LINE, MARGIN
 from entropatch.methods import find_method, method_label, renyi_method
@@ -17,14 +17,22 @@ if TYPE_CHECKING:
     from entropatch.look.inspection import Inspection, Stages
 
 
-def entropy_and_stages(inspection: Inspection, *, title: str = "", note: str = "") -> Figure:
+PANEL_NOTE = (
+    "The colours of each heat map span its own entropies, 1st to 99th percentile as written, since pruning ranks the "
+    "patches within a block."
+)
+
+
+def entropy_and_stages(inspection: Inspection, *, scale: str = "panel", title: str = "", note: str = "") -> Figure:
     """One image: its entropy heat map at each pruning block, and what each method leaves after each.
 
-    The first rows are heat maps, one row per order, on one colour scale in nats; they show the unpruned model. The
-    rows below show each method's kept patches in colour, the pruned ones greyed, with the count under each.
+    The first rows are heat maps, one row per order; they show the unpruned model. The rows below show each method's
+    kept patches in colour, the pruned ones greyed and hatched, with the count under each.
 
     Args:
         inspection: the arrays, as `entropatch.look.inspection.inspect_image` gives them.
+        scale: "panel" for colours that span the entropies of each heat map, which are written below it; "shared" for
+            one scale in nats.
         title: a line above, such as the file's name; taken literally.
         note: a line below, such as the model and the keep rate.
 
@@ -32,22 +40,25 @@ def entropy_and_stages(inspection: Inspection, *, title: str = "", note: str = "
         A matplotlib Figure; `save_figure` writes it.
 
     Raises:
+        ValueError: another `scale`.
         ImportError: matplotlib is not installed.
     """
     crop, entropy, stages = inspection.crop, inspection.entropy, inspection.stages
-    below = [0.0] * (len(entropy) - 1) + [0.08] + [LINE] * len(stages)
-    notes = [_about(inspection), note]
+    own = scale == "panel"
+    below = [LINE * own] * (len(entropy) - 1) + [LINE * own + 0.08] + [LINE] * len(stages)
+    notes = [_about(inspection), *([PANEL_NOTE] if own else []), note]
     sheet = Sheet(below, len(inspection.blocks), CELL + STRIP, crop, title, notes, lowest=STANDING)
     sheet.picture(0, -CELL - STRIP, crop / 255)
     sheet.text(MARGIN + CELL / 2, sheet.top - 0.05, "as the model sees it", ha="center", va="bottom")
-    limits = scale_limits(entropy.values())
+    limits = limits_of_each([one for maps in entropy.values() for one in maps], scale)
     for column, block in enumerate(inspection.blocks):
         sheet.head(column, f"block {block}")
         for row, maps in enumerate(entropy.values()):
-            sheet.picture(row, column, heat(crop, maps[column], limits))
+            ends = limits[row * len(inspection.blocks) + column]
+            sheet.picture(row, column, heat(crop, maps[column], ends), f"{range_text(ends)} nats" if own else "")
         for row, method in enumerate(stages.values(), len(entropy)):
             sheet.picture(row, column, remaining(crop, method.kept[column]), count_text(method, column))
-    sheet.colour_bar(0, len(entropy), limits)
+    sheet.colour_bar(0, len(entropy), None if own else limits[0])
     for row, order in enumerate(entropy):
         sheet.side_label(row, entropy_label(order))
     for row, name in enumerate(stages, len(entropy)):
@@ -57,7 +68,13 @@ def entropy_and_stages(inspection: Inspection, *, title: str = "", note: str = "
 
 
 def overview(
-    inspections: Mapping[str, Inspection], *, order: float | None = None, stage: int = -1, title: str = ""
+    inspections: Mapping[str, Inspection],
+    *,
+    order: float | None = None,
+    stage: int = -1,
+    scale: str = "panel",
+    title: str = "",
+    note: str = "",
 ) -> Figure:
     """Several images side by side: each one, its entropy heat map, and what each method leaves of it.
 
@@ -65,13 +82,14 @@ def overview(
         inspections: one per image, by the name to write above it; all of the same methods and orders.
         order: order of the entropy shown; None means the last one that was measured.
         stage: which pruning stage to show; -1 is the last.
-        title: a line above.
+        scale: of the heat maps, as `entropy_and_stages` takes it.
+        title, note: a line above, and one below.
 
     Returns:
         A matplotlib Figure; `save_figure` writes it.
 
     Raises:
-        ValueError: no images, images of different methods, or an order that was not measured.
+        ValueError: no images, images of different methods, an order that was not measured, or another `scale`.
         ImportError: matplotlib is not installed.
     """
     if not inspections:
@@ -82,21 +100,37 @@ def overview(
     shown = list(first.entropy)[-1] if order is None else order
     if shown not in first.entropy:
         raise ValueError(f"order must be one that was measured, {list(first.entropy)}, but got {shown!r}.")
-    sheet = Sheet(
-        [0.0] * (2 + len(first.stages)), len(inspections), LABELS, first.crop, title, [_about(first)], lowest=LYING
-    )
+    own = scale == "panel"
+    notes = [_about(first), *([PANEL_NOTE] if own else []), *([note] if note else [])]
+    below = [0.0, LINE * own, *[0.0] * len(first.stages)]
+    sheet = Sheet(below, len(inspections), LABELS, first.crop, title, notes, lowest=LYING)
     sheet.label(1, entropy_label(shown), f"block {first.blocks[stage]}")
     for row, (name, method) in enumerate(first.stages.items(), 2):
-        sheet.label(row, method_label(name), f"{method.tokens[1:][stage]} of {method.tokens[0]} tokens")
-    limits = scale_limits(one.entropy[shown][stage] for one in inspections.values())
+        sheet.label(row, method_label(name), count_text(method, stage))
+    limits = limits_of_each([one.entropy[shown][stage] for one in inspections.values()], scale)
     for column, (name, one) in enumerate(inspections.items()):
         sheet.head(column, name)
         sheet.picture(0, column, one.crop / 255)
-        sheet.picture(1, column, heat(one.crop, one.entropy[shown][stage], limits))
+        below_it = f"{range_text(limits[column])} nats" if own else ""
+        sheet.picture(1, column, heat(one.crop, one.entropy[shown][stage], limits[column]), below_it)
         for row, method in enumerate(one.stages.values(), 2):
             sheet.picture(row, column, remaining(one.crop, method.kept[stage]))
-    sheet.colour_bar(1, 2, limits)
+    sheet.colour_bar(1, 2, None if own else limits[0])
     return sheet.figure
+
+
+def remaining_title(inspection: Inspection, keep_rate: float, stage: int = -1) -> str:
+    """What an overview shows, in a line: what a stage leaves of how many patches, and what the rate means."""
+    stages = next(iter(inspection.stages.values()))
+    kept, total = stages.kept[stage].sum(), stages.kept[stage].size
+    count = len(stages.blocks) if stage == -1 else stage + 1
+    each = f"keep rate {keep_rate:g} at each of {count} stages" if count > 1 else f"keep rate {keep_rate:g}"
+    return f"{kept} of {total} patches ({100 * kept / total:.0f} %) after block {inspection.blocks[stage]}: {each}"
+
+
+def range_text(limits: tuple[float, float]) -> str:
+    """The ends of a colour scale: "4.12–5.30"."""
+    return f"{limits[0]:.2f}–{limits[1]:.2f}"
 
 
 def _about(inspection: Inspection) -> str:

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from entropatch.figures.style import ENTROPY_COLOURS
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
+# A pruned patch: its grey levels, how much darker its hatching is, the grey of the line around what is kept.
+FADED, HATCH_DEPTH, OUTLINE = (0.70, 0.92), 0.28, 0.15
+# A colour scale for each heat map, since pruning ranks the patches within a block; or one for all of a page.
+SCALES = ("panel", "shared")
+SHOWN_WIDTH, HATCH_EVERY = 224, 7  # pixels
 
 
 def scale_limits(maps: Iterable[np.ndarray]) -> tuple[float, float]:
     """Ends of the colour scale: the 1st and 99th percentile, so that no single patch sets it."""
     low, high = (float(x) for x in np.percentile(np.concatenate([np.ravel(one) for one in maps]), (1, 99)))
     return (low, high) if high - low > 1e-3 else (low - 0.05, high + 0.05)
+
+
+def check_scale(scale: str) -> None:
+    """Raise ValueError unless `scale` is one of `SCALES`."""
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {', '.join(SCALES)}, but got {scale!r}.")
+
+
+def limits_of_each(maps: Sequence[np.ndarray], scale: str) -> list[tuple[float, float]]:
+    """The ends of the colour scale of each map: its own where `scale` is "panel", those of all where it is "shared".
+
+    Raises:
+        ValueError: another `scale`.
+    """
+    check_scale(scale)
+    return [scale_limits([one]) for one in maps] if scale == "panel" else [scale_limits(maps)] * len(maps)
 
 
 def heat(crop: np.ndarray, values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
@@ -32,10 +53,40 @@ def heat(crop: np.ndarray, values: np.ndarray, limits: tuple[float, float]) -> n
 
 
 def remaining(crop: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The image with the patches that are not kept faded to grey: (height, width, 3) in 0 … 1."""
+    """The image with the patches that are not kept faded to grey, hatched and outlined: (height, width, 3) in 0 … 1.
+
+    Grey alone would not show on a pale or grey photograph. What is kept is the image itself, pixel for pixel; hatching
+    and outline lie on the faded patches only.
+    """
     grey = crop / 255 @ LUMINANCE
-    faded = np.repeat((0.72 + 0.16 * grey)[..., None], 3, axis=2)
-    return np.where(_to_pixels(kept, crop)[..., None], crop / 255, faded)
+    pixels = _to_pixels(kept, crop)
+    faded = FADED[0] + (FADED[1] - FADED[0]) * grey
+    faded = np.where(_hatching(crop.shape[:2]), faded - HATCH_DEPTH, faded)
+    faded[_beside(pixels, round(_unit(crop.shape[1])) or 1)] = OUTLINE
+    return np.where(pixels[..., None], crop / 255, faded[..., None])
+
+
+def _unit(width: int) -> float:
+    """Pixels of a crop to one of a picture as figures and the page show it, 224 wide."""
+    return width / SHOWN_WIDTH
+
+
+def _hatching(size: tuple[int, int]) -> np.ndarray:
+    """Slanting lines over the whole crop, the same at every size on the page: (height, width), bool."""
+    period = max(4, round(HATCH_EVERY * _unit(size[1])))
+    rows, columns = np.arange(size[0]), np.arange(size[1])
+    return (rows[:, None] + columns[None]) % period < max(1, round(period / 5))
+
+
+def _beside(pixels: np.ndarray, width: int) -> np.ndarray:
+    """Where a kept pixel lies at most `width` away along the rows or columns, of those not kept: (height, width)."""
+    near = np.zeros_like(pixels)
+    for step in range(1, width + 1):
+        near[step:] |= pixels[:-step]
+        near[:-step] |= pixels[step:]
+        near[:, step:] |= pixels[:, :-step]
+        near[:, :-step] |= pixels[:, step:]
+    return near & ~pixels
 
 
 def _cells(size: int, patches: int) -> np.ndarray:

@@ -78,8 +78,8 @@ class Sheet(Page):
         if below:
             self.text(left + CELL / 2, top + self.cell[1] + 0.025, below, SMALL, SOFT_INK, ha="center", va="top")
 
-    def colour_bar(self, first: int, end: int, limits: tuple[float, float]) -> None:
-        """A colour bar in nats at the right of rows first … end - 1."""
+    def colour_bar(self, first: int, end: int, limits: tuple[float, float] | None) -> None:
+        """A colour bar at the right of rows first … end - 1, in nats; without numbers for pictures with their own."""
         import matplotlib
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
@@ -87,7 +87,7 @@ class Sheet(Page):
         top, bottom = self.tops[first], self.tops[end - 1] + self.row
         axes = self.axes(self.width - BAR + 0.03, top, 0.1, bottom - top)
         with style():
-            colours = ScalarMappable(Normalize(*limits), matplotlib.colormaps[ENTROPY_COLOURS])
-            bar = self.figure.colorbar(colours, cax=axes, extend="both")
+            colours = ScalarMappable(Normalize(*(limits or (0, 1))), matplotlib.colormaps[ENTROPY_COLOURS])
+            bar = self.figure.colorbar(colours, cax=axes, extend="both", ticks=None if limits else [])
             bar.ax.tick_params(labelsize=SMALL, length=2, color=FRAME, labelcolor=INK)
-            bar.set_label("entropy (nats)", fontsize=SMALL, color=INK)
+            bar.set_label("entropy (nats)" if limits else "entropy, low to high", fontsize=SMALL, color=INK)

@@ -17,14 +17,15 @@ from entropatch.data.images import cropped, to_tensor
 from entropatch.data.masks import check_size, foreground_share, patch_means
 from entropatch.extras import require
 from entropatch.look.observation import observe
+from entropatch.look.verdict import Verdict, above, judge, mean_of, text_of
 from entropatch.methods import find_method, renyi_method
 from entropatch.schedule import default_blocks
+from entropatch.surgery import block_count
 
 # A patch is foreground if at least this share of it is.
 SHARE = 0.5
 PIXELS, EVIT = "pixels", "evit"
-# A mean counts as above or below chance if it is so by this many of its standard errors.
-ERRORS = 2.0
+PAPER_BLOCKS, PAPER_DEPTH = (3, 6, 9), 12
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class ForegroundCheck:
         means: by score, the mean over all blocks: (auroc, standard_error).
         images: how many were measured.
         one_class: how many were skipped because all their patches are foreground, or none.
-        pruning_blocks: the blocks the verdict looks at.
-        verdict: one line, for the order with the highest mean.
-        trusted: whether that verdict is to trust low entropy.
+        pruning_blocks: the blocks the verdicts look at.
+        verdicts: one per order, in the order asked for.
+        comparison: a line on the scores beside them.
     """
 
     records: list[dict[str, Any]]
@@ -48,8 +49,8 @@ class ForegroundCheck:
     images: int
     one_class: int
     pruning_blocks: tuple[int, ...]
-    verdict: str
-    trusted: bool
+    verdicts: tuple[Verdict, ...]
+    comparison: str
 
 
 def check_foreground(
@@ -72,8 +73,8 @@ def check_foreground(
     - "pixels": the Euclidean distance in RGB from the patch's mean colour to the mean colour of the whole crop. It
       needs no model, so a score that is no better has learnt nothing that is of use here.
 
-    The verdict is to trust low entropy if in each of the pruning blocks its mean AUROC lies more than two standard
-    errors over images above 0.5.
+    The verdict on an order is to trust low entropy if in each of the pruning blocks its mean AUROC lies more than two
+    standard errors over images above 0.5; it also names the blocks where the AUROC is highest, and by how much.
 
     Args:
         model: a timm model that `entropatch.prune_` supports; left as it was found.
@@ -91,6 +92,7 @@ def check_foreground(
     if not orders:
         raise ValueError("orders must name at least one order of the entropy, such as 2.0, but got none.")
     scores = [renyi_method(order).criterion for order in orders]
+    pruning = _pruning_blocks(block_count(model), blocks)
     per_image: list[tuple[dict[str, np.ndarray], float]] = []
     one_class = 0
     for number, (image, mask) in enumerate(images_and_masks, 1):
@@ -107,7 +109,7 @@ def check_foreground(
             f"{one_class} image{'s' * (one_class != 1)} none does."
         )
     by_score = {name: np.stack([one[name] for one, _ in per_image]) for name in per_image[0][0]}  # (images, blocks)
-    return _summary(by_score, np.array([pixels for _, pixels in per_image]), one_class, blocks)
+    return _summary(by_score, np.array([pixels for _, pixels in per_image]), one_class, pruning)
 
 
 def auroc(scores: np.ndarray, foreground: np.ndarray) -> np.ndarray:
@@ -180,64 +182,41 @@ def _label(name: str) -> str:
     return {PIXELS: "pixel deviation", EVIT: "EViT"}.get(name) or find_method(name).label
 
 
+def _pruning_blocks(depth: int, blocks: Sequence[int] | None) -> tuple[int, ...]:
+    pruning = default_blocks(depth) if blocks is None else tuple(blocks)
+    if not pruning or any(not 0 <= block < depth for block in pruning):
+        raise ValueError(f"blocks must lie in 0 … {depth - 1} for a model of depth {depth}, but got {pruning}.")
+    return pruning
+
+
 def _summary(
-    by_score: dict[str, np.ndarray], pixels: np.ndarray, one_class: int, blocks: Sequence[int] | None
+    by_score: dict[str, np.ndarray], pixels: np.ndarray, one_class: int, pruning: tuple[int, ...]
 ) -> ForegroundCheck:
     depth = next(iter(by_score.values())).shape[1]
-    pruning = default_blocks(depth) if blocks is None else tuple(blocks)
-    if any(not 0 <= block < depth for block in pruning):
-        raise ValueError(f"blocks must lie in 0 … {depth - 1} for a model of depth {depth}, but got {pruning}.")
     columns = [(name, block, values[:, block]) for name, values in by_score.items() for block in range(depth)]
     records = []
     for name, block, values in [*columns, (PIXELS, None, pixels)]:
-        mean, error = _mean(values)
+        mean, error = mean_of(values)
         record = {"score": name, "label": _label(name), "block": block, "auroc": mean, "standard_error": error}
         records.append(record | {"images": len(values)})
-    means = {name: _mean(values.mean(1)) for name, values in by_score.items()} | {PIXELS: _mean(pixels)}
-    entropies = [name for name in by_score if name != EVIT]
-    best = max(entropies, key=lambda name: means[name][0])
-    trusted, advice = _advice({block: _mean(by_score[best][:, block]) for block in pruning})
-    others = [f"{_label(name)} {_text(means[name])}" for name in means if name not in entropies]
-    marked = {
-        name: sum(_above(*_mean(values[:, block])) for block in range(depth)) for name, values in by_score.items()
-    }
-    if EVIT in by_score:
-        others[0] = f"EViT in {marked[EVIT]} ({_text(means[EVIT])})"
-    verdict = (
-        f"{_label(best)}: low entropy marks the foreground in {marked[best]} of {depth} blocks (mean AUROC "
-        f"{_text(means[best])} over {len(pixels)} image{'s' * (len(pixels) != 1)}), {', '.join(others)}: {advice}"
+    means = {name: mean_of(values.mean(1)) for name, values in by_score.items()} | {PIXELS: mean_of(pixels)}
+    of_paper = pruning == PAPER_BLOCKS and depth == PAPER_DEPTH
+    verdicts = tuple(
+        judge(name, _label(name), values, pruning, of_paper) for name, values in by_score.items() if name != EVIT
     )
-    return ForegroundCheck(records, means, len(pixels), one_class, pruning, verdict, trusted)
+    return ForegroundCheck(
+        records, means, len(pixels), one_class, pruning, verdicts, _comparison(by_score, means, len(pixels))
+    )
 
 
-def _advice(at: dict[int, tuple[float, float | None]]) -> tuple[bool, str]:
-    """Whether to trust low entropy, and in words why."""
-
-    def named(blocks: list[int]) -> str:
-        return f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
-
-    if all(error is None for _, error in at.values()):
-        return False, "one image alone says nothing about others; check several."
-    reversed_in = [block for block, (mean, error) in at.items() if error is not None and mean + ERRORS * error < 0.5]
-    unsure = [block for block, (mean, error) in at.items() if block not in reversed_in and not _above(mean, error)]
-    if reversed_in:
-        return False, f"do not trust low entropy here; it marks the background in {named(reversed_in)}."
-    if unsure:
-        where = named(unsure)
-        return False, f"do not trust low entropy here; not shown to beat chance in {where}; more images may settle it."
-    return True, f"trust low entropy for pruning at {named(list(at))}."
-
-
-def _above(mean: float, error: float | None) -> bool:
-    """Whether a mean lies above chance by more than its error allows."""
-    return error is not None and mean - ERRORS * error > 0.5
-
-
-def _mean(values: np.ndarray) -> tuple[float, float | None]:
-    """Mean over images and its standard error."""
-    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-    return float(values.mean()), error
-
-
-def _text(mean: tuple[float, float | None]) -> str:
-    return f"{mean[0]:.2f}" + ("" if mean[1] is None else f" ± {mean[1]:.2f}")
+def _comparison(by_score: dict[str, np.ndarray], means: dict[str, tuple[float, float | None]], images: int) -> str:
+    """The mean AUROC of each score in a line."""
+    parts = []
+    for name, mean in means.items():
+        values = by_score.get(name)
+        text = f"{_label(name)} {text_of(mean)}"
+        if values is not None:
+            marked = sum(above(*mean_of(values[:, block])) for block in range(values.shape[1]))
+            text += f" (above chance in {marked} of {values.shape[1]} blocks)"
+        parts.append(text)
+    return f"Mean AUROC over {images} image{'s' * (images != 1)}, 0.5 being chance: {', '.join(parts)}."

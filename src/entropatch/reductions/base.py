@@ -17,6 +17,7 @@ class Reduction(Kind):
 
     Attributes:
         kind: its short name, as `reduction="drop"` takes it.
+        outcome: what became of the tokens, for labels: "fused"; empty where they are gone.
         needs_class_token: whether a model without a class token is refused.
         appends: whether it appends tokens, which stand at no place of the grid, so that no rotary embedding fits them.
         proportional: whether later attention counts a token of size s as s tokens, by adding log s to its logits.
@@ -24,6 +25,7 @@ class Reduction(Kind):
     """
 
     example: ClassVar[str] = '"drop" or {"name": "drop"}'
+    outcome: ClassVar[str] = ""
     needs_class_token: ClassVar[bool] = False
     appends: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = True

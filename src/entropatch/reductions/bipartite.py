@@ -29,6 +29,7 @@ class BipartiteMerge(Reduction):
     """
 
     kind: ClassVar[str] = "bipartite"
+    outcome: ClassVar[str] = "merged in pairs"
     needs_scores: ClassVar[bool] = False
 
     proportional: bool = True

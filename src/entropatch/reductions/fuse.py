@@ -21,6 +21,7 @@ class Fuse(Reduction):
     """
 
     kind: ClassVar[str] = "fuse"
+    outcome: ClassVar[str] = "fused"
     needs_class_token: ClassVar[bool] = True
     appends: ClassVar[bool] = True
 

@@ -25,6 +25,7 @@ class Merge(Reduction):
     """
 
     kind: ClassVar[str] = "merge"
+    outcome: ClassVar[str] = "merged"
 
     proportional: bool = True
 

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from entropatch.data.images import printable
+
+T = TypeVar("T")
 
 
 class ReportError(ValueError):
@@ -27,12 +29,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file's bytes, with its media type and its size on the page in pixels (None: it does not say)."""
+    """A picture ready to stand inside a page.
+
+    Attributes:
+        name: to write below it.
+        data, media_type: an image file's bytes, of as many pixels as are shown.
+        size: on the page in pixels (None: it does not say).
+        original: the file it was made from, where that stays where it is.
+    """
 
     name: str
     data: bytes
     media_type: str
     size: tuple[int, int] | None = None
+    original: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,14 +73,21 @@ class Run:
     machine: dict[str, str] = field(default_factory=dict)
 
 
-def reading(path: Path, read: Callable[[Path], Any]) -> Any:
-    """`read(path)`, with any way in which that can fail as a `ReportError` that names the file."""
+def reading(path: Path, read: Callable[[Path], T]) -> T:
+    """`read(path)`, with any way in which that can fail as a `ReportError` that names the file.
+
+    Whatever a file holds, nothing but this error comes of it: a number of 400 digits overflows, a text where an object
+    should be has no keys, and each such way of failing has an exception of its own.
+    """
     try:
         return read(path)
-    except OSError as error:
-        raise ReportError(f"{printable(path)}: cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (ReportError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ReportError(f"{printable(path)}: cannot be read: {error.strerror or error}.") from error
+        text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(text.split()).removesuffix(".") or type(error).__name__
         raise ReportError(f"{printable(path)}: damaged: {reason[:200]}.") from error
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from entropatch.data.images import printable
+from entropatch.config import PruneConfig
 from entropatch.figures import save_figure
 from entropatch.figures.curves import training_curves
+from entropatch.look.naming import data_label, pruning_label, rates_text
 from entropatch.report.cells import MISSING, flat, joined, make_table, shown
-from entropatch.report.content import Picture, ReportError, Run, Table, load_json, reading
+from entropatch.report.content import Picture, Run, Table, load_json, reading
 from entropatch.report.pictures import read_picture
 from entropatch.train.fine_tuning import Outcome
 from entropatch.train.summary import summarise
@@ -22,6 +24,7 @@ COLUMNS = ("run", "state", "loss", "top-1 %", "top-5 %", "best top-1 %", "best e
 OUTCOME = {entry.name for entry in fields(Outcome)}
 # In run.json, and of no use to a reader: what follows from other entries.
 LEFT_OUT = ("about", "entropatch", "seed")
+MOST = 10**15  # that a number of a run may be
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def read_finetune(folder: Path) -> Run:
     return Run(
         path=folder,
         kind="finetune",
-        title=f"{_name(settings, 'model', 'kind')} on {_name(settings, 'data', 'name')}, {_pruning(settings)}",
+        title=f"{_model(settings)} on {_data(settings)}, {_pruning(settings)}",
         findings=tuple(_findings(runs)),
         tables=(_table(runs),),
         pictures=tuple(_curves(runs)),
@@ -64,32 +67,69 @@ def _run_folders(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> _SeedRun:
-    settings = load_json(folder / "run.json")
-    if not isinstance(settings, dict) or not {"model", "data", "recipe"} <= set(settings):
-        raise ReportError(f"{printable(folder / 'run.json')}: damaged: not the settings of a fine-tuning run.")
-    epochs, outcome = folder / "epochs.jsonl", folder / "result.json"
+    settings = reading(folder / "run.json", lambda path: _settings(load_json(path)))
+    epochs, outcome, machine = folder / "epochs.jsonl", folder / "result.json", folder / "machine.json"
     history = reading(epochs, _records) if epochs.exists() else []
-    result = load_json(outcome) if outcome.exists() else None
-    if result is not None and not (isinstance(result, dict) and set(result) == OUTCOME):
-        raise ReportError(f"{printable(outcome)}: damaged: not the outcome of a fine-tuning run.")
-    machine = load_json(folder / "machine.json") if (folder / "machine.json").exists() else {}
-    if not isinstance(machine, dict):
-        raise ReportError(f"{printable(folder / 'machine.json')}: damaged: not a description of a machine.")
-    known = {key: shown(value) for key, value in machine.items() if value is not None}
+    result = reading(outcome, lambda path: _outcome(load_json(path))) if outcome.exists() else None
+    known = reading(machine, lambda path: _machine(load_json(path))) if machine.exists() else {}
     return _SeedRun(folder.name, settings, history, result, known)
 
 
+def _settings(settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, dict) or not {"model", "data", "recipe"} <= set(settings):
+        raise ValueError("not the settings of a fine-tuning run")
+    if not isinstance(settings["recipe"], dict):
+        raise ValueError(f"its recipe must be an object, but is {_short(settings['recipe'])}")
+    _pruning(settings)  # all that is read of it later
+    flat(settings)
+    return settings
+
+
 def _records(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_record(number, line) for number, line in enumerate(lines, 1)]
+
+
+def _record(number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
         if not isinstance(record, dict) or not {"epoch", "loss", "top1"} <= set(record):
-            raise ValueError(f"line {number} is not the record of an epoch")
-        records.append(record)
-    return records
+            raise ValueError("not the record of an epoch")
+        for key in ("epoch", "loss", "top1", *({"top5", "seconds", "images_per_second"} & set(record))):
+            _check_number(key, record[key])
+        for key in {"damaged_training", "damaged_testing"} & set(record):
+            if not isinstance(record[key], list):
+                raise ValueError(f"{key} must be a list, but is {_short(record[key])}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number}: {error}") from error
+    return record
+
+
+def _outcome(result: Any) -> dict[str, Any]:
+    if not isinstance(result, dict) or set(result) != OUTCOME:
+        raise ValueError("not the outcome of a fine-tuning run")
+    for key in OUTCOME - {"folder"}:
+        _check_number(key, result[key])
+    return result
+
+
+def _machine(machine: Any) -> dict[str, str]:
+    if not isinstance(machine, dict):
+        raise ValueError("not a description of a machine")
+    return {key: shown(value) for key, value in machine.items() if value is not None}
+
+
+def _check_number(key: str, value: Any) -> None:
+    """JSON has numbers too long for any arithmetic, and knows no type; NaN and infinity pass, as a run may diverge."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{key} must be a number, but is {_short(value)}")
+    if abs(value) > MOST and math.isfinite(value):
+        raise ValueError(f"{key} is out of range")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _table(runs: list[_SeedRun]) -> Table:
@@ -144,20 +184,31 @@ def _curves(runs: list[_SeedRun]) -> list[Picture]:
     if not histories:
         return []
     with tempfile.TemporaryDirectory() as folder:
-        return [read_picture(save_figure(training_curves(histories), Path(folder) / "training curves.svg"))]
+        drawn = read_picture(save_figure(training_curves(histories), Path(folder) / "training curves.svg"))
+    return [replace(drawn, original=None)]
 
 
-def _name(settings: Mapping[str, Any], part: str, key: str) -> str:
-    value = settings[part]
-    return str(value.get(key, "?")) if isinstance(value, Mapping) else str(value)
+def _model(settings: Mapping[str, Any]) -> str:
+    model = settings["model"]
+    return str(model.get("kind", "?")) if isinstance(model, Mapping) else str(model)
+
+
+def _data(settings: Mapping[str, Any]) -> str:
+    data = settings["data"]
+    return data_label(data) if isinstance(data, Mapping) else str(data)
 
 
 def _pruning(settings: Mapping[str, Any]) -> str:
+    """The method and keep rate; a criterion that is not known here by its own words."""
     prune = settings.get("prune")
     if not isinstance(prune, Mapping):
         return "dense"
-    criterion = dict(prune.get("criterion") or {})
-    name = criterion.pop("name", "?")
-    arguments = ", ".join(f"{key} {shown(value)}" for key, value in criterion.items())
-    fused = ", fused" if prune.get("reduction") == "fuse" else ""
-    return f"{name}{f' ({arguments})' if arguments else ''}{fused}, keep rate {shown(prune.get('keep_rate'))}"
+    try:
+        config = PruneConfig.from_json(json.dumps(prune))
+        return f"{pruning_label(config)}, keep rate {rates_text(config.keep_rate)}"
+    except (ValueError, TypeError):
+        criterion = dict(prune.get("criterion") or {})
+        name = criterion.pop("name", "?")
+        arguments = ", ".join(f"{key} {shown(value)}" for key, value in criterion.items())
+        fused = ", fused" if prune.get("reduction") == "fuse" else ""
+        return f"{name}{f' ({arguments})' if arguments else ''}{fused}, keep rate {shown(prune.get('keep_rate'))}"

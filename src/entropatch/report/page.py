@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from entropatch.data.images import printable
 from entropatch.extras import require
@@ -61,7 +63,7 @@ def write_report(
     for path in dict.fromkeys(Path(run) for run in runs):
         read.append(read_run(path, most_pictures))
         on_run()
-    write_text(output, render(read, title))
+    write_text(output, render(read, title, output.parent))
     return output
 
 
@@ -76,13 +78,13 @@ def check_output(path: Path, force: bool) -> None:
             raise FileExistsError(f"{printable(path)} is no report; name another file, or give --force to replace it.")
 
 
-def render(runs: Sequence[Run], title: str) -> str:
-    """The page as text. Everything that came from a file is escaped."""
+def render(runs: Sequence[Run], title: str, folder: Path) -> str:
+    """The page as text, to lie in `folder`. Everything that came from a file is escaped."""
     from entropatch import __version__
 
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     page = _environment().get_template("page.html")
-    text = page.render(title=title, runs=runs, version=__version__, now=now, overview=_overview(runs))
+    text = page.render(title=title, runs=runs, version=__version__, now=now, overview=_overview(runs), folder=folder)
     # A file name may hold bytes that are no text.
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -107,7 +109,12 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Callable[[Any], str]] = {"data_uri": data_uri, "markdown": markdown, "path": printable}
+    filters: dict[str, Callable[..., str]] = {
+        "data_uri": data_uri,
+        "markdown": markdown,
+        "path": printable,
+        "link": link,
+    }
     environment.filters.update(filters)
     return environment
 
@@ -115,6 +122,14 @@ def _environment() -> Environment:
 def data_uri(picture: Picture) -> str:
     """The picture as an address that holds it. Inside <img> no script of an SVG runs and nothing is fetched for it."""
     return f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode('ascii')}"
+
+
+def link(file: Path, folder: Path) -> str:
+    """The address of a file from a page in `folder`; nothing is fetched from there unless a reader asks for it."""
+    try:
+        return quote(os.fsencode(Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()))
+    except ValueError:  # another drive
+        return file.resolve().as_uri()
 
 
 def markdown(text: str) -> Any:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from entropatch.data.images import printable
+from entropatch.data.images import png_texts
 from entropatch.report.cells import flat, joined, pivot, records_table, shown
-from entropatch.report.content import ReportError, Run, load_json, reading
+from entropatch.report.content import Run, load_json, reading
 from entropatch.report.pictures import choose_pictures, read_picture
 
 # A record of one of these commands has all of the keys; the first that fits counts.
@@ -24,22 +24,27 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 MACHINE = ("device", "hardware", "cpu", "cores", "threads", "omp_num_threads", "omp_wait_policy", "cpu_capability")
 MACHINE += ("python", "torch", "cuda", "timm", "entropatch", "platform", "date")
 MACHINE += ("torchvision", "scikit-learn", "scikit-image", "matplotlib")
-# Entries that say what came out: these, and those that begin so, with their names before them.
-FINDINGS = ("verdict", "recommended")
+# Entries that say what came out: those that begin so, and some with their names before them.
+FINDINGS = ("comparison", "verdict", "recommended")
 NAMED_FINDINGS = ("keep rate ", "Spearman")
+
+# `entropatch visualize` writes them into each of its pictures.
+SOURCE_KEY, ABOUT_KEY = "entropatch-source", "entropatch-about"
 
 
 def read_records(path: Path) -> Run | None:
     """The run in one file of records; None if it is another JSON file. Raises ReportError for a damaged one."""
     data = load_json(path)
-    if not is_records(data):
-        return None
+    return reading(path, lambda file: _records_run(file, data)) if is_records(data) else None
+
+
+def _records_run(path: Path, data: Mapping[str, Any]) -> Run:
     about, records = dict(data["about"]), data["records"]
     if not all(isinstance(record, Mapping) for record in records):
-        raise ReportError(f"{printable(path)}: damaged: its records are not all objects.")
+        raise ValueError("its records are not all objects")
     maker = str(about.pop("made by", "")).removeprefix("entropatch ")
     kind = maker or kind_of(records)
-    findings = {key: shown(about[key]) for key in about if key in FINDINGS}
+    findings = {key: shown(about[key]) for key in about if key.startswith(FINDINGS)}
     findings |= {key: f"{key}: {shown(about[key])}" for key in about if key.startswith(NAMED_FINDINGS)}
     settings = flat({key: value for key, value in about.items() if key not in findings})
     table = pivot(records, "block", "label", "auroc") if kind == "check" else records_table(records)
@@ -64,7 +69,7 @@ def read_records_folder(folder: Path, most_pictures: int) -> Run | None:
     if not runs:
         if not candidates or not _is_ours(files, candidates):
             return None
-        runs = {folder.name: Run(folder, "figures", folder.resolve().name)}
+        runs = {folder.name: _drawings(folder, candidates)}
     first, several = next(iter(runs.values())), len(runs) > 1
     return Run(
         path=folder,
@@ -97,6 +102,23 @@ def kind_of(records: Sequence[Mapping[str, Any]]) -> str:
     return next((kind for kind, keys in KINDS if set(keys) <= set(records[0])), "records")
 
 
+def _drawings(folder: Path, pictures: Sequence[Path]) -> Run:
+    """Pictures without records beside them, and what those of `entropatch visualize` say of themselves."""
+    texts = {picture.name: png_texts(picture) for picture in pictures if picture.suffix.lower() == ".png"}
+    drawn = {name: one for name, one in texts.items() if SOURCE_KEY in one}
+    known = {name: flat(one[ABOUT_KEY]) for name, one in drawn.items() if one.get(ABOUT_KEY, "").startswith("{")}
+    facts = joined(known)
+    if len(known) > 1 and "date" in facts:
+        facts["date"] = ", ".join(sorted({one["date"] for one in known.values() if "date" in one}))
+    return Run(
+        folder,
+        "visualize" if drawn else "figures",
+        folder.resolve().name,
+        settings={key: value for key, value in facts.items() if key not in MACHINE},
+        machine={key: value for key, value in facts.items() if key in MACHINE and value != "—"},
+    )
+
+
 def _title(markdown: Path) -> str | None:
     """The heading of the Markdown file beside a file of records."""
     if not markdown.is_file():
@@ -117,14 +139,11 @@ def _is_ours(files: Sequence[Path], pictures: Sequence[Path]) -> bool:
 
     The first writes the numbers behind each picture beside it, the second a mark into it.
     """
-    from PIL import Image
-
     numbers = {file.stem for file in files if file.suffix in (".csv", ".npz")}
     for picture in pictures:
         if picture.stem in numbers:
             return True
-        if picture.suffix.lower() == ".png":
-            with reading(picture, Image.open) as image:
-                if "entropatch-source" in image.info or str(image.info.get("Software")).startswith("entropatch"):
-                    return True
+        texts = png_texts(picture)
+        if SOURCE_KEY in texts or texts.get("Software", "").startswith("entropatch"):
+            return True
     return False

@@ -24,7 +24,8 @@ def read_run(path: str | Path, most_pictures: int = 24) -> Run:
     """
     path = Path(path)
     if path.is_dir():
-        run = read_finetune(path) if is_finetune_folder(path) else read_records_folder(path, most_pictures)
+        # What is damaged is named by the readers; this is for what none of them thought of.
+        run = reading(path, lambda folder: _read_folder(folder, most_pictures))
         if run is None:
             raise ReportError(_nothing_in(path))
         return run
@@ -37,6 +38,10 @@ def read_run(path: str | Path, most_pictures: int = 24) -> Run:
         beside = " It belongs to a fine-tuning run: name its folder." if is_finetune_folder(path.parent) else ""
         raise ReportError(f"{printable(path)}: holds no records; a report takes {SUPPORTED}.{beside}")
     return run
+
+
+def _read_folder(folder: Path, most_pictures: int) -> Run | None:
+    return read_finetune(folder) if is_finetune_folder(folder) else read_records_folder(folder, most_pictures)
 
 
 def _nothing_in(folder: Path) -> str:

@@ -1,0 +1,79 @@
+"""What the terminal cannot show does not end a command, and nothing measured is lost by it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("scipy")
+
+from entropatch import cli
+from entropatch.cli.terminal import show_what_can_be_shown
+
+
+def main(monkeypatch, *arguments: str) -> tuple[int, str]:
+    """The whole command as from a shell whose streams encode to a character set without ∞ and →, as on Windows."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "argv", ["entropatch", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    stream.flush()
+    return int(end.value.code or 0), stream.buffer.getvalue().decode("cp1252")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "shown"),
+    [
+        ("order ∞, é ± 1", "utf-8", "order ∞, é ± 1"),
+        ("order ∞, é ± 1", "cp1252", "order inf, é ± 1"),
+        ("Rényi → × 3 − 2 … ½ “a” — ≥ 70", "ascii", 'Renyi -> x 3 - 2 ... 1/2 "a" - >= 70'),
+        ("写真 \udcff", "cp1252", "\\u5199\\u771f \\udcff"),
+        ("\udcff", "utf-8", "\\udcff"),
+    ],
+)
+def test_letters_a_terminal_lacks_are_written_with_those_it_has(monkeypatch, text, encoding, shown):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    show_what_can_be_shown()
+    stream.write(text)
+    stream.flush()
+    assert stream.buffer.getvalue().decode(encoding) == shown
+
+
+def test_a_stream_that_is_not_of_a_file_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
+    show_what_can_be_shown()
+
+
+def test_check_writes_its_files_and_prints_what_can_be_shown(monkeypatch, checkpoint, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 4), np.uint8)
+    pixels[:, :, :20, 3], pixels[:, :, 20:, 3] = 255, 0
+    for number, one in enumerate(pixels):
+        Image.fromarray(one).save(tmp_path / f"é{number}.png")
+    files = [str(path) for path in sorted(tmp_path.glob("*.png"))]
+    output = tmp_path / "out"
+    model = ["--model", "test_vit", "--weights", str(checkpoint)]
+    status, shown = main(monkeypatch, "check", *files, "--alpha", *model, "--output", str(output))
+    assert status == 0
+    assert "Rényi, order inf" in shown
+    assert "Rényi, order ∞" in Path(output, "check.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["check", "evaluate", "visualize", "figures", "bench", "search", "finetune"])
+def test_help_of_every_command(monkeypatch, command):
+    status, shown = main(monkeypatch, command, "--help")
+    assert status == 0
+    assert "Usage" in shown
+
+
+def test_the_programs_own_help(monkeypatch):
+    status, shown = main(monkeypatch, "--help")
+    assert status == 0
+    assert "Usage" in shown
