@@ -72,7 +72,7 @@ class Break(nn.Module):
 
 
 @pytest.mark.parametrize("compile_blocks", [compile_in_place, compile_as_wrappers])
-@pytest.mark.parametrize("name", ["deit", "dinov3"])
+@pytest.mark.parametrize("name", ["deit", pytest.param("dinov3", marks=pytest.mark.slow)])
 def test_one_blocks_compiled_code_does_not_serve_another(name, compile_blocks):
     model = pruned(name)
     images = photographs(model)
@@ -105,7 +105,7 @@ def compiled_in_place(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [compiled, compiled_in_place])
+@pytest.mark.parametrize("make", [pytest.param(compiled, marks=pytest.mark.slow), compiled_in_place])
 def test_every_change_of_a_setting_takes_effect_in_compiled_code(make):
     """Blocks added and taken away, another rate, method and schedule, on one compiled model."""
     fast, images = make(pruned("deit", blocks=(1,))), photographs(create("deit"))
@@ -309,7 +309,10 @@ def test_gradient_checkpointing_in_one_graph(name, method):
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("setting", [{"method": "renyi-2"}, {"method": "evit"}, {"method": "tome"}, {"r": 4}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"method": "renyi-2"}, {"method": "evit"}, pytest.param({"method": "tome"}, marks=pytest.mark.slow), {"r": 4}],
+)
 def test_export_with_a_dynamic_batch(setting):
     model = entropatch.prune_(create("deit"), PruneConfig(**setting))
     images = photographs(model, batch=5)

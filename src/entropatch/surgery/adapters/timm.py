@@ -471,7 +471,8 @@ class TimmAdapter:
     def unswap(self, model: Any) -> None:
         changed = [(part, rebased(type(part), STOCK)) for part in _swapped_parts(model)]
         for part, kind in changed:
-            if "forward" in vars(part):
+            own = vars(part).get("forward")
+            if own is not None and getattr(own, "__func__", None) is not type(part).forward:
                 raise UnsupportedModelError(
                     f"the forward of this {kind.__name__} was replaced on the instance by one that calls the pruned "
                     "forward; undo that first (Accelerate's mixed precision: "
@@ -483,6 +484,7 @@ class TimmAdapter:
                     "cannot be undone; undo what derived it (FSDP, parametrize) first."
                 )
         for part, kind in changed:
+            vars(part).pop("forward", None)  # which, if there, is that of the swapped class
             part.__class__ = kind
 
     def check_inputs(self, model: Any, block: int, patches: int) -> tuple[Tensor, dict[str, Any]]:
