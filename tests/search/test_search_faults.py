@@ -9,6 +9,7 @@ from test_search_study import POINTS, completed, expected, opened, score
 from typer.testing import CliRunner
 
 from entropatch.cli import app
+from entropatch.records.owner import this_process
 from entropatch.search import StudyMismatchError, StudyUnreachableError, patience, report
 from entropatch.search.patience import Patience
 from entropatch.search.points import Point
@@ -16,6 +17,7 @@ from entropatch.search.study import (
     RECORD,
     damaged_trials,
     enqueue,
+    noted_rates,
     open_storage,
     open_study,
     point_of,
@@ -217,3 +219,27 @@ def test_a_trial_that_names_no_setting_came_from_elsewhere(tmp_path, attributes)
     trial.user_attrs = trial.user_attrs | attributes
     assert point_of(trial) is None
     assert isinstance(point_of(study.get_trials()[1]), Point)
+
+
+@pytest.mark.parametrize("noted", [None, [], {"evit": {}}, {"evit": {"keep_rate": "half"}}, {"evit": 3}], ids=repr)
+def test_a_damaged_note_of_what_meets_the_budget_is_found_anew(tmp_path, noted):
+    study = searched(tmp_path, FULL)
+    study.set_user_attr("keep_rates", noted)
+    assert noted_rates(study) == {}
+    study.set_user_attr("keep_rates", {"evit": {"keep_rate": 0.5}, "shannon": {}})
+    assert noted_rates(study) == {"evit": {"keep_rate": 0.5}}
+
+
+@pytest.mark.parametrize("worker", [3, "me", {}, {"pid": None}, {"pid": 10**30}, {"pid": -1}, {"pid": "1"}], ids=repr)
+def test_a_claim_whose_worker_is_damaged_is_taken_back_as_a_nameless_one(tmp_path, worker):
+    study = study_of(tmp_path, [])
+    enqueue(study, POINTS[:1])
+    trial = study.get_trials()[0]
+    assert study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    named = isinstance(worker, dict)
+    study._storage.set_trial_user_attr(trial._trial_id, "worker", this_process() | worker if named else worker)
+    done = Worker(study, POINTS[:1], score, grace=0.1, wait=False).run()
+    assert done == 0  # nobody knows that its worker is dead, so another may still work on it
+    if not named:
+        patient = Worker(study, POINTS[:1], score, poll=0.02, grace=0.1)
+        assert patient.run() == 1

@@ -22,6 +22,7 @@ from entropatch.search.study import (
     check_settings,
     damaged_trials,
     enqueue,
+    noted_rates,
     open_storage,
     open_study,
     quiet,
@@ -210,7 +211,7 @@ def keep_rates(settings: SearchSettings, experiment: Experiment, study: Study) -
     """
     if not settings.has_target:
         return {method: list(settings.keep_rates or ()) for method in settings.methods}
-    noted: dict[str, dict[str, Any]] = study.user_attrs.get(KEPT_RATES, {})
+    noted = noted_rates(study)
     for method in settings.methods:
         if method != DENSE and method not in noted:
             experiment.on_text(f"{method}: the keep rate that meets the budget")
@@ -218,7 +219,7 @@ def keep_rates(settings: SearchSettings, experiment: Experiment, study: Study) -
                 found = _meeting(settings, experiment, method)
             except BudgetError as error:
                 raise BudgetError(f"{method}: {error}") from error
-            noted = {method: found, **study.user_attrs.get(KEPT_RATES, {})}  # one found elsewhere meanwhile stays
+            noted = {method: found, **noted_rates(study)}  # one found elsewhere meanwhile stays
             study.set_user_attr(KEPT_RATES, noted)
     return {method: [] if method == DENSE else [noted[method]["keep_rate"]] for method in settings.methods}
 

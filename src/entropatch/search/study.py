@@ -178,6 +178,16 @@ def check_settings(study: Study) -> None:
         raise StudyMismatchError(NOT_OURS.format(study.study_name))
 
 
+def noted_rates(study: Study) -> dict[str, dict[str, Any]]:
+    """What was found for a budget, by method: its "keep_rate" and what that was judged by. Damaged entries are none."""
+    noted = study.user_attrs.get(KEPT_RATES)
+    return {
+        method: found
+        for method, found in (noted if isinstance(noted, dict) else {}).items()
+        if isinstance(found, dict) and _is_number(found.get("keep_rate")) and 0 < found["keep_rate"] <= 1
+    }
+
+
 def point_of(trial: FrozenTrial | Trial) -> Point | None:
     """The setting that a trial tries; None for a trial that came from elsewhere."""
     method, keep_rate, seed = (trial.user_attrs.get(name) for name in ("method", "keep_rate", "seed"))

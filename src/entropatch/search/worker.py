@@ -168,7 +168,7 @@ class Worker:
         now = time.monotonic()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get(WORKER)
-            if worker is None:
+            if not isinstance(worker, dict):
                 lost = now - self._nameless.setdefault(trial.number, now) > self.grace
             else:
                 lost = is_dead(worker)
