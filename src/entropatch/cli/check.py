@@ -146,7 +146,9 @@ def _write(result: ForegroundCheck, output: Path, table: str, about: dict[str, A
     facts |= {f"verdict, {one.score}": one.text for one in result.verdicts}
     facts |= {"images": result.images, "one class only, skipped": result.one_class}
     facts |= {"pruning blocks": list(result.pruning_blocks), **about, **environment(device)}
-    title = "Does low entropy mark the foreground? AUROC per block, mean over images ± standard error"
+    title = (
+        f"{about['model']}: does low entropy mark the foreground? AUROC per block, mean over images ± standard error"
+    )
     paths = write_records(result.records, output, "check", title=title, about=facts, table=table)
     if find_spec("matplotlib") is None:
         return paths
