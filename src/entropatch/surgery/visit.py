@@ -15,7 +15,6 @@ from entropatch.schedule import Site
 from entropatch.surgery.state import Watch
 from entropatch.tokens import Plan, Tokens
 
-
 PLAN = tuple(field.name for field in fields(Plan))
 
 
