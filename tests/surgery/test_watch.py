@@ -56,11 +56,12 @@ def test_a_pruned_model_is_seen_as_it_prunes() -> None:
 
 def test_tokens_say_what_is_seen() -> None:
     model, positions = entropatch.prune_(create("deit"), keep_rate=0.5), {}
-    with torch.no_grad(), entropatch.trace(model) as trace:
-        with entropatch.watch(
-            model, None, lambda a, tokens: positions.update({a.block: tokens.original_positions(a.q)})
-        ):
-            model(photographs(model))
+    with (
+        torch.no_grad(),
+        entropatch.trace(model) as trace,
+        entropatch.watch(model, None, lambda a, tokens: positions.update({a.block: tokens.original_positions(a.q)})),
+    ):
+        model(photographs(model))
     assert torch.equal(positions[2], trace.stages[0].kept)
     assert torch.equal(positions[3], trace.stages[1].kept)
 

@@ -162,7 +162,9 @@ def _find_adapter(model: nn.Module) -> Adapter:
         (name for name, child in model.named_modules() if name and any(a.recognises(child) for a in known)), None
     )
     hint = f" It holds one as .{wrapped}: prune that." if wrapped else ""
-    if kind.__module__.startswith("torch."):  # FSDP2 and parametrize derive a class of their own
+    if kind.__module__.startswith(
+        ("torch.distributed", "torch.nn.utils")
+    ):  # FSDP2 and parametrize derive a class of their own
         hint = " It was sharded, parametrized or wrapped already: prune it before." + hint
     supported = "; ".join(adapter.supported for adapter in known)
     raise UnsupportedModelError(
