@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
 from entropatch.surgery.visit import SplitBlock, Visit
 from entropatch.tokens import Tokens, join

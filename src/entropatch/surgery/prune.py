@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from entropatch.config import PruneConfig, Stage
-from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.registry import adapters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.adapters.base import Adapter
 
 # The package that must be installed, and its adapter's module and class.
 LIBRARIES: dict[str, tuple[str, str]] = {
