@@ -8,7 +8,7 @@ import math
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from html import unescape
@@ -39,6 +39,7 @@ from entropatch.measure import count_flops
 from entropatch.methods import METHODS
 from entropatch.models.pretrained import ModelError
 from entropatch.surgery import prune_
+from entropatch.surgery.adapters.timm.models import SplitModel
 
 NAMES = ("random", "evit", "evit-drop", "shannon", "renyi-2", "renyi-inf", "renyi-0.5")
 
@@ -69,18 +70,19 @@ def explorer() -> Explorer:
 def counted_passes() -> Iterator[list[int]]:
     """The number of patch tokens that leave the trunk, for each forward pass while the block runs."""
     seen: list[int] = []
-    forward = timm.models.VisionTransformer.forward_features
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (timm.models.VisionTransformer, SplitModel):  # stock and pruned
+            patch.setattr(kind, "forward_features", counting(kind.forward_features, seen))
+        yield seen
 
-    def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
+
+def counting(forward: Callable[..., Any], seen: list[int]) -> Callable[..., Any]:
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = forward(self, *args, **kwargs)
         seen.append(out.shape[1] - self.num_prefix_tokens)
         return out
 
-    timm.models.VisionTransformer.forward_features = counting  # type: ignore[method-assign]
-    try:
-        yield seen
-    finally:
-        timm.models.VisionTransformer.forward_features = forward  # type: ignore[method-assign]
+    return counted
 
 
 # ---------------------------------------------------------------------------------------------- what is computed
