@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from entropatch import PruneConfig, UnsupportedModelError, pruning_config
 from entropatch.app import Explorer, Latency, Setting, interface, panels
 from entropatch.app.doors import Doors, free_port
-from entropatch.app.interface import CRITERIA, ORDERS, RENYI, answers, message, method_name
+from entropatch.app.interface import ORDERS, RENYI, answers, criteria, message, method_name
 from entropatch.app.serving import serve
 from entropatch.cli import app
 from entropatch.cli import app_command as _registered  # noqa: F401
@@ -273,7 +273,7 @@ def test_the_slider_reaches_every_order_and_the_menu_every_criterion() -> None:
     assert method_name(RENYI, ORDERS.index(1.0)) == "shannon"
     assert method_name(RENYI, float(ORDERS.index(2.0))) == "renyi-2"
     assert method_name(RENYI, len(ORDERS) - 1) == "renyi-inf"
-    for criterion in CRITERIA:
+    for criterion in criteria():
         for place in range(len(ORDERS)):
             Setting(method_name(criterion, place), 0.5)
 

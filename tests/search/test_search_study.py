@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from entropatch.records.owner import is_dead, this_process
-from entropatch.search.points import FAMILIES, Point, grid, known_method
+from entropatch.search.points import LARGEST_NUMBER, Point, grid, known_method
 from entropatch.search.study import (
     RECORD,
     WORKER,
@@ -141,20 +141,22 @@ def test_a_trial_says_what_it_tries_in_optuna_s_own_words(tmp_path):
     enqueue(study, [*POINTS, Point("renyi-inf", 0.55, 3), Point("shannon", 0.1, 0), Point("renyi-1e-07", 0.1, 0)])
     trials = study.get_trials()
     assert [point_of(trial) for trial in trials[: len(POINTS)]] == POINTS
-    assert trials[0].params == {"method": "dense", "seed": 0}
-    assert trials[3].params == {"method": "renyi", "order": 0.5, "keep_rate": 0.7, "seed": 0}
-    assert trials[5].params == {"method": "renyi-inf", "keep_rate": 0.55, "seed": 3}
+    table = study.user_attrs["methods"]
+    assert table == ["dense", "evit", "renyi-<order>", "renyi-inf"]
+    assert trials[0].params == {"method_number": 0, "seed": 0}
+    assert trials[3].params == {"method_number": 2, "order": 0.5, "keep_rate": 0.7, "seed": 0}
+    assert trials[5].params == {"method_number": 3, "keep_rate": 0.55, "seed": 3}
     assert trials[6].params["order"] == 1.0
     assert trials[7].params["order"] == 1e-7
-    assert all(trial.distributions["method"].choices == FAMILIES for trial in trials)
+    assert all(trial.distributions["method_number"].high == LARGEST_NUMBER for trial in trials)
 
 
 def test_random_pruning_draws_by_its_seed_or_by_the_run_s():
     point = Point("random", 0.5, 7)
-    assert point.config(None, "training-free").criterion.seed == 7
-    assert point.config(None, "finetuned").criterion.seed is None
-    assert Point("evit", 0.5, 7).config((1, 2), "finetuned").reduction == "fuse"
-    assert Point("dense", None, 7).config(None, "finetuned") is None
+    assert point.pruning(None, "training-free").criterion.seed == 7
+    assert point.pruning(None, "finetuned").criterion.seed is None
+    assert Point("evit", 0.5, 7).pruning((1, 2), "finetuned").reduction == "fuse"
+    assert Point("dense", None, 7).pruning(None, "finetuned") is None
 
 
 # ------------------------------------------------------------------------------------------------------ one worker

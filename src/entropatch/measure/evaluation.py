@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,9 +14,10 @@ from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.data.loaders import Batch, data_config, evaluation_loader, evaluation_transform
 from entropatch.measure import count_flops, time_interleaved
-from entropatch.surgery import prune_
+from entropatch.measure.variants import pruned_copy
 
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What autocast computes in, by the precision asked for; None is without it.
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,15 @@ def evaluate(
     """
     if not settings:
         raise ValueError("settings must name at least one row to evaluate, but got none.")
-    if precision not in DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, but got {precision!r}.")
+    if precision not in AUTOCAST:
+        raise ValueError(f"precision must be one of {', '.join(AUTOCAST)}, but got {precision!r}.")
     device, step = torch.device(device), on_step or (lambda: None)
     classes = class_places(model, data.classes)
     model = model.to(device).eval()
-    models = {name: _variant(model, config) for name, config in settings.items()}
+    models = {name: pruned_copy(model, config) for name, config in settings.items()}
     transform = evaluation_transform(data_config(model, image_size))
     batches = evaluation_loader(data.test, transform, batch_size, workers=workers, pin_memory=device.type == "cuda")
-    dtype, timings = DTYPES[precision], {}
+    dtype, timings = AUTOCAST[precision], {}
     with nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
         counts = count_correct(models, batches, device, classes=classes, on_batch=step)
         if speed is not None:
@@ -194,14 +193,6 @@ def class_places(model: nn.Module, classes: tuple[str, ...]) -> Tensor | None:
         f"the model has {have}, but the data set has {len(classes)} classes; fine-tune it on that data set first "
         "(entropatch finetune)."
     )
-
-
-def _variant(model: nn.Module, config: PruneConfig | None) -> nn.Module:
-    """A copy of the model that shares its weights, pruned as the config says."""
-    if config is None:
-        return model
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return prune_(copy.deepcopy(model, shared), config)
 
 
 def _record(

@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from entropatch.data.base import DataSet
 from entropatch.measure import environment
+from entropatch.methods import DENSE
 from entropatch.search.budget import rate_for_gflops, rate_for_speedup
 from entropatch.search.experiment import Experiment
-from entropatch.search.findings import TOLERANCE, write_report
-from entropatch.search.points import DENSE, Point, grid
+from entropatch.search.findings import write_report
+from entropatch.search.points import Point, grid
+from entropatch.search.recommendation import TOLERANCE
 from entropatch.search.settings import SearchSettings
-from entropatch.search.study import KEPT_RATES, enqueue, open_storage, open_study, quiet, sqlite_address, to_enqueue
+from entropatch.search.study import (
+    KEPT_RATES,
+    enqueue,
+    open_storage,
+    open_study,
+    quiet,
+    refuse_unknown,
+    sqlite_address,
+    to_enqueue,
+)
 from entropatch.search.worker import Standing, Worker, standing
 from entropatch.train import Runtime
 
@@ -97,7 +108,7 @@ def search(
         study: its name.
         runtime: device, loading processes and the like.
         teamwork: with other workers.
-        tolerance: of the recommended setting; see `entropatch.search.findings.recommend`.
+        tolerance: of the recommended setting; see `entropatch.search.recommendation.recommend`.
         on_text: told in a few words what is going on.
         on_standing: told how far the study is.
 
@@ -122,6 +133,7 @@ def search(
         opened = open_study(
             open_storage(address, teamwork.heartbeat, teamwork.grace), study, compared, _about(experiment)
         )
+        refuse_unknown(opened, opened.get_trials(deepcopy=False))
         points = grid(keep_rates(settings, experiment, opened), settings.seeds, settings.scope)
         trials = opened.get_trials(deepcopy=False)
         if teamwork.trials != 0:
@@ -149,7 +161,8 @@ def report(
     """Write the report of a study again, without model, data or training.
 
     Raises:
-        ValueError: there is no such study.
+        ValueError: there is no such study, it holds a trial that is complete without results, or it has a method of a
+            module that was not imported.
     """
     if storage is None and not Path(output, "search.db").is_file():
         raise ValueError(f"{output} holds no search.db; give the output folder of a search, or its storage.")
@@ -187,7 +200,7 @@ def _meeting(settings: SearchSettings, experiment: Experiment, method: str) -> d
     """The largest keep rate at which the method meets the budget, and what it was judged by."""
 
     def config(rate: float) -> Any:
-        return Point(method, rate, 0).config(settings.blocks, settings.scope)
+        return Point(method, rate).pruning(settings.blocks, settings.scope)
 
     if settings.target_gflops is not None:
         gflops = cache(lambda rate: experiment.gflops(config(rate)))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropatch.extras import require
+from entropatch.methods import DENSE, is_known
 from entropatch.search.points import Point
 from entropatch.train.run_folder import differences
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial, Trial
 
-SETTINGS, KEPT_RATES, ABOUT = "settings", "keep_rates", "about"
+SETTINGS, KEPT_RATES, ABOUT, METHODS = "settings", "keep_rates", "about", "methods"
 FREE = ("data.root",)  # not compared: data may have moved
 RECORD, WORKER, ERROR, GIVEN_UP, STOPPED = "record", "worker", "error", "given_up", "stopped"
 
@@ -165,9 +166,30 @@ def enqueue(study: Study, points: Iterable[Point]) -> None:
     from optuna.trial import TrialState, create_trial
 
     for point in points:
-        values, kinds = point.parameters()
+        values, kinds = point.parameters(method_number(study, point.family))
         study.add_trial(
             create_trial(state=TrialState.WAITING, params=values, distributions=kinds, user_attrs=point.to_dict())
+        )
+
+
+def method_number(study: Study, family: str) -> int:
+    """The place of a method, or family of them, in the study's table of methods, which only grows.
+
+    Should two workers lengthen it at the same moment, the last one counts and the other looks again. What a trial tries
+    is known by the name in its own attributes; the number is for Optuna's plots.
+    """
+    while family not in (table := list(study.user_attrs.get(METHODS, ()))):
+        study.set_user_attr(METHODS, [*table, family])
+    return table.index(family)
+
+
+def refuse_unknown(study: Study, trials: Iterable[FrozenTrial]) -> None:
+    """Raise ValueError, in a line, where the study has methods of a module that was not imported."""
+    names = dict.fromkeys(point.method for point in trials_by_point(trials))
+    if unknown := [name for name in names if name != DENSE and not is_known(name)]:
+        raise ValueError(
+            f"the study {study.study_name!r} has the method{'s' * (len(unknown) > 1)} {', '.join(unknown)}, which no "
+            "imported module registers; import the one that does first (on the command line: --import my_module)."
         )
 
 

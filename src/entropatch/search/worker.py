@@ -19,6 +19,7 @@ from entropatch.search.study import (
     is_given_up,
     is_live,
     point_of,
+    refuse_unknown,
     to_enqueue,
     trials_by_point,
 )
@@ -84,7 +85,8 @@ class Worker:
         """Try settings until none is left, or `limit` of them. Returns how many this worker tried.
 
         Raises:
-            Whatever a setting raised; its trial is marked as failed with the reason, and will be tried again. A setting
+            ValueError: the study has a method of a module that was not imported here. And
+            whatever a setting raised; its trial is marked as failed with the reason, and will be tried again. A setting
             that diverged is given up instead, and the work goes on.
         """
         import optuna
@@ -94,6 +96,7 @@ class Worker:
             optuna.storages.fail_stale_trials(self.study)
             self._fail_dead()
             trials = self.study.get_trials(deepcopy=False)
+            refuse_unknown(self.study, trials)  # others may have added some
             self.on_standing(standing(trials, self.points, self.retries))
             missing = to_enqueue(trials, self.points, self.retries)
             free = [point for point in missing if not self._is_busy(point)]
