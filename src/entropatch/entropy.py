@@ -23,6 +23,9 @@ from torch import Tensor
 # second divides its rounding error by |1 - order|.
 NEAR_ONE = 0.25
 
+# The same for gradients, whose rounding error of w - p is small beside p itself: dividing it by 1/16 spoils nothing.
+NEAR_ONE_GRADIENT = 1 / 16
+
 # Orders beyond these would round to 0 or ∞ in float32, and 0 · -inf or ∞ · 0 be NaN. The entropy of any outcomes that
 # float64 can tell apart has long reached its limit there.
 SMALLEST_ORDER, LARGEST_ORDER = 1e-30, 1e30
@@ -147,7 +150,7 @@ def entropy_gradient(logits: Tensor, order: float) -> Tensor:
         return p - largest / largest.sum(-1, keepdim=True)
     if order == 1.0:
         return p.neg() * (log_p - (p * log_p).sum(-1, keepdim=True))
-    if abs(order - 1) < NEAR_ONE:
+    if abs(order - 1) < NEAR_ONE_GRADIENT:
         # w / p = (1 + u) / (1 + E) with u = p^t - 1, t = order - 1 and E = Σ p u: nothing of size 1 is subtracted.
         t = order - 1
         u = torch.expm1(t * log_p).masked_fill(p == 0, 0)

@@ -139,7 +139,7 @@ class Gallery:
         facts = {"made by": MADE_BY, "images": seen.images}
         for order, value in zip(orders, correlations, strict=True):
             facts[f"{SPEARMAN}, order {order:g}"] = value
-        title = "Attention entropy (nats) and attention distance of each head"
+        title = f"{self.model_name}: attention entropy (nats) and attention distance of each head".removeprefix(": ")
         return [
             *written,
             *write_records(records, self.folder, "entropy-distance", title=title, about=facts | {**(about or {})}),

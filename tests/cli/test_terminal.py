@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
 
 pytest.importorskip("scipy")
 
 from entropatch import cli
-from entropatch.cli.terminal import show_what_can_be_shown
+from entropatch.cli.terminal import progress_bar, show_what_can_be_shown
 
 
 def main(monkeypatch, *arguments: str) -> tuple[int, str]:
@@ -77,3 +82,42 @@ def test_the_programs_own_help(monkeypatch):
     status, shown = main(monkeypatch, "--help")
     assert status == 0
     assert "Usage" in shown
+
+
+def commands():
+    for name in cli.COMMANDS:
+        import_module(f"entropatch.cli.{name}")
+    return typer.main.get_command(cli.app).commands
+
+
+@pytest.mark.parametrize("name", [name.removesuffix("_command") for name in cli.COMMANDS])
+def test_help_fits_80_columns_and_cuts_nothing_off(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    text = CliRunner().invoke(cli.app, [name, "--help"]).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    words = text.split()
+    command = commands()[name]
+    for parameter in command.params:
+        for option in parameter.opts:
+            if option.startswith("--"):
+                assert option in words
+        default = parameter.default
+        if isinstance(default, str) and "," in default:  # a list, which may be long
+            assert default in "".join(words)
+    # A line of help is filled before the next begins.
+    helps = [line for line in text.splitlines() if line.startswith("  --")]
+    assert len(helps) > 3
+
+
+def test_progress_says_of_what_and_how_long_within_80_columns():
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=80, color_system=None)
+    with progress_bar("evaluating", 1000, console, unit="batches and timed calls") as step:
+        for _ in range(400):
+            step()
+    lines = [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", line).rstrip() for line in re.split(r"[\r\n]", shown.getvalue())]
+    last = [line for line in lines if "400/1000" in line][-1]
+    assert re.search(r"evaluating .* 400/1000 batches and timed calls, \d:\d\d:\d\d left$", last)
+    assert "━" in last
+    assert len(last) <= 80

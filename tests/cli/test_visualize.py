@@ -178,17 +178,41 @@ def test_every_odd_file_is_drawn_or_named_and_the_rest_still_done(run, tmp_path)
     (tmp_path / "empty.png").touch()
     bad = ["cut.jpg", "text.png", "[bold]missing.png", "empty.png"]
     names = [*bad[:2], *good, "moving.gif", *bad[2:]]
-    result = run(*(tmp_path / name for name in names), tmp_path, *SMALL)
+    result = run(*(tmp_path / name for name in names), *SMALL)
     assert result.exit_code == 1
     lines = result.stderr.splitlines()
     errors = [line for line in lines if line.startswith("entropatch visualize: ")]
-    assert len(errors) == 5
-    for name, line in zip([*bad, ""], errors, strict=True):
+    assert len(errors) == 4
+    for name, line in zip(bad, errors, strict=True):
         assert line.startswith(f"entropatch visualize: {tmp_path / name}: ")
     assert f"{tmp_path / 'moving.gif'}: 2 frames or pages; the first is used" in lines
     assert len(written(tmp_path)) == len(good) + 1
-    assert result.stdout.startswith("11 of 16 images drawn")
+    assert result.stdout.startswith("11 of 15 images drawn")
     assert all(Image.open(path).size[0] > 300 for path in (tmp_path / "out").iterdir())
+
+
+def test_a_folder_stands_for_the_images_in_it(run, tmp_path):
+    for name in ("b.png", "a.jpg"):
+        photograph(tmp_path / "album" / name)
+    (tmp_path / "album" / "notes.txt").write_text("no picture")
+    result = run(tmp_path / "album", photograph(tmp_path / "c.png"), *SMALL)
+    assert result.exit_code == 0, result.output
+    assert written(tmp_path) == ["a.png", "b.png", "c.png"]
+    assert result.stdout.startswith("3 of 3 images drawn")
+    (tmp_path / "empty").mkdir()
+    result = run(tmp_path / "empty", *SMALL)
+    assert result.exit_code == 2
+    assert "a folder without image files" in one_line(result)
+
+
+def test_a_long_picture_and_a_name_no_font_has_are_remarked_on(run, tmp_path, monkeypatch):
+    Image.new("RGB", (40, 4000), "blue").save(tmp_path / "long.png")
+    monkeypatch.setattr("entropatch.figures.fonts._family_of", lambda letter: None)
+    photograph(tmp_path / "写真.png")
+    result = run(tmp_path / "long.png", tmp_path / "写真.png", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert f"{tmp_path / 'long.png'}: 40×4000 pixels are cropped to the middle: the model sees" in result.stderr
+    assert "no font of this machine has all letters of its name" in result.stderr
 
 
 # ------------------------------------------------------------------------------------------------- names

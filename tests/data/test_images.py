@@ -297,5 +297,5 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(ImportError, match=r"skimage is needed here.*entropatch\[demo\]"):
+    with pytest.raises(ImportError, match=r"skimage is needed here.*\.\[demo\]"):
         sample_photographs()

@@ -309,7 +309,7 @@ def test_the_command_prints_what_was_measured(
     monkeypatch.setattr(demo, "run_demo", run)
     outcome = invoke(*arguments, "--output", str(tmp_path))
     assert outcome.exit_code == 0, outcome.output
-    assert outcome.stderr.splitlines() == ["weights: [1/2]", "accuracy …"]
+    assert outcome.stderr.splitlines() == ["weights: [1/2]", "accuracy: 3 batches and fits …"]
     table, rest = outcome.stdout.split("At keep rate", 1)
     assert max(map(len, table.splitlines())) <= 80
     rows = [line for line in table.splitlines() if line.startswith("│")]

@@ -18,6 +18,7 @@ import pytest
 import reference
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from entropatch import BlockAttention
@@ -220,7 +221,7 @@ if not IN_CHILD:
         q, k, v = tokens((1, 2, 1500, 16, 1), torch.float32)
         largest = 0
 
-        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        class Watch(TorchDispatchMode):
             def __torch_dispatch__(self, func, types, args=(), kwargs=None):
                 nonlocal largest
                 result = func(*args, **(kwargs or {}))
@@ -261,6 +262,38 @@ if not IN_CHILD:
         expected = -torch.log1p((log_p.exp() * torch.expm1((order - 1) * log_p)).sum(-1)) / (order - 1)
         got = kernel_entropy(q[None, None], k[None, None], order, 1.0, "streaming")[0, 0]
         torch.testing.assert_close(got.double(), expected, rtol=5e-7, atol=1e-6)
+
+    @pytest.mark.parametrize("order", [0.5, 1.0, 2.0, 40.0, math.inf, *NEAR_ONE])
+    def test_no_order_takes_more_than_cheap_operators(order: float) -> None:
+        """On whole blocks: sums, products, at most two powers of two; the other functions cost several of them."""
+        q, k, v = tokens((1, 1, 60, 8, 0), torch.float32)
+        ran: list[str] = []
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if any(isinstance(x, Tensor) and x.numel() == 60 * 60 for x in args):
+                    ran.append(func.overloadpacket.__name__.removesuffix("_"))
+                return func(*args, **(kwargs or {}))
+
+        with Watch():
+            streaming.attend_with_entropy(q, k, v, order, 0.3, 0)
+        work = [name for name in ran if name not in ("view", "slice", "select", "transpose", "expand")]
+        cheap = {
+            "amax",
+            "sub",
+            "mul",
+            "sum",
+            "matmul",
+            "bmm",
+            "baddbmm",
+            "exp2",
+            "linalg_vector_norm",
+            "clamp_min",
+            "addcmul",
+        }
+        assert set(work) <= cheap
+        assert work.count("exp2") <= 2
+        assert len(work) <= 14
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_output_keeps_the_layout_of_its_fake(dtype: torch.dtype) -> None:

@@ -257,7 +257,7 @@ def test_a_verdict_on_every_order_is_by_its_rule(monkeypatch):
     assert not backwards.trusted
     assert backwards.text.endswith(
         "At blocks 1, 2 its AUROC is 0.50, 0.10: do not trust low entropy there; it marks the background in block 2, "
-        "and its best blocks 0, 3, 0.90, 0.90, are better by 0.60 ± 0.00 on average: --blocks 0,3 prunes there."
+        "and its best blocks 0, 3 (0.90, 0.90) are better by 0.60 ± 0.00 on average: --blocks 0,3 prunes there."
     )
     single = check(1, (0,)).verdicts[0]
     assert not single.trusted
@@ -275,11 +275,16 @@ def test_blocks_that_can_be_trusted_are_not_called_the_best_where_others_are():
     assert (verdict.trusted, verdict.best) == (True, (8, 9, 10))
     assert verdict.text == (
         "Rényi, order 2: low entropy marks the foreground in 12 of 12 blocks. At blocks 3, 6, 9 (the paper's) its "
-        "AUROC is 0.62, 0.76, 0.90: above chance in each, but its best blocks 8, 9, 10, 0.91, 0.90, 0.95, are better "
+        "AUROC is 0.62, 0.76, 0.90: above chance in each, but its best blocks 8, 9, 10 (0.91, 0.90, 0.95) are better "
         "by 0.16 ± 0.00 on average: --blocks 8,9,10 prunes there, later and so with less saved."
     )
     noisy = means + np.array([[-0.01], [0.01]]) + np.where(np.arange(12) == 3, [[-0.9], [0.5]], 0.0)
     assert "which may be chance" in judge("renyi-2", "Rényi, order 2", noisy, (3, 6, 9)).text
+    level = 0.9 + np.array([[-0.01], [0.01], [0.0]]) + np.where(np.arange(12) == 4, [[0.02], [-0.01], [0.0]], 0.0)
+    assert judge("renyi-2", "Rényi, order 2", level, (3, 6, 9)).text.endswith(
+        "above chance in each: trust low entropy for pruning there. Its best blocks 3, 4, 6 (0.90, 0.90, 0.90) are "
+        "better by 0.00 ± 0.00 on average, which may be chance."
+    )
 
 
 def test_a_block_out_of_range_is_refused_before_any_image_is_read():

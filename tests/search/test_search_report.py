@@ -94,8 +94,31 @@ def test_a_lucky_measurement_is_not_taken_at_its_word():
     rate, measured = rate_for_speedup(speedup, 2.0)
     assert rate < 0.7  # which is where luck alone would lead
     assert measured == pytest.approx(2.0, abs=0.4)
-    with pytest.raises(BudgetError, match=r"but got 5 times .* 2\.\d\d is the most"):
-        rate_for_speedup(lambda rate: 3 - 2 * rate, 5.0)
+
+
+def test_a_speedup_in_no_reach_is_found_out_at_the_smallest_keep_rate_and_told():
+    asked, said = [], []
+
+    def speedup(rate):
+        asked.append(rate)
+        return 3 - 2 * rate
+
+    with pytest.raises(BudgetError, match=r"but got 50 times .* the smallest keep rate, 0\.01, gives 2\.98"):
+        rate_for_speedup(speedup, 50.0, said.append)
+    assert asked == [0.01] * 6  # measured twice, since a target just in reach may be missed once
+    assert said == ["keep rate 0.01 gives 2.98 times the speed of dense; 50 is asked for"] * 2
+    said.clear()
+    rate, _ = rate_for_speedup(speedup, 2.0, said.append)
+    assert rate == 0.5
+    assert len(said) >= 7
+    assert said[-1] == "keep rate 0.5 gives 2.00 times the speed of dense; 2 is asked for"
+
+
+def test_multiply_adds_in_no_reach_are_found_out_at_the_smallest_keep_rate():
+    asked = []
+    with pytest.raises(BudgetError, match="still needs 597"):
+        rate_for_gflops(lambda rate: asked.append(rate) or patches(rate), 2352, 596)
+    assert asked == [0.0001]
 
 
 # --------------------------------------------------------------------------------------------------------- settings

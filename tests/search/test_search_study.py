@@ -82,8 +82,9 @@ def folder(request, tmp_path):
 
 
 def score(point):
-    """An accuracy for a setting."""
-    return {"top1": 50 + 10 * (point.keep_rate or 1) + len(point.method)}
+    """An accuracy for a setting, and what else every record holds."""
+    rest = dict.fromkeys(("top5", "gflops", "images_per_second", "dense_images_per_second", "vs_dense", "seconds"), 1.0)
+    return {"top1": 50 + 10 * (point.keep_rate or 1) + len(point.method)} | rest
 
 
 def logged(folder, seconds=0.0):
@@ -406,6 +407,14 @@ def test_a_study_of_other_settings_is_refused_and_says_what_differs(tmp_path):
     assert "model.name is 'test_vit' there and 'vit_tiny' here" in str(caught.value)
     assert "scope is 'training-free' there and 'finetuned' here" in str(caught.value)
     opened(tmp_path, name="another", compared=other)
+
+
+def test_weights_are_compared_by_what_they_are_and_not_by_where(tmp_path):
+    here = COMPARED | {"model": {"name": "test_vit", "weights": "d/best.safetensors"}, "weights": "0123abcd"}
+    opened(tmp_path, compared=here)
+    opened(tmp_path, compared=here | {"model": {"name": "test_vit", "weights": "/home/me/d/best.safetensors"}})
+    with pytest.raises(StudyMismatchError, match="weights is '0123abcd' there and '4567' here"):
+        opened(tmp_path, compared=here | {"weights": "4567"})
 
 
 def test_a_study_of_something_else_is_refused(tmp_path):

@@ -229,6 +229,21 @@ def test_checkpoints_behind_a_link_are_removed_and_the_link_stays(tmp_path):
     assert any(f"is a link to {tmp_path / 'disk'}" in text for text in said)
 
 
+def test_checkpoints_of_another_run_behind_one_link_are_not_taken_for_its_own(stopped, tmp_path):
+    disk = tmp_path / "disk"
+    (stopped / "checkpoints").rename(disk)
+    (stopped / "checkpoints").symlink_to(disk)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/checkpoints").symlink_to(disk)
+    before = sorted(disk.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"update-000000010 is another run's; give each run a folder"):
+        run(tmp_path / "other", seed=1)
+    assert sorted(disk.rglob("*")) == before
+    said = []
+    run(stopped, on_text=said.append)
+    assert any("continuing from" in text for text in said)
+
+
 def test_the_lock_is_never_a_link_and_empties_no_file(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     (tmp_path / "linked").mkdir()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig
 from entropatch.data.images import ImageError, cropped, load_image, to_tensor
+from entropatch.data.views import cropping_note
 from entropatch.look.inspection import Stages, pruning_stages
 from entropatch.look.observation import observe
 from entropatch.measure import count_flops, time_interleaved
@@ -141,6 +142,11 @@ class Explorer:
         """The pixels the model sees of a picture, (height, width, 3), uint8."""
         with self._lock:
             return np.asarray(cropped(self._read(picture), self._model(model).dense))
+
+    def remark(self, model: str, picture: str) -> str:
+        """A line if the model sees little of a picture, nothing otherwise."""
+        with self._lock:
+            return cropping_note(self._read(picture), self._model(model).dense) or ""
 
     def see(self, model: str, picture: str, setting: Setting) -> Seen:
         """What a setting does to a picture: a name of `photographs`, or the path of a file."""

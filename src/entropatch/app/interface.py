@@ -48,7 +48,7 @@ def answers(
         for one, ends, setting in zip(seen, limits, settings, strict=True)
     )
     known = [explorer.known_latency(model, setting) for setting in settings]
-    shown = panels.as_seen(crop, shown_name(picture))
+    shown = panels.as_seen(crop, shown_name(picture), explorer.remark(model, picture))
     yield shown, panels.comparison(seen, known), left, right
     if None in known:
         yield shown, panels.comparison(seen, explorer.latency(model, settings)), left, right

@@ -95,10 +95,11 @@ def comparison(seen: Sequence[Seen], latencies: Sequence[Latency | None]) -> str
     return f'{table}<p class="ep-note">{note}</p>'
 
 
-def as_seen(crop: np.ndarray, name: str = "") -> str:
-    """The picture as the model sees it."""
+def as_seen(crop: np.ndarray, name: str = "", remark: str = "") -> str:
+    """The picture as the model sees it, with a remark below."""
     height, width = crop.shape[:2]
     caption = f"{name}, as the model sees it: {width}×{height} pixels".removeprefix(", ")
+    caption += f"; {remark}" if remark else ""
     return f'<div class="ep-row">{_picture(crop / 255, "as the model sees it", caption)}</div>'
 
 

@@ -83,8 +83,10 @@ def check(
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("check", error, 2)
     try:
-        with progress_bar("checking", count, console) as skipped.step:
-            result = check_foreground(network, found, wanted, blocks=places, on_image=skipped.step)
+        with progress_bar("checking", count, console, unit="images") as skipped.step:
+            result = check_foreground(
+                network, skipped.noting(found, network), wanted, blocks=places, on_image=skipped.step
+            )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("check", error, 1 if skipped.count else 2)
     table, written = foreground_table(result), []
@@ -97,17 +99,28 @@ def check(
     _show(result, table)
     if written:
         typer.echo("Written: " + ", ".join(str(path) for path in written))
+    if skipped.long:
+        typer.echo(f"{skipped.long} images are so long that the model sees less than half of each.", err=True)
     if skipped.count:
         fail("check", f"{skipped.count} of {count} images could not be used; the result is of the others.", 1)
 
 
 @dataclass
 class _Skipped:
-    """Names images that cannot be used, and counts them."""
+    """Names images that cannot be used, and counts them and those of which little is seen."""
 
     say: Callable[[str], None]
     step: Callable[[], None] = lambda: None
     count: int = 0
+    long: int = 0
+
+    def noting(self, pairs: Pairs, model: Any) -> Pairs:
+        """The same pairs; images of which the model sees little are counted."""
+        from entropatch.data.views import cropping_note
+
+        for image, mask in pairs:
+            self.long += cropping_note(image, model) is not None
+            yield image, mask
 
     def __call__(self, error: Exception) -> None:
         self.say(f"entropatch check: {' '.join(str(error).split())}")
@@ -133,7 +146,9 @@ def _write(result: ForegroundCheck, output: Path, table: str, about: dict[str, A
     facts |= {f"verdict, {one.score}": one.text for one in result.verdicts}
     facts |= {"images": result.images, "one class only, skipped": result.one_class}
     facts |= {"pruning blocks": list(result.pruning_blocks), **about, **environment(device)}
-    title = "Does low entropy mark the foreground? AUROC per block, mean over images ± standard error"
+    title = (
+        f"{about['model']}: does low entropy mark the foreground? AUROC per block, mean over images ± standard error"
+    )
     paths = write_records(result.records, output, "check", title=title, about=facts, table=table)
     if find_spec("matplotlib") is None:
         return paths

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from entropatch.cli import app
-from entropatch.cli.terminal import fail, printer
+from entropatch.cli.terminal import PROGRESS, fail, printer
 
 if TYPE_CHECKING:
     from entropatch.demo.showing import DemoResult
@@ -57,15 +57,16 @@ def demo(
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """One bar per phase on the error stream; a line per phase where that is no terminal."""
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    from entropatch.demo.settings import UNITS
+
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*PROGRESS, console=console, disable=not console.is_terminal) as progress:
 
         def on_step(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
-                tasks[phase] = progress.add_task(phase, total=total)
+                tasks[phase] = progress.add_task(phase, total=total, unit=UNITS[phase])
                 if not console.is_terminal:
-                    printer(console)(f"{phase} …")
+                    printer(console)(f"{phase}: {total} {UNITS[phase]} …")
             progress.update(tasks[phase], completed=done)
 
         yield on_step

@@ -63,7 +63,9 @@ def evaluate(
         settings = _settings(methods, keep_rates, blocks, config or [], about.get("prune"))
         speed = Speed(speed_batch_size, repeats) if speed_batch_size else None
         built = spec.build(None, size, strict=True)
-        with progress_bar("evaluating", count_steps(opened, len(settings), batch_size, speed)) as step:
+        with progress_bar(
+            "evaluating", count_steps(opened, len(settings), batch_size, speed), unit="batches and timed calls"
+        ) as step:
             records = run(
                 built,
                 opened,

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, possible
+from entropatch.cli.options import entries, possible, remarks_on
 from entropatch.cli.terminal import fail, printer, progress_bar
 
 if TYPE_CHECKING:
@@ -147,11 +147,12 @@ def _draw(gallery: Gallery, files: Sequence[Path], pictures: int | None, console
     from entropatch.data.images import ImageError, printable, read_image
 
     written, failed, say = 0, 0, printer(console)
-    with progress_bar("drawing", len(files), console) as step:
+    with progress_bar("drawing", len(files), console, unit="images") as step:
         for number, path in enumerate(files):
             try:
                 image, remarks = read_image(path)
                 name = path.stem.encode("utf-8", "replace").decode("utf-8")
+                remarks = [*remarks, *remarks_on(image, gallery.model, name)]
                 written += len(gallery.add(name, image, draw=pictures is None or number < pictures))
                 for remark in remarks:
                     say(f"{printable(path)}: {remark}")

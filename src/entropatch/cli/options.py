@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from entropatch.config import PruneConfig
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import nn
 
     from entropatch.data import DataSet
@@ -71,6 +72,21 @@ def possible(model: nn.Module, names: Sequence[str], insist: bool, say: Callable
             raise ValueError(f"{name}: {reason}")
         say(f"{method_label(name)} is left out: {reason}")
     return found
+
+
+def remarks_on(image: Image, model: nn.Module, name: str) -> list[str]:
+    """What to say of an image before it is drawn under a name: little is seen of it, or the name cannot be written."""
+    from entropatch.data.views import cropping_note
+    from entropatch.figures.fonts import is_legible
+
+    note = cropping_note(image, model)
+    remarks = [] if note is None else [note]
+    if not is_legible(name):
+        remarks.append(
+            "no font of this machine has all letters of its name, so the picture spells some out; "
+            "install one, such as Noto Sans CJK"
+        )
+    return remarks
 
 
 def recipe_of(name: str, changes: dict[str, Any]) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from entropatch.cli import app, parameters
 from entropatch.cli.options import data_of, entries, model_spec, pairs, recipe_of, weights_about
 from entropatch.cli.terminal import fail
+from entropatch.extras import require
 
 if TYPE_CHECKING:
     from entropatch.search import Standing
@@ -90,13 +92,22 @@ def search(
     the tables, the Pareto plots and recommended.json for `entropatch finetune --config` and `prune_`.
     """
     try:
+        require("safetensors", "search")
         from entropatch import search as searching
         from entropatch.measure.evaluation import Speed
+        from entropatch.search.searching import require_extras
         from entropatch.train import Runtime
 
         if report:
-            _show(output, searching.report(output, storage=storage, study=study, tolerance=tolerance))
+            told = {
+                "storage": storage,
+                "study": study,
+                "tolerance": tolerance,
+                "on_text": partial(typer.echo, err=True),
+            }
+            _show(output, searching.report(output, **told))
             return
+        require_extras(scope)
         about = weights_about(weights, model, data)
         teamwork = searching.Teamwork(trials=trials, wait=wait, grace=grace, retries=retries)
         runtime = Runtime(

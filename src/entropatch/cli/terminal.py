@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # What to write for letters an encoding lacks, where their decomposition does not say it.
 _PLAIN = {"∞": "inf", "→": "->", "←": "<-", "×": "x", "−": "-", "–": "-", "—": "-", "±": "+-", "·": "*", "•": "*"}
@@ -56,19 +56,32 @@ def _in_ascii(letter: str) -> str:
     return plain if plain and plain.isascii() else letter.encode("ascii", "backslashreplace").decode("ascii")
 
 
+# What is done, how much of it in which unit, and the time it will still take; within 80 letters.
+PROGRESS = (
+    TextColumn("{task.description:<9}"),
+    BarColumn(bar_width=18),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[unit]},"),
+    TimeRemainingColumn(),
+    TextColumn("left"),
+)
+
+
 @contextmanager
-def progress_bar(what: str, steps: int, console: Console | None = None) -> Iterator[Callable[[], None]]:
+def progress_bar(
+    what: str, steps: int, console: Console | None = None, unit: str = "steps"
+) -> Iterator[Callable[[], None]]:
     """A progress bar where the error stream is a terminal, as the function that moves it by one.
 
     Args:
         what: a word for what is done, such as "drawing".
         steps: how many there are.
         console: where else something is written meanwhile; it must be of the error stream.
+        unit: what is counted, such as "images".
     """
     console = console or Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=steps)
+    with Progress(*PROGRESS, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=steps, unit=unit)
         yield lambda: progress.advance(task)
 
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import possible
+from entropatch.cli.options import possible, remarks_on
 from entropatch.cli.terminal import fail, printer, progress_bar
 
 DEFAULT_METHODS = ("evit", "shannon")
@@ -28,7 +28,9 @@ ABOUT_KEY = "entropatch-about"
 
 @app.command()
 def visualize(
-    images: Annotated[list[Path], typer.Argument(help="Image files of any kind.", metavar="IMAGE...")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files of any kind, or folders of them.", metavar="IMAGE...")
+    ],
     model: parameters.TimmModel = None,
     weights: parameters.Checkpoint = None,
     image_size: parameters.ImageSize = None,
@@ -57,21 +59,23 @@ def visualize(
     console = Console(stderr=True)
     say = printer(console)
 
+    from entropatch.data.images import image_files
     from entropatch.figures.pixels import check_scale
 
     try:
+        files = image_files(images)
         names = method_names(_entries(method or DEFAULT_METHODS), _entries(order or DEFAULT_ORDERS), keep_rate)
         check_scale(scale)
     except ValueError as error:
         fail("visualize", error, 2)
     drawer = _prepare(model, weights, image_size, names, method is not None, keep_rate, scale, output, svg, say)
     failed = 0
-    with progress_bar("drawing", len(images), console) as step:
-        for path in images:
+    with progress_bar("drawing", len(files), console, unit="images") as step:
+        for path in files:
             failed += not drawer.draw(path)
             step()
-    done = len(images) - failed
-    typer.echo(f"{done} of {len(images)} images drawn; the pictures are in {output.resolve()}")
+    done = len(files) - failed
+    typer.echo(f"{done} of {len(files)} images drawn; the pictures are in {output.resolve()}")
     if failed:
         raise typer.Exit(1)
 
@@ -132,6 +136,7 @@ class _Drawer:
 
         try:
             image, remarks = read_image(path)
+            remarks = [*remarks, *remarks_on(image, self.model, _drawable(path.name))]
             seen = inspect_image(self.model, image, self.methods, self.keep_rate)
             note = f"{architecture(self.model)}, keep rate {self.keep_rate:g}"
             figure = entropy_and_stages(seen, scale=self.scale, title=_drawable(path.name), note=note)

@@ -97,7 +97,7 @@ def cropped(image: Image.Image, model: nn.Module) -> Image.Image:
     """
     from torchvision.transforms.functional import to_pil_image
 
-    return to_pil_image(_pixels(image, _data_config(model)))
+    return to_pil_image(_pixels(image, data_config(model)))
 
 
 def to_tensor(image: Image.Image, model: nn.Module) -> Tensor:
@@ -115,7 +115,7 @@ def to_tensor(image: Image.Image, model: nn.Module) -> Tensor:
     """
     from torchvision.transforms.functional import normalize
 
-    config = _data_config(model)
+    config = data_config(model)
     return normalize(_pixels(image, config).float() / 255, config["mean"], config["std"])
 
 
@@ -246,7 +246,7 @@ def _eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
     return Image.fromarray(np.rint(scaled * 255).astype(np.uint8))
 
 
-def _data_config(model: nn.Module) -> dict[str, Any]:
+def data_config(model: nn.Module) -> dict[str, Any]:
     """timm's data config of the model, with the input size the model was really built for."""
     from timm.data import resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
 

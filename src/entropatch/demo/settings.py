@@ -11,6 +11,14 @@ from entropatch.methods import DENSE, RANDOM, compared_methods, pictured_methods
 MADE_BY = "entropatch demo"
 STEM, OVERVIEW = "results", "overview"
 
+# The phases of a run, and what is counted in each.
+UNITS = {
+    "accuracy": "batches and fits",
+    "GFLOPs": "models",
+    "speed": "timed calls",
+    "pictures": "pictures",
+}
+
 # Told the phase, the steps done and the steps in all.
 Step = Callable[[str, int, int], None]
 

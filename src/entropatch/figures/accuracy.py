@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entropatch.figures.canvas import Page
+from entropatch.figures.fonts import families_for, legible
 from entropatch.figures.labels import label_points
 from entropatch.figures.style import COLOURS, INK, LINE, MARGIN, MARKERS, SMALL, dress, style
 from entropatch.records.pareto import pareto_front
@@ -74,7 +75,7 @@ def accuracy_against(records: Sequence[Record], x: str = "gflops", *, title: str
             bbox_to_anchor=(1.02, 1.0),
             borderaxespad=0,
             frameon=False,
-            fontsize=SMALL,
+            prop={"size": SMALL, "family": families_for("".join(str(record["label"]) for record in measured))},
             labelcolor=INK,
             handlelength=2.2,
             labelspacing=0.7,
@@ -148,7 +149,7 @@ def _draw_dense(axes: Axes, records: Sequence[Record], x: str) -> None:
 
 def _literal(label: str) -> str:
     """A label of a legend: matplotlib takes a $ for a formula and hides what begins with an underscore."""
-    text = " ".join(label.split()).replace("$", r"\$")
+    text = legible(" ".join(label.split())).replace("$", r"\$")
     return f"\u200b{text}" if text.startswith("_") else text
 
 

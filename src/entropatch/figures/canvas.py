@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from entropatch.figures.fonts import families_for, legible
 from entropatch.figures.style import (
     INK,
     LETTERS_PER_INCH,
@@ -15,6 +16,7 @@ from entropatch.figures.style import (
     SOFT_INK,
     TEXT,
     TITLE,
+    narrowed,
     new_figure,
     shortened,
     style,
@@ -42,7 +44,7 @@ class Page:
         head = title_lines(title, int(width * TITLE_LETTERS_PER_INCH))
         self.width, self.top = width, MARGIN + (TITLE_ROOM + TITLE_LINE * (len(head) - 1) if head else 0.0)
         letters = int(width * LETTERS_PER_INCH)
-        lines = [line for note in notes for line in textwrap.wrap(note, letters)]
+        lines = [line for note in map(legible, notes) for line in textwrap.wrap(note, narrowed(letters, note))]
         end = self.top + drawing
         self.height = end + len(lines) * LINE + MARGIN
         self.figure = new_figure(self.width, self.height)
@@ -55,7 +57,9 @@ class Page:
         """Text at x inches from the left and y from the top, literally: a $ in it starts no formula."""
         with style():
             place = (x / self.width, 1 - y / self.height)
-            self.figure.text(*place, text, fontsize=size, color=color, parse_math=False, **how)
+            text = legible(text)
+            how = {"fontfamily": families_for(text), "parse_math": False, **how}
+            self.figure.text(*place, text, fontsize=size, color=color, **how)
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """Axes whose upper left corner lies x inches from the left and y from the top."""
@@ -67,7 +71,9 @@ class Page:
 
 def title_lines(title: str, letters: int) -> list[str]:
     """A title on at most two lines of so many letters; the middle of a longer one is left out."""
-    lines = textwrap.wrap(shortened(title, TITLE_LINES * letters), letters)
+    title = legible(title)
+    narrow = narrowed(letters, title)
+    lines = textwrap.wrap(shortened(title, TITLE_LINES * letters), narrow)
     if len(lines) > TITLE_LINES:  # the words do not fill their lines
-        lines = textwrap.wrap(shortened(title, TITLE_LINES * letters - letters // 2), letters)
+        lines = textwrap.wrap(shortened(title, TITLE_LINES * letters - letters // 2), narrow)
     return lines[:TITLE_LINES]

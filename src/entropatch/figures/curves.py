@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from entropatch.figures.fonts import families_for
 from entropatch.figures.style import COLOURS, INK, SMALL, TITLE, dress, new_figure, shortened, style
 
 if TYPE_CHECKING:
@@ -35,12 +36,15 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, tit
     with style():
         figure.subplots_adjust(left=0.095, right=0.985, top=0.87 if title else 0.96, bottom=0.16, wspace=0.22)
         if title:
-            figure.suptitle(shortened(title, 90), x=0.015, ha="left", fontsize=TITLE, weight="bold", parse_math=False)
+            shown_title = shortened(title, 90)
+            how = {"fontfamily": families_for(shown_title), "fontsize": TITLE, "weight": "bold", "parse_math": False}
+            figure.suptitle(shown_title, x=0.015, ha="left", **how)
         panels = figure.subplots(1, len(_PANELS), squeeze=False)[0]
         for axes, (key, label) in zip(panels, _PANELS.items(), strict=True):
             _draw(axes, shown, key, label)
         if len(shown) > 1:
-            panels[-1].legend(fontsize=SMALL, frameon=False, labelcolor=INK)
+            fonts = {"size": SMALL, "family": families_for("".join(shown))}
+            panels[-1].legend(prop=fonts, frameon=False, labelcolor=INK)
     return figure
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from entropatch.figures.canvas import Page
+from entropatch.figures.fonts import families_for, legible
 from entropatch.figures.style import COLOURS, INK, LINE, MARGIN, MARKERS, SMALL, SOFT_INK, dress, style
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def auroc_in_blocks(
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         if record["block"] is not None:
-            curves.setdefault(record["label"], []).append(record)
+            curves.setdefault(legible(record["label"]), []).append(record)
     if not curves:
         raise ValueError(f"records must hold the AUROC of at least one block, but none of {len(records)} does.")
     page = Page(MARGIN + _LEFT + _WIDTH + _LEGEND, _HEIGHT + _BELOW + LINE, title, [note] if note else [])
@@ -53,10 +54,11 @@ def auroc_in_blocks(
         for record in records:
             if record["block"] is None:
                 line: dict[str, Any] = {"color": SOFT_INK, "linestyle": "-.", "linewidth": 1.0}
-                axes.axhline(record["auroc"], label=record["label"], **line)
+                axes.axhline(record["auroc"], label=legible(record["label"]), **line)
         chance: dict[str, Any] = {"color": INK, "linestyle": ":", "linewidth": 0.9}
         axes.axhline(0.5, label="chance", **chance)
         axes.set_xticks(sorted({record["block"] for curve in curves.values() for record in curve}))
+        fonts = {"size": SMALL, "family": families_for("".join(curves))}
         place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
         handles, labels = axes.get_legend_handles_labels()
         first = {label: handle for handle, label in zip(handles, labels, strict=True) if label in curves}
@@ -65,7 +67,7 @@ def auroc_in_blocks(
             shown.values(),
             shown.keys(),
             frameon=False,
-            fontsize=SMALL,
+            prop=fonts,
             labelcolor=INK,
             handlelength=2.4,
             labelspacing=0.7,

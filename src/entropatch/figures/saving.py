@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from entropatch.figures.fonts import quietly
 from entropatch.figures.style import DPI, style
 from entropatch.records.files import replacing
 
@@ -31,8 +31,6 @@ def save_figure(figure: Figure, path: str | Path, metadata: Mapping[str, str] | 
         raise ValueError(f"a figure is saved as .png or .svg, but got {str(path)!r}.")
     # Without a date the same figure gives the same bytes.
     fixed: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
-    with replacing(path) as temporary, style(), warnings.catch_warnings():
-        # A file name in a script the font lacks is drawn as boxes; the picture is sound.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with replacing(path) as temporary, style(), quietly():
         figure.savefig(temporary, format=kind[1:], dpi=DPI, metadata={**fixed, **(metadata or {})})
     return path

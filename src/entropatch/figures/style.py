@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from entropatch.extras import require
+from entropatch.figures.fonts import FAMILY, columns, legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ ENTROPY_COLOURS = "RdYlBu_r"
 DPI = 175
 
 SETTINGS: Any = {
-    "font.family": "DejaVu Sans",
+    "font.family": FAMILY,
     "svg.fonttype": "path",
     "svg.hashsalt": "entropatch",
     "text.usetex": False,
@@ -62,6 +63,12 @@ def dress(axes: Axes, x: str = "", y: str = "") -> None:
 
 
 def shortened(text: str, longest: int) -> str:
-    """The text on one line, its middle left out if it is too long."""
-    text = " ".join(text.split())
+    """The text on one line as figures can draw it, its middle left out if it is wider than `longest` letters."""
+    text = legible(" ".join(text.split()))
+    longest = narrowed(longest, text)
     return text if len(text) <= longest else text[: longest // 2] + "…" + text[-(longest - longest // 2 - 1) :]
+
+
+def narrowed(letters: int, text: str) -> int:
+    """How many letters like those of the text take the room of so many usual ones."""
+    return max(4, letters * len(text) // max(columns(text), 1))

@@ -35,10 +35,9 @@ def power_gap(x: Tensor, weights: Tensor, t: float, spare: Tensor | None) -> Ten
         return x.mul_(t * LN_2).expm1_().mul_(weights).sum(-1)
     if abs(t) >= SERIES:
         return x.mul_(t).exp2_().sub_(1).mul_(weights).sum(-1)
-    # z (1 + z/2 (1 + z/3 (…))), from the inside.
-    c, one = t * LN_2, x.new_ones(())
-    terms = 3 if abs(t) < SHORT_SERIES else 5
-    factor = torch.addcmul(one, x, one, value=c / terms, out=spare)
+    # x (1 + z/2 (1 + z/3 (…))) with z = cx, from the inside.
+    c, terms = t * LN_2, 3 if abs(t) < SHORT_SERIES else 5
+    series = torch.addcmul(x, x, x, value=c / terms, out=spare)
     for k in range(terms - 1, 1, -1):
-        torch.addcmul(one, x, factor, value=c / k, out=factor)
-    return factor.mul_(x).mul_(weights).sum(-1) * c
+        torch.addcmul(x, x, series, value=c / k, out=series)
+    return series.mul_(weights).sum(-1) * c

@@ -104,10 +104,12 @@ def _beside(
         same = f"{'this is its best block' if one else 'these are its best blocks'}"
         return f", and {same}: trust low entropy for pruning there." if trusted else f"; yet {same}."
     gap, error = mean_of(aurocs[:, best].mean(1) - aurocs[:, blocks].mean(1))
-    text = f", {'but' if trusted else 'and'} its best {named(best)}, {_numbers(at, best)}, "
-    text += f"{'is' if one else 'are'} better by {text_of((gap, error))}" + ("" if one else " on average")
+    text = f"its best {named(best)} ({_numbers(at, best)}) {'is' if one else 'are'} better by {text_of((gap, error))}"
+    text += "" if one else " on average"
     if error is None or gap <= ERRORS * error:
-        return f"{text}, which may be chance."
+        advice = ": trust low entropy for pruning there." if trusted else "."
+        return f"{advice} {text[0].upper()}{text[1:]}, which may be chance."
+    text = f", {'but' if trusted else 'and'} {text}"
     if not all(above(*at[block]) for block in best):
         return f"{text}, though not above chance{'' if one else ' in each'}."
     later = ", later and so with less saved" if sum(best) > sum(blocks) else ""

@@ -21,16 +21,16 @@ def this_process() -> dict[str, Any]:
 
 def is_dead(process: Mapping[str, Any]) -> bool:
     """Whether a process that `this_process` described is certainly gone; False where that cannot be known."""
-    machine = _machine()
-    if machine is None or process.get("machine") != machine:
+    machine, pid, started = _machine(), process.get("pid"), process.get("started")
+    if machine is None or process.get("machine") != machine or type(pid) is not int or not 0 < pid < 2**31:
         return False
     try:
-        os.kill(process["pid"], 0)  # a signal of number 0 is none: it only asks whether there is such a process
+        os.kill(pid, 0)  # a signal of number 0 is none: it only asks whether there is such a process
     except ProcessLookupError:
         return True
     except PermissionError:  # another user's
         return False
-    return _started(process["pid"]) != process["started"]
+    return _started(pid) != started
 
 
 def _machine() -> str | None:

@@ -9,6 +9,7 @@ Started several times, on one machine or on many that share a database, the work
 
 from entropatch.search.budget import BudgetError
 from entropatch.search.findings import write_report
+from entropatch.search.patience import StudyUnreachableError
 from entropatch.search.points import SCOPES, Point
 from entropatch.search.recommendation import TOLERANCE
 from entropatch.search.searching import Found, Teamwork, report, search
@@ -26,6 +27,7 @@ __all__ = [
     "SearchSettings",
     "Standing",
     "StudyMismatchError",
+    "StudyUnreachableError",
     "Teamwork",
     "default_methods",
     "report",

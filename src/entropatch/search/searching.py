@@ -10,21 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropatch.data.base import DataSet
+from entropatch.extras import require
 from entropatch.measure import environment
 from entropatch.methods import DENSE
-from entropatch.search.budget import rate_for_gflops, rate_for_speedup
+from entropatch.search.budget import BudgetError, rate_for_gflops, rate_for_speedup
 from entropatch.search.experiment import Experiment
 from entropatch.search.findings import write_report
-from entropatch.search.points import Point, grid
+from entropatch.search.method_table import refuse_unknown
+from entropatch.search.points import FINETUNED, Point, grid
 from entropatch.search.recommendation import TOLERANCE
 from entropatch.search.settings import SearchSettings
 from entropatch.search.study import (
     KEPT_RATES,
+    check_settings,
+    damaged_trials,
     enqueue,
+    noted_rates,
     open_storage,
     open_study,
     quiet,
-    refuse_unknown,
     sqlite_address,
     to_enqueue,
 )
@@ -116,6 +120,7 @@ def search(
         ImportError: the extra `search`, or the driver of the database, is not installed.
         StudyMismatchError: the study has other settings; the message names each that differs.
         BudgetError: no keep rate meets the target.
+        StudyUnreachableError: the database was locked or away for ten minutes.
         ValueError, OSError, RuntimeError: as of `entropatch.train.finetune` and of
             `entropatch.measure.evaluation.evaluate`. The report of what is finished is written before.
     """
@@ -125,17 +130,20 @@ def search(
             "`entropatch search` once per GPU, with CUDA_VISIBLE_DEVICES, instead."
         )
     output, runtime, teamwork = Path(output), runtime or Runtime(), teamwork or Teamwork()
+    require_extras(settings.scope)
     with quiet():
         experiment = Experiment(settings, data, output, runtime, on_text)
         compared = experiment.compared()
         output.mkdir(parents=True, exist_ok=True)
         address = storage or sqlite_address(output / "search.db")
         opened = open_study(
-            open_storage(address, teamwork.heartbeat, teamwork.grace), study, compared, _about(experiment)
+            open_storage(address, teamwork.heartbeat, teamwork.grace, on_text), study, compared, _about(experiment)
         )
+        check_settings(opened)
         refuse_unknown(opened, opened.get_trials(deepcopy=False))
         points = grid(keep_rates(settings, experiment, opened), settings.seeds, settings.scope)
         trials = opened.get_trials(deepcopy=False)
+        _tell(damaged_trials(trials), on_text)
         if teamwork.trials != 0:
             enqueue(opened, to_enqueue(trials, points, teamwork.retries))
         worker = Worker(
@@ -155,27 +163,48 @@ def search(
         return Found(standing(opened.get_trials(deepcopy=False), points, teamwork.retries), tried, files)
 
 
+def require_extras(scope: str) -> None:
+    """Raise ImportError, before anything is fetched or tried, if a package that a search needs is not installed."""
+    packages = ("optuna", "fvcore", "matplotlib", *(("accelerate",) if scope == FINETUNED else ()))
+    for package in packages:
+        require(package, "search")
+
+
 def report(
-    output: str | Path, *, storage: str | None = None, study: str = "search", tolerance: float = TOLERANCE
+    output: str | Path,
+    *,
+    storage: str | None = None,
+    study: str = "search",
+    tolerance: float = TOLERANCE,
+    on_text: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Write the report of a study again, without model, data or training.
 
+    Trials whose record is damaged are left out, and told of by `on_text`.
+
     Raises:
-        ValueError: there is no such study, it holds a trial that is complete without results, or it has a method of a
-            module that was not imported.
+        ValueError: there is no such study, it is no search, or it has a method of a module that was not imported.
+        StudyUnreachableError: the database was locked or away for ten minutes.
     """
     if storage is None and not Path(output, "search.db").is_file():
         raise ValueError(f"{output} holds no search.db; give the output folder of a search, or its storage.")
     with quiet():
         import optuna
 
-        opened = open_storage(storage or sqlite_address(Path(output, "search.db")))
+        opened = open_storage(storage or sqlite_address(Path(output, "search.db")), on_text=on_text)
         try:
             found = optuna.load_study(study_name=study, storage=opened)
         except KeyError as error:
             names = ", ".join(optuna.get_all_study_names(opened)) or "none"
             raise ValueError(f"there is no study {study!r}; there are: {names}.") from error
+        check_settings(found)
+        _tell(damaged_trials(found.get_trials(deepcopy=False)), on_text)
         return write_report(found, output, tolerance)
+
+
+def _tell(lines: list[str], on_text: Callable[[str], None]) -> None:
+    for line in lines:
+        on_text(line)
 
 
 def keep_rates(settings: SearchSettings, experiment: Experiment, study: Study) -> dict[str, list[float]]:
@@ -186,12 +215,15 @@ def keep_rates(settings: SearchSettings, experiment: Experiment, study: Study) -
     """
     if not settings.has_target:
         return {method: list(settings.keep_rates or ()) for method in settings.methods}
-    noted: dict[str, dict[str, Any]] = study.user_attrs.get(KEPT_RATES, {})
+    noted = noted_rates(study)
     for method in settings.methods:
         if method != DENSE and method not in noted:
             experiment.on_text(f"{method}: the keep rate that meets the budget")
-            found = _meeting(settings, experiment, method)
-            noted = {method: found, **study.user_attrs.get(KEPT_RATES, {})}  # one found elsewhere meanwhile stays
+            try:
+                found = _meeting(settings, experiment, method)
+            except BudgetError as error:
+                raise BudgetError(f"{method}: {error}") from error
+            noted = {method: found, **noted_rates(study)}  # one found elsewhere meanwhile stays
             study.set_user_attr(KEPT_RATES, noted)
     return {method: [] if method == DENSE else [noted[method]["keep_rate"]] for method in settings.methods}
 
@@ -212,7 +244,9 @@ def _meeting(settings: SearchSettings, experiment: Experiment, method: str) -> d
         timings = experiment.time(config(rate))
         return timings["this"].images_per_second / timings[DENSE].images_per_second
 
-    rate, measured = rate_for_speedup(speedup, settings.target_speedup)
+    rate, measured = rate_for_speedup(
+        speedup, settings.target_speedup, lambda text: experiment.on_text(f"{method}: {text}")
+    )
     return {"keep_rate": rate, "speedup": measured}
 
 

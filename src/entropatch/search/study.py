@@ -12,13 +12,16 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropatch.extras import require
+from entropatch.measure.variants import takes_keep_rate
 from entropatch.methods import DENSE, is_known
+from entropatch.search import patience
+from entropatch.search.method_table import method_number
 from entropatch.search.points import Point
 from entropatch.train.run_folder import differences
 
@@ -27,9 +30,14 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial, Trial
 
-SETTINGS, KEPT_RATES, ABOUT, METHODS = "settings", "keep_rates", "about", "methods"
-FREE = ("data.root",)  # not compared: data may have moved
+SETTINGS, KEPT_RATES, ABOUT = "settings", "keep_rates", "about"
+# Not compared: data may have moved, and of weights the fingerprint is compared, not where they are.
+FREE = ("data.root", "model.weights")
 RECORD, WORKER, ERROR, GIVEN_UP, STOPPED = "record", "worker", "error", "given_up", "stopped"
+
+
+NOT_OURS = "the study {!r} was not made by `entropatch search`, or its settings are damaged; give another name."
+NUMBERS = ("top1", "top5", "gflops", "images_per_second", "dense_images_per_second", "vs_dense", "seconds")
 
 
 class StudyMismatchError(ValueError):
@@ -58,27 +66,33 @@ def sqlite_address(path: str | Path) -> str:
     return "sqlite:///" + text.replace("{", "{{").replace("}", "}}")  # Optuna takes addresses for templates
 
 
-def open_storage(address: str, heartbeat: int = 20, grace: int = 120) -> RDBStorage:
-    """The database, its tables made if there are none.
+def open_storage(
+    address: str, heartbeat: int = 20, grace: int = 120, on_text: Callable[[str], None] = lambda text: None
+) -> RDBStorage:
+    """The database, its tables made if there are none. While it is locked or away its calls wait, for ten minutes.
 
     Args:
         address: sqlite:///…, postgresql://… or mysql://…, as SQLAlchemy takes it.
         heartbeat: a worker says every so many seconds that it lives.
         grace: a worker that has not for so many seconds is taken for dead.
+        on_text: told in a line when it has to wait, and when it need not any more.
 
     Raises:
         ValueError: it cannot be opened; ImportError: the driver of that database is not installed.
+        StudyUnreachableError: later, of any use of it: it was locked or away for too long.
     """
     optuna = require("optuna", "search")
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
     lite = address.startswith("sqlite")
-    arguments: dict[str, Any] = {"connect_args": {"timeout": 60}} if lite else {"pool_pre_ping": True}
+    arguments: dict[str, Any] = (
+        {"connect_args": {"timeout": patience.LOCK_SECONDS}} if lite else {"pool_pre_ping": True}
+    )
     failures = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
     for attempt in range(8):
         try:
-            storage = optuna.storages.RDBStorage(
-                address, engine_kwargs=arguments, heartbeat_interval=heartbeat, grace_period=grace
+            storage = patience.patient_storage(
+                address, on_text, engine_kwargs=arguments, heartbeat_interval=heartbeat, grace_period=grace
             )
             break
         except (ArgumentError, NoSuchModuleError) as error:
@@ -86,7 +100,8 @@ def open_storage(address: str, heartbeat: int = 20, grace: int = 120) -> RDBStor
         except failures as error:
             # Two workers that make the tables at once trip over each other; the later finds them made.
             if attempt == 7:
-                raise ValueError(f"the storage could not be opened: {_first_line(error)}") from error
+                where = f" {address}" if lite else ""  # other addresses may hold a password
+                raise ValueError(f"the storage{where} could not be opened: {_first_line(error)}") from error
             time.sleep(0.1 * 2**attempt)
         except ImportError as error:
             raise ImportError(
@@ -141,7 +156,7 @@ def open_study(storage: RDBStorage, name: str, compared: Mapping[str, Any], abou
     here = json.loads(json.dumps(compared))
     if SETTINGS not in study.user_attrs:
         if study.get_trials(deepcopy=False):
-            raise StudyMismatchError(f"the study {name!r} was not made by `entropatch search`; give another name.")
+            raise StudyMismatchError(NOT_OURS.format(name))
         study.set_user_attr(ABOUT, dict(about))
         study.set_user_attr(SETTINGS, here)
     # Read again, since another worker may have made it at the same moment.
@@ -153,12 +168,69 @@ def open_study(storage: RDBStorage, name: str, compared: Mapping[str, Any], abou
     return study
 
 
+def check_settings(study: Study) -> None:
+    """Raise StudyMismatchError unless the study holds the settings of a search, as the report reads them."""
+    settings = study.user_attrs.get(SETTINGS)
+    named = {"scope", "model", "data", "blocks", "target_gflops", "target_speedup"}
+    if (
+        not isinstance(settings, dict)
+        or not named <= settings.keys()
+        or not all(isinstance(settings[key], dict) and "name" in settings[key] for key in ("model", "data"))
+        or not isinstance(study.user_attrs.get(ABOUT), dict)
+    ):
+        raise StudyMismatchError(NOT_OURS.format(study.study_name))
+
+
+def noted_rates(study: Study) -> dict[str, dict[str, Any]]:
+    """What was found for a budget, by method: its "keep_rate" and what that was judged by. Damaged entries are none."""
+    noted = study.user_attrs.get(KEPT_RATES)
+    return {
+        method: found
+        for method, found in (noted if isinstance(noted, dict) else {}).items()
+        if isinstance(found, dict) and _is_number(found.get("keep_rate")) and 0 < found["keep_rate"] <= 1
+    }
+
+
 def point_of(trial: FrozenTrial | Trial) -> Point | None:
     """The setting that a trial tries; None for a trial that came from elsewhere."""
-    attributes = trial.user_attrs
-    if not {"method", "keep_rate", "seed"} <= attributes.keys():
+    method, keep_rate, seed = (trial.user_attrs.get(name) for name in ("method", "keep_rate", "seed"))
+    if not isinstance(method, str) or type(seed) is not int or not (keep_rate is None or _is_number(keep_rate)):
         return None
-    return Point(attributes["method"], attributes["keep_rate"], attributes["seed"])
+    if method != DENSE and not is_known(method):  # see `refuse_unknown`
+        return None
+    if takes_keep_rate(method) != (keep_rate is not None) or not 0 < (1 if keep_rate is None else keep_rate) <= 1:
+        return None
+    return Point(method, keep_rate, seed)
+
+
+def is_complete(trial: FrozenTrial) -> bool:
+    """Whether the trial is complete and its record whole. One with a damaged record counts as not tried."""
+    from optuna.trial import TrialState
+
+    return trial.state == TrialState.COMPLETE and wrong_in(trial.user_attrs.get(RECORD)) is None
+
+
+def wrong_in(record: Any) -> str | None:
+    """What a record lacks of the numbers that each must have; None if nothing."""
+    if not isinstance(record, dict):
+        return "it is none"
+    return next((f"{name} is {record.get(name)!r:.40}" for name in NUMBERS if not _is_number(record.get(name))), None)
+
+
+def damaged_trials(trials: Iterable[FrozenTrial]) -> list[str]:
+    """A line for each complete trial whose record is damaged."""
+    from optuna.trial import TrialState
+
+    return [
+        f"trial {trial.number}, {point.name}, is left out, since its record is damaged: "
+        f"{wrong_in(trial.user_attrs.get(RECORD))}; a search tries that setting again"
+        for trial in trials
+        if (point := point_of(trial)) and trial.state == TrialState.COMPLETE and not is_complete(trial)
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def enqueue(study: Study, points: Iterable[Point]) -> None:
@@ -169,27 +241,6 @@ def enqueue(study: Study, points: Iterable[Point]) -> None:
         values, kinds = point.parameters(method_number(study, point.family))
         study.add_trial(
             create_trial(state=TrialState.WAITING, params=values, distributions=kinds, user_attrs=point.to_dict())
-        )
-
-
-def method_number(study: Study, family: str) -> int:
-    """The place of a method, or family of them, in the study's table of methods, which only grows.
-
-    Should two workers lengthen it at the same moment, the last one counts and the other looks again. What a trial tries
-    is known by the name in its own attributes; the number is for Optuna's plots.
-    """
-    while family not in (table := list(study.user_attrs.get(METHODS, ()))):
-        study.set_user_attr(METHODS, [*table, family])
-    return table.index(family)
-
-
-def refuse_unknown(study: Study, trials: Iterable[FrozenTrial]) -> None:
-    """Raise ValueError, in a line, where the study has methods of a module that was not imported."""
-    names = dict.fromkeys(point.method for point in trials_by_point(trials))
-    if unknown := [name for name in names if name != DENSE and not is_known(name)]:
-        raise ValueError(
-            f"the study {study.study_name!r} has the method{'s' * (len(unknown) > 1)} {', '.join(unknown)}, which no "
-            "imported module registers; import the one that does first (on the command line: --import my_module)."
         )
 
 
@@ -208,7 +259,7 @@ def is_live(trial: FrozenTrial) -> bool:
     """Whether the trial waits, runs or is complete."""
     from optuna.trial import TrialState
 
-    return trial.state in (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
+    return trial.state in (TrialState.WAITING, TrialState.RUNNING) or is_complete(trial)
 
 
 def is_given_up(trials: Iterable[FrozenTrial], retries: int) -> bool:
@@ -222,11 +273,13 @@ def is_given_up(trials: Iterable[FrozenTrial], retries: int) -> bool:
 
 
 def trials_by_point(trials: Iterable[FrozenTrial]) -> dict[Point, list[FrozenTrial]]:
-    """The trials of each setting, by number."""
+    """The trials of each setting, by number; without complete ones whose record is damaged."""
+    from optuna.trial import TrialState
+
     found: dict[Point, list[FrozenTrial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         point = point_of(trial)
-        if point is not None:
+        if point is not None and (trial.state != TrialState.COMPLETE or is_complete(trial)):
             found.setdefault(point, []).append(trial)
     return found
 

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from entropatch.measure.variants import Variant
 from entropatch.methods import DENSE, find_method
+from entropatch.search.method_table import refuse_unknown
 from entropatch.search.points import Point
-from entropatch.search.study import ERROR, RECORD, is_live, refuse_unknown, trials_by_point
+from entropatch.search.study import ERROR, RECORD, is_live, trials_by_point
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import FrozenTrial
-
-# What every record has, whatever the scope.
-MEASURED = ("top1", "top5", "gflops", "images_per_second", "dense_images_per_second", "vs_dense", "seconds")
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def records_of(study: Study) -> list[dict[str, Any]]:
     keep_rate, seed and what `Experiment.measure` returned.
 
     Raises:
-        ValueError: a trial is complete without results, or the study has a method of a module that was not imported.
+        ValueError: the study has a method of a module that was not imported.
     """
     from optuna.trial import TrialState
 
@@ -74,21 +71,8 @@ def records_of(study: Study) -> list[dict[str, Any]]:
         if complete:  # should a setting ever be complete twice, the first counts
             head = {"trial": complete[0].number, "method": point.method, "label": point.label, "order": point.order}
             head |= {"keep_rate": point.keep_rate, "seed": point.seed}
-            found.append((point, head | _results(study, complete[0], point)))
+            found.append((point, head | complete[0].user_attrs[RECORD]))
     return [record for _, record in sorted(found, key=lambda pair: (pair[0].sort_key, pair[0].seed))]
-
-
-def _results(study: Study, trial: FrozenTrial, point: Point) -> dict[str, Any]:
-    """What was recorded of a complete trial."""
-    record = trial.user_attrs.get(RECORD)
-    numbers = record if isinstance(record, dict) else {}
-    if lacking := [key for key in MEASURED if not isinstance(numbers.get(key), (int, float))]:
-        raise ValueError(
-            f"trial {trial.number} ({point.name}) of the study {study.study_name!r} is complete, but its record has no "
-            f"{', '.join(lacking)}: `entropatch search` did not write it; mark the trial as failed, and it is tried "
-            "again, or give another study."
-        )
-    return numbers
 
 
 def failures_of(study: Study) -> dict[Point, str]:

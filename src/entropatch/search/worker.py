@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from entropatch.records.owner import is_dead, this_process
+from entropatch.search.method_table import refuse_unknown
+from entropatch.search.patience import StudyUnreachableError
 from entropatch.search.points import Point
 from entropatch.search.study import (
     ERROR,
@@ -16,10 +18,10 @@ from entropatch.search.study import (
     STOPPED,
     WORKER,
     enqueue,
+    is_complete,
     is_given_up,
     is_live,
     point_of,
-    refuse_unknown,
     to_enqueue,
     trials_by_point,
 )
@@ -115,7 +117,10 @@ class Worker:
         self._current = None
         try:
             self.study.optimize(self._objective, n_trials=1, catch=(DivergedError,))
-        except Exception:
+        except Exception as error:
+            # Where even the state of the trial cannot be read, Optuna trips over a variable it has not set.
+            if (away := _unreachable_within(error)) is not None:
+                raise away from error
             # While this process was held up, another took it for dead and its setting over: that one's result counts.
             if self._current is None or not self._is_finished(self._current):
                 raise
@@ -166,7 +171,7 @@ class Worker:
         now = time.monotonic()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get(WORKER)
-            if worker is None:
+            if not isinstance(worker, dict):
                 lost = now - self._nameless.setdefault(trial.number, now) > self.grace
             else:
                 lost = is_dead(worker)
@@ -180,8 +185,14 @@ def standing(trials: Sequence[FrozenTrial], points: Sequence[Point], retries: in
 
     by_point: dict[Point, list[FrozenTrial]] = {point: [] for point in points} | trials_by_point(trials)
 
-    def count(state: TrialState) -> int:
-        return sum(any(trial.state == state for trial in own) for own in by_point.values())
-
+    finished = sum(any(map(is_complete, own)) for own in by_point.values())
+    running = sum(any(trial.state == TrialState.RUNNING for trial in own) for own in by_point.values())
     given_up = sum(not any(map(is_live, own)) and is_given_up(own, retries) for own in by_point.values())
-    return Standing(len(by_point), count(TrialState.COMPLETE), count(TrialState.RUNNING), given_up)
+    return Standing(len(by_point), finished, running, given_up)
+
+
+def _unreachable_within(error: BaseException | None) -> StudyUnreachableError | None:
+    """The StudyUnreachableError that an error is, or was raised from or during."""
+    while error is not None and not isinstance(error, StudyUnreachableError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from entropatch.surgery.adapters.protocol import Adapter
 from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
-from entropatch.surgery.visit import Visit
+from entropatch.surgery.visit import SplitBlock, Visit
 from entropatch.tokens import Tokens, join
 
 # Runs block number i on tokens x, which stand for `tokens`: call(i, x, visit).
@@ -79,12 +80,15 @@ def run_blocks(
     recorder, watches = observers.recorder(), observers.watching()
     prefix, has_class_token = adapter.num_prefix_tokens(model), adapter.has_class_token(model)
     recorded = recorder is not None or len(taken) > 0
+    modules = adapter.blocks(model)
+    if not torch.compiler.is_compiling():
+        _refuse_stock(modules, adapter)
     passed = Passed([Stream(x, _entering(x, prefix, grid, complete, recorded))])
     if recorder is not None:
         recorder.begin(pruning.config, grid, prefix)
     for watch in watches:
         watch.grid = grid
-    for i in range(len(adapter.blocks(model))) if blocks is None else blocks:
+    for i in range(len(modules)) if blocks is None else blocks:
         looking = [watch for watch in watches if watch.blocks is None or i in watch.blocks]
         after: list[Stream] = []
         for stream in passed.streams:
@@ -106,6 +110,16 @@ def run_blocks(
     if recorder is not None:
         recorder.end(passed.reduced)
     return passed
+
+
+def _refuse_stock(modules: Sequence[nn.Module], adapter: Adapter) -> None:
+    """Raise RuntimeError for a block that lost its swapped class, or was put in after the model was pruned."""
+    for i, block in enumerate(modules):
+        if not isinstance(block, SplitBlock) and not adapter.is_swapped(block):
+            raise RuntimeError(
+                f"block {i} ({type(block).__name__}) of a pruned model is not pruned: it was replaced, its class was "
+                "changed, or a copy that shares it was unpruned; call entropatch.prune_ on the model again."
+            )
 
 
 def in_order(streams: Sequence[Stream], outputs: Sequence[Any]) -> Any:

@@ -162,6 +162,8 @@ def _find_adapter(model: nn.Module) -> Adapter:
         (name for name, child in model.named_modules() if name and any(a.recognises(child) for a in known)), None
     )
     hint = f" It holds one as .{wrapped}: prune that." if wrapped else ""
+    if kind.__module__.startswith("torch."):  # FSDP2 and parametrize derive a class of their own
+        hint = " It was sharded, parametrized or wrapped already: prune it before." + hint
     supported = "; ".join(adapter.supported for adapter in known)
     raise UnsupportedModelError(
         f"{kind.__module__}.{kind.__qualname__} is not supported.{hint} Supported: {supported}."

@@ -156,7 +156,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _carries(module: nn.Module) -> bool:
-    return isinstance(vars(module).get(ATTRIBUTE), Pruning)
+    # Where somebody changed the class, what is left of a pruning has no effect.
+    pruning = vars(module).get(ATTRIBUTE)
+    return isinstance(pruning, Pruning) and pruning.adapter.is_swapped(module)
 
 
 def is_pruned(model: nn.Module) -> bool:
@@ -169,13 +171,7 @@ def pruning_of(model: nn.Module) -> Pruning:
     target = unwrap(model)
     if not _carries(target):
         raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
-    pruning: Pruning = vars(target)[ATTRIBUTE]
-    if not pruning.adapter.is_swapped(target):
-        raise ValueError(
-            f"{type(target).__name__} was pruned, but its class was changed since, so it runs without pruning; call "
-            "entropatch.prune_(model, …) anew on a stock model."
-        )
-    return pruning
+    return vars(target)[ATTRIBUTE]
 
 
 def pruning_config(model: nn.Module) -> PruneConfig:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from entropatch.config import Stage
 from entropatch.schedule import Site
 from entropatch.surgery.state import Watch
 from entropatch.tokens import Plan, Tokens
+
+PLAN = tuple(field.name for field in fields(Plan))
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,33 @@ class Visit:
         self.outcomes = [Outcome(None, plan, plan.n)]
         return torch.cat((x[:, :prefix], plan.apply(patches)), dim=1)
 
+    def again(self) -> Visit:
+        """A visit of the same block by the same tokens, with nothing done yet."""
+        return Visit(
+            self.block,
+            self.tokens,
+            self.stage,
+            proportional=self.key_bias is not None,
+            watches=self.watches,
+            recorded=self.recorded,
+            has_class_token=self.has_class_token,
+            backend=self.backend,
+        )
+
+    def pack(self) -> tuple[Tensor | None, ...]:
+        """What was found out, as tensors, where all images keep equally many tokens."""
+        (outcome,) = self.outcomes
+        plan = outcome.plan
+        parts = (None,) * len(PLAN) if plan is None else tuple(getattr(plan, name) for name in PLAN)
+        return self.scores, self.patches, *parts
+
+    def unpack(self, packed: Sequence[Tensor | None]) -> None:
+        """Take over what another visit packed."""
+        self.scores, self.patches, kept, *others = packed
+        if kept is not None:
+            plan = Plan(kept, *others)
+            self.outcomes = [Outcome(None, plan, plan.n)]
+
     def _reduce_groups(self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor) -> Tensor:
         """As `reduce`, images of one size at a time; padded to the largest size for the rest of this block."""
         n, prefix = self.tokens.n, self.tokens.num_prefix_tokens
@@ -195,6 +224,30 @@ class Visit:
         if not scores.is_floating_point():
             raise ValueError(f"{what}, floating point, but got {scores.dtype}; use scores.float().")
         return scores
+
+
+def checkpointed(
+    checkpoint: Callable[..., Any], run: Callable[..., Tensor], visit: Visit, x: Tensor, *inputs: Tensor
+) -> Tensor:
+    """`run(visit, x, *inputs)` under gradient checkpointing.
+
+    Args:
+        checkpoint: the library's, called with a function and its tensors.
+        run: runs the block.
+        visit: of the block; what is found out is there afterwards.
+        x, inputs: what the block is given.
+    """
+    if not torch.compiler.is_compiling():
+        return checkpoint(lambda x, *inputs: run(visit, x, *inputs), x, *inputs)
+
+    def packed(x: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
+        # A compiled region that is computed again must change nothing outside it, so its findings are outputs.
+        inner = visit.again()
+        return (run(inner, x, *inputs), *inner.pack())
+
+    y, *found = checkpoint(packed, x, *inputs)
+    visit.unpack(found)
+    return y
 
 
 class SplitBlock:

@@ -75,6 +75,8 @@ class Checkpoints:
         wait: returns when every process has called it.
         agree: called by every process with a value; returns the first process's.
         on_text: told in a line of what was damaged or is left.
+        run: what tells this run from others, whose checkpoints it must not take for its own, since `folder` may be a
+            link; None does not look.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class Checkpoints:
         wait: Callable[[], None] = lambda: None,
         agree: Callable[[Any], Any] = lambda value: value,
         on_text: Callable[[str], None] = lambda text: None,
+        run: str | None = None,
     ):
         self.folder, self.process, self.processes, self.wait = folder, process, processes, wait
-        self.agree, self.on_text = agree, on_text
+        self.agree, self.on_text, self.run = agree, on_text, run
 
     def all(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -121,6 +124,7 @@ class Checkpoints:
                 state = {
                     "optimizer": optimizer.state_dict(),
                     "scaler": None if scaler is None else scaler.state_dict(),
+                    "run": self.run,
                 }
                 write(draft / "training.pt", lambda path: torch.save(state, path))
                 text = json.dumps(progress.to_dict())
@@ -252,6 +256,10 @@ class Checkpoints:
                     "permissions, and start the same command again."
                 ) from error
             raise _DamagedError(path, error) from error
+        if self.run is not None and training.get("run") != self.run:
+            raise CheckpointError(
+                f"the checkpoint {path} is another run's; give each run a folder for its checkpoints, or remove those."
+            )
         return _State(path, progress, model, ema, training, drawn)
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 run.json            what is trained, on what, how; compared when the run is started again
 epochs.jsonl        one record per epoch
-checkpoints/        to continue from; removed when the run is complete
+checkpoints/        to continue from, or a link to where they are; removed when the run is complete, files of others not
 best.safetensors    weights of the epoch with the highest top-1 so far
 final.safetensors   weights after the last epoch
 machine.json        where and with what versions it was trained last

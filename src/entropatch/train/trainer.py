@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -49,6 +50,7 @@ class Trainer:
             accelerator.wait_for_everyone,
             lambda value: broadcast_object_list([value])[0],
             on_text,
+            hashlib.sha256((job.folder / "run.json").read_bytes()).hexdigest(),
         )
         self.on_text = on_text
         self.progress = Progress()

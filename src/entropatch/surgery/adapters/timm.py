@@ -27,7 +27,7 @@ from entropatch.surgery.halves import Halfway
 from entropatch.surgery.loop import Passed, Stream, in_order, padded, run_blocks
 from entropatch.surgery.state import ATTRIBUTE, Pruning
 from entropatch.surgery.tracing import to_grid
-from entropatch.surgery.visit import SplitBlock, Visit
+from entropatch.surgery.visit import SplitBlock, Visit, checkpointed
 from entropatch.surgery.wrappers import inside, rebased
 from entropatch.tokens import Tokens
 
@@ -246,6 +246,11 @@ class _SplitModel:
     """A model that runs its blocks through `run_blocks`, and gives dense intermediates although blocks reduce."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, torch.fx.Proxy):
+            raise UnsupportedModelError(
+                "a pruned model cannot be traced by torch.fx, since what it computes depends on its input; "
+                "entropatch.unprune_ it first, or use hooks (timm's AttentionExtract(model, method='hook'))."
+            )
         if not _pruning(self).config.schedule.per_image:
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         streams = self.run_streams(x, *args, **kwargs)
@@ -276,11 +281,6 @@ class _SplitModel:
 
     def enter(self: Any, images: Tensor) -> tuple[Tensor, RotaryTables | None]:
         """The tokens that enter the first block, and the rotary tables."""
-        if isinstance(images, torch.fx.Proxy):
-            raise UnsupportedModelError(
-                "a pruned model cannot be traced by torch.fx, since what it computes depends on its input; "
-                "entropatch.unprune_ it first, or use hooks (timm's AttentionExtract(model, method='hook'))."
-            )
         x = self.patch_embed(images)
         if isinstance(self, timm_eva.Eva):
             x, table = self._pos_embed(x)
@@ -301,9 +301,13 @@ class _SplitModel:
 
         def call(i: int, x: Tensor, visit: Visit) -> Tensor:
             table = () if rope is None else (rope.at(i, visit.tokens),)
-            if not self.grad_checkpointing:
+
+            def run(visit: Visit, x: Tensor, *table: Tensor) -> Tensor:
                 return modules[i](x, *table, **given, visit=visit)
-            return checkpoint(lambda x, *table: modules[i](x, *table, **given, visit=visit), x, *table)
+
+            if self.grad_checkpointing:
+                return checkpointed(checkpoint, run, visit, x, *table)
+            return run(visit, x, *table)
 
         loses_patches = self.training and getattr(self, "patch_drop", None) is not None
         return run_blocks(self, x, grid, call, complete=not loses_patches, blocks=blocks, taken=taken)
@@ -467,12 +471,20 @@ class TimmAdapter:
     def unswap(self, model: Any) -> None:
         changed = [(part, rebased(type(part), STOCK)) for part in _swapped_parts(model)]
         for part, kind in changed:
+            own = vars(part).get("forward")
+            if own is not None and getattr(own, "__func__", None) is not type(part).forward:
+                raise UnsupportedModelError(
+                    f"the forward of this {kind.__name__} was replaced on the instance by one that calls the pruned "
+                    "forward; undo that first (Accelerate's mixed precision: "
+                    "accelerator.unwrap_model(model, keep_fp32_wrapper=False))."
+                )
             if issubclass(kind, tuple(STOCK)):
                 raise UnsupportedModelError(
                     f"{type(part).__module__}.{type(part).__qualname__} was derived from a pruned class in a way that "
                     "cannot be undone; undo what derived it (FSDP, parametrize) first."
                 )
         for part, kind in changed:
+            vars(part).pop("forward", None)  # which, if there, is that of the swapped class
             part.__class__ = kind
 
     def check_inputs(self, model: Any, block: int, patches: int) -> tuple[Tensor, dict[str, Any]]:
