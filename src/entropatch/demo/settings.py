@@ -43,7 +43,7 @@ class DemoSettings:
         ValueError: an unknown method, a keep rate out of range, or none of either.
     """
 
-    methods: tuple[str, ...] = field(default_factory=lambda: tuple(compared_methods()))
+    methods: tuple[str, ...] = field(default_factory=lambda: tuple(filter(takes_keep_rate, compared_methods())))
     keep_rates: tuple[float, ...] = (0.7, 0.5)
     digits: int | None = None
     digit_size: int = 112

@@ -84,9 +84,9 @@ def evaluate(
         on_step: called (batches of the test set) + (calls timed) times; `count_steps` says how many that is.
 
     Returns:
-        One record per setting: name, keep_rate (None if dense), top1, top5 (percent), gflops (10⁹ multiply-adds per
-        image), uncounted (operators left out of that), images, damaged (how many could not be read), and with `speed`
-        images_per_second, p50_ms and p95_ms.
+        One record per setting: name, keep_rate (None if dense, or where the schedule takes none), top1, top5 (percent),
+        gflops (10⁹ multiply-adds per image), uncounted (operators left out of that), images, damaged (how many could
+        not be read), and with `speed` images_per_second, p50_ms and p95_ms.
 
     Raises:
         ValueError: no settings; a model without classifier or for other classes; an unknown precision; no sound image.
@@ -203,7 +203,7 @@ def _record(
     flops = count_flops(model, torch.zeros(1, 3, image_size, image_size, device=device))
     return {
         "name": name,
-        "keep_rate": None if config is None else config.keep_rate,
+        "keep_rate": None if config is None or not config.schedule.uses_keep_rate else config.keep_rate,
         "top1": counts.top1_percent,
         "top5": counts.top5_percent,
         "gflops": flops.total / 1e9,
