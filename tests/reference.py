@@ -200,3 +200,60 @@ def fused_token(x: np.ndarray, weights: Row, kept: Sequence[int], num_prefix: in
 def fused(x: np.ndarray, weights: Row, kept: Sequence[int], num_prefix: int) -> np.ndarray:
     """`dropped` with the fused token appended last."""
     return np.concatenate([dropped(x, kept, num_prefix), fused_token(x, weights, kept, num_prefix)[None]])
+
+
+# --- merging -----------------------------------------------------------------------------------------------------
+
+
+def cosine(a: Row, b: Row) -> float:
+    dot = math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(math.fsum(float(x) ** 2 for x in a)) / math.sqrt(math.fsum(float(y) ** 2 for y in b))
+
+
+def mean_keys(k: np.ndarray) -> np.ndarray:
+    """Keys (heads, tokens, d) averaged over the heads."""
+    return np.asarray(k, dtype=np.float64).mean(0)
+
+
+def bipartite(k: np.ndarray, num_prefix: int, r: int) -> list[list[int]]:
+    """ToMe's matching (Bolya et al. 2023, section 3): the groups of tokens that become one, in their new order.
+
+    Every second token of the sequence is in A, the others in B. Each patch in A draws one edge to the patch in B most
+    like it; the r strongest edges are merged. Prefix tokens are kept apart, in front. Left of A comes before B.
+
+    Args:
+        k: keys of all tokens, (heads, tokens, d).
+        num_prefix: tokens in front that take no part.
+        r: edges to merge, at most as many as there are patches in the smaller set.
+    """
+    keys = mean_keys(k)
+    a = [i for i in range(num_prefix, len(keys)) if i % 2 == 0]
+    b = [i for i in range(num_prefix, len(keys)) if i % 2 == 1]
+    edges = {}
+    for i in a:
+        similar = [cosine(keys[i], keys[j]) for j in b]
+        edges[i] = (max(similar), b[similar.index(max(similar))])
+    strongest = sorted(a, key=lambda i: (edges[i][0], i), reverse=True)[:r]
+    groups = [[i] for i in range(num_prefix)] + [[i] for i in a if i not in strongest]
+    return groups + [[j, *(i for i in strongest if edges[i][1] == j)] for j in b]
+
+
+def merged_into_nearest(k: np.ndarray, num_prefix: int, kept: Sequence[int]) -> list[list[int]]:
+    """Groups of tokens: each patch that is not among `kept` (numbers of patches) joins the kept one most like it."""
+    keys = mean_keys(k)
+    groups = [[i] for i in range(num_prefix)] + [[num_prefix + j] for j in kept]
+    for i in range(num_prefix, len(keys)):
+        if i - num_prefix not in kept:
+            similar = [cosine(keys[i], keys[num_prefix + j]) for j in kept]
+            groups[num_prefix + similar.index(max(similar))].append(i)
+    return groups
+
+
+def merge(x: np.ndarray, sizes: Row, groups: Sequence[Sequence[int]]) -> tuple[np.ndarray, list[float]]:
+    """One token for each group, the mean weighted by the tokens' sizes, and how many patches it stands for."""
+    whole = [math.fsum(float(sizes[i]) for i in group) for group in groups]
+    rows = [
+        sum((float(sizes[i]) * np.asarray(x[i], dtype=np.float64) for i in group), np.zeros(x.shape[1])) / size
+        for group, size in zip(groups, whole, strict=True)
+    ]
+    return np.stack(rows), whole

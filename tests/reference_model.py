@@ -176,3 +176,44 @@ def fused_pass(model: Any, image: Tensor, keep_rates: dict[int, float]) -> tuple
                 stages.append(present[:count])
             x = x + block.ls2(block.mlp(block.norm2(x)))
         return model.forward_head(model.norm(x)), stages
+
+
+def merged_pass(
+    model: Any,
+    image: Tensor,
+    groups_of: Callable[[int, np.ndarray, np.ndarray], list[list[int]] | None],
+    proportional: bool = True,
+) -> tuple[Tensor, list[list[set[int]]]]:
+    """A model that merges tokens in the middle of its blocks, on one image, for float64 timm models of plain `Block`s.
+
+    The attention is written out: softmax of scale · q·kᵀ + log(size of the key).
+
+    Args:
+        model: a stock timm model in float64, in evaluation mode.
+        image: (1, 3, height, width), float64.
+        groups_of: from block, queries and keys (heads, tokens, d) the groups of tokens that become one; None for none.
+        proportional: whether the sizes are in the softmax.
+
+    Returns:
+        The output, and the patches that each token stands for after every block.
+    """
+    prefix, held = model.num_prefix_tokens, []
+    with torch.no_grad():
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+        sizes, sets = [1.0] * x.shape[1], [{i - prefix} if i >= prefix else set() for i in range(x.shape[1])]
+        for number, block in enumerate(model.blocks):
+            attention = block.attn
+            y = block.norm1(x)
+            qkv = attention.qkv(y).reshape(y.shape[1], 3, attention.num_heads, -1).permute(1, 2, 0, 3)
+            q, k, v = attention.q_norm(qkv[0]), attention.k_norm(qkv[1]), qkv[2]
+            bias = torch.tensor(sizes, dtype=x.dtype).log() if proportional else 0.0
+            weights = (attention.scale * q @ k.transpose(1, 2) + bias).softmax(-1)
+            y = attention.proj(attention.norm((weights @ v).transpose(0, 1).flatten(1))[None])
+            x = x + block.ls1(y)
+            groups = groups_of(number, q.numpy(), k.numpy())
+            if groups is not None:
+                merged, sizes = reference.merge(x[0].numpy(), sizes, groups)
+                x, sets = torch.from_numpy(merged)[None], [set().union(*(sets[i] for i in group)) for group in groups]
+            x = x + block.ls2(block.mlp(block.norm2(x)))
+            held.append(sets[prefix:])
+        return model.forward_head(model.norm(x)), held

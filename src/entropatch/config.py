@@ -6,20 +6,19 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from entropatch.config_fields import UNSET, check_blocks, check_rate, find_reduction, shortened, written_out
 from entropatch.criteria import Criterion, Renyi
 from entropatch.kernels.choice import check_backend
-from entropatch.methods import Method, find_method, method_of, renyi_method
+from entropatch.methods import Method, method_of, renyi_method
 from entropatch.records.files import write_text
-from entropatch.reductions import Drop, Reduction
+from entropatch.reductions import Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule, exact_rate
 
 VERSION = 1
 KEEP_RATE = 0.7
-_UNSET: Any = object()  # filled in by `__post_init__`
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,10 @@ class PruneConfig:
     """
 
     keep_rate: float | tuple[float, ...] = KEEP_RATE
-    criterion: Criterion = _UNSET
+    criterion: Criterion = UNSET
     blocks: tuple[int, ...] | None = None
-    reduction: str | Reduction = _UNSET
-    schedule: Schedule = _UNSET
+    reduction: str | Reduction = UNSET
+    schedule: Schedule = UNSET
     backend: str = "auto"
     method: InitVar[str | None] = None
     r: InitVar[int | Sequence[int] | None] = None
@@ -80,20 +79,20 @@ class PruneConfig:
 
     def __post_init__(self, method: str | None, r: int | Sequence[int] | None, order: float | None) -> None:
         given = {name: getattr(self, name) for name in ("criterion", "reduction", "schedule")}
-        for name, value in _written_out(given, method, order, r).items():
+        for name, value in written_out(given, method, order, r).items():
             object.__setattr__(self, name, value)
         rates = self.keep_rate
         if isinstance(rates, Sequence) and not isinstance(rates, str):
-            object.__setattr__(self, "keep_rate", tuple(_check_rate(rate) for rate in rates))
+            object.__setattr__(self, "keep_rate", tuple(check_rate(rate) for rate in rates))
         else:
-            object.__setattr__(self, "keep_rate", _check_rate(rates))
+            object.__setattr__(self, "keep_rate", check_rate(rates))
         if not isinstance(self.criterion, Criterion):
             raise TypeError(f"criterion must be a Criterion such as Renyi(order=2.0), but got {self.criterion!r}.")
-        object.__setattr__(self, "reduction", _shortened(find_reduction(self.reduction)))
+        object.__setattr__(self, "reduction", shortened(find_reduction(self.reduction)))
         if not isinstance(self.schedule, Schedule):
             raise TypeError(f"schedule must be a Schedule such as RemovePerBlock(r=13), but got {self.schedule!r}.")
         if self.blocks is not None:
-            object.__setattr__(self, "blocks", _check_blocks(self.blocks))
+            object.__setattr__(self, "blocks", check_blocks(self.blocks))
         check_backend(self.backend)
         self._check_ignored()
         if isinstance(self.keep_rate, tuple) and self.blocks is not None and len(self.keep_rate) != len(self.blocks):
@@ -262,70 +261,3 @@ def method_config(name: str, keep_rate: float | Sequence[float], blocks: Sequenc
     """The setting of a named method at a keep rate ρ in (0, 1], or one per block. Errors as of `PruneConfig`."""
     rates: Any = keep_rate  # a tuple, or refused, by `PruneConfig`
     return PruneConfig(rates, blocks=None if blocks is None else tuple(blocks), method=name)
-
-
-def find_reduction(reduction: Any) -> Reduction:
-    """The reduction of that name with its own defaults, or the one given. Raises ValueError for anything else."""
-    if isinstance(reduction, Reduction):
-        return reduction
-    if not isinstance(reduction, str) or reduction not in Reduction.kinds():
-        raise ValueError(
-            f"reduction must be one of {', '.join(Reduction.kinds())}, or a Reduction, but got {reduction!r}."
-        )
-    return Reduction.from_dict({"name": reduction})
-
-
-def _shortened(reduction: Reduction) -> str | Reduction:
-    """The kind alone, where that means an equal one."""
-    try:
-        return reduction.kind if find_reduction(reduction.kind) == reduction else reduction
-    except ValueError:  # private, or known twice
-        return reduction
-
-
-def _written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[str, Any]:
-    """Criterion, reduction and schedule, with the short forms written out and the defaults filled in."""
-    if method is not None:
-        found = find_method(method)
-        meant = {"criterion": found.criterion, "reduction": found.reduction, "schedule": found.schedule}
-        for name, value in given.items():
-            if name == "schedule" and r is not None and found.schedule == RemovePerBlock():
-                meant[name] = RemovePerBlock(r)  # pyright: ignore[reportArgumentType]
-            elif value is not _UNSET and value not in (meant[name], getattr(meant[name], "kind", None)):
-                raise TypeError(f"method={method!r} is short for its own {name}, so give one of the two, not both.")
-        if order is not None and order != found.order:
-            raise TypeError(f"method={method!r} has its own criterion; give order=… without a method.")
-        if r is not None and meant["schedule"] != RemovePerBlock(r):  # pyright: ignore[reportArgumentType]
-            raise TypeError(f"method={method!r} has its own schedule; give r=… without a method.")
-        return meant
-    if order is not None:
-        if given["criterion"] is not _UNSET:
-            raise TypeError("order=… is short for criterion=Renyi(order=…); give one of the two, not both.")
-        given = given | {"criterion": Renyi(order)}
-    if r is not None:
-        if given["schedule"] is not _UNSET:
-            raise TypeError("r=… is short for schedule=RemovePerBlock(r=…); give one of the two, not both.")
-        given = given | {"schedule": RemovePerBlock(r)}  # pyright: ignore[reportArgumentType]
-    defaults = {"criterion": Renyi, "reduction": Drop, "schedule": KeepRate}
-    return {name: defaults[name]() if value is _UNSET else value for name, value in given.items()}
-
-
-def _check_rate(rate: Any) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, Real):
-        raise TypeError(f"keep_rate must be a number in (0, 1], or one per block, but got {rate!r}.")
-    if not 0 < rate <= 1:  # NaN too  # pyright: ignore[reportOperatorIssue]
-        raise ValueError(f"keep_rate must lie in (0, 1], 1 keeping every patch, but got {rate!r}.")
-    return float(rate)
-
-
-def _check_blocks(blocks: Any) -> tuple[int, ...]:
-    if isinstance(blocks, str) or not isinstance(blocks, Sequence):
-        raise TypeError(f"blocks must be a sequence of block indices such as (3, 6, 9), but got {blocks!r}.")
-    for block in blocks:
-        if isinstance(block, bool) or not isinstance(block, Integral):
-            raise TypeError(f"blocks must hold integers, but got {block!r} in {tuple(blocks)}.")
-    if not blocks or min(blocks) < 0 or list(blocks) != sorted(set(blocks)):
-        raise ValueError(
-            f"blocks must be one or more different 0-based indices in ascending order, but got {tuple(blocks)}."
-        )
-    return tuple(int(block) for block in blocks)

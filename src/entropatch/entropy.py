@@ -38,7 +38,10 @@ def check_order(order: float) -> float:
     """Return `order` as a float, or raise ValueError (order must lie in (0, ∞]) / TypeError (not a number)."""
     if isinstance(order, bool) or not isinstance(order, (int, float, Real)):
         raise TypeError(f"order must be a real number in (0, inf], but got {order!r} of type {type(order).__name__}.")
-    value = float(order)
+    try:
+        value = float(order)
+    except OverflowError:
+        raise ValueError("order must be a number in (0, inf], but got an integer beyond any float.") from None
     if value != value:  # NaN; math.isnan and math.isinf do not take the symbolic floats of torch.compile
         raise ValueError("order must be a number in (0, inf], but got NaN; use 1.0 for Shannon entropy.")
     if value == 0:

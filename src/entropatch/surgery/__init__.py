@@ -2,8 +2,9 @@
 
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.prune import block_count, prune_, unprune_
+from entropatch.surgery.stage_record import StageRecord
 from entropatch.surgery.state import is_pruned, pruning_config
-from entropatch.surgery.tracing import StageRecord, Trace, restore, trace
+from entropatch.surgery.tracing import Trace, restore, trace
 from entropatch.surgery.watching import watch
 
 __all__ = [

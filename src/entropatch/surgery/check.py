@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
-from entropatch.config import Stage
+from entropatch.config import PruneConfig, Stage
 from entropatch.criteria import Criterion
 from entropatch.reductions import Drop
 from entropatch.schedule import KeepRate
-from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.errors import UnsupportedModelError
+from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens
 
@@ -55,7 +56,19 @@ def check_parts(model: nn.Module, adapter: Adapter, blocks: Sequence[int], whole
 
 
 def _check_surroundings(model: nn.Module, adapter: Adapter) -> None:
-    stock, swapped = (run() for run in adapter.surroundings(model))
+    """The model without its blocks, as the library runs it and as the swapped class does."""
+    image, container = adapter.example(model), adapter.container
+    blocks = getattr(model, container)
+    model._modules[container] = type(blocks)()
+    # Past nn.Module's own __setattr__, as in `prune_`.
+    vars(model)[ATTRIBUTE] = Pruning(PruneConfig(keep_rate=1.0), adapter, (), Observers())
+    try:
+        stock, swapped = (
+            getattr(kind, adapter.entry)(model, image) for kind in (adapter.stock_class(model), type(model))
+        )
+    finally:
+        model._modules[container] = blocks
+        vars(model).pop(ATTRIBUTE)
     if stock.shape != swapped.shape or not torch.equal(
         stock.isnan() | (stock == swapped), torch.ones_like(stock).bool()
     ):
@@ -75,7 +88,7 @@ def _check_block(model: nn.Module, adapter: Adapter, number: int) -> str | None:
     stage = Stage(number, 0, 1, 0.5, (1, 2), _EveryOther(), Drop(), KeepRate())
     got = block(x, **inputs, visit=Visit(number, Tokens(prefix, n, n), stage))
     rows = [*range(prefix), *range(prefix, prefix + n, 2)]
-    stock: Any = adapter.stock_block(block)
+    stock: Any = adapter.stock_class(block)
     expected, x = stock.forward(block, x, **inputs)[:, rows], x[:, rows]
     # The residual stream x itself agrees trivially, so errors are measured against what the block added to it.
     error = (got - expected).abs().max().item()

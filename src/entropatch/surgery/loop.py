@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
 from entropatch.surgery.visit import SplitBlock, Visit
 from entropatch.tokens import Tokens, join
@@ -58,7 +58,7 @@ def run_blocks(
     model: nn.Module,
     x: Tensor,
     grid: tuple[int, int],
-    call: Call,
+    call: Call | None = None,
     *,
     complete: bool = True,
     blocks: range | None = None,
@@ -70,7 +70,7 @@ def run_blocks(
         model: the pruned model.
         x: the tokens that enter the first block, (batch, prefix + patches, width).
         grid: (H, W), the patch grid of the input.
-        call: runs one block.
+        call: runs one block; None calls it with its tokens and its visit.
         complete: whether x must hold all patches of the grid; not under patch dropout.
         blocks: which blocks; None for all.
         taken: blocks whose output is wanted.
@@ -102,7 +102,7 @@ def run_blocks(
                 has_class_token=has_class_token,
                 backend=pruning.config.backend,
             )
-            y = call(i, stream.x, visit)
+            y = modules[i](stream.x, visit=visit) if call is None else call(i, stream.x, visit)
             after += _leaving(stream, visit, y, passed.reduced)
         passed.streams = after if len(after) == 1 else _regrouped(after)
         if i in taken:

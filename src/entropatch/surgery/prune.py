@@ -13,10 +13,10 @@ from typing import Any
 from torch import nn
 
 from entropatch.config import PruneConfig, Stage
-from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.registry import adapters
+from entropatch.surgery.registry import adapter_of, installed
 from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruning_of, unwrap
 
 
@@ -153,18 +153,17 @@ def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> 
 def _find_adapter(model: nn.Module) -> Adapter:
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError("the model is compiled already; prune it first, then call torch.compile on it.")
-    known = adapters()
-    for adapter in known:
-        if adapter.recognises(model):
-            return adapter
+    adapter = adapter_of(model)
+    if adapter is not None:
+        return adapter
     kind = type(model)
-    wrapped = next(
-        (name for name, child in model.named_modules() if name and any(a.recognises(child) for a in known)), None
-    )
+    wrapped = next((name for name, child in model.named_modules() if name and adapter_of(child) is not None), None)
     hint = f" It holds one as .{wrapped}: prune that." if wrapped else ""
-    if kind.__module__.startswith("torch."):  # FSDP2 and parametrize derive a class of their own
+    if kind.__module__.startswith(
+        ("torch.distributed", "torch.nn.utils")
+    ):  # FSDP2 and parametrize derive a class of their own
         hint = " It was sharded, parametrized or wrapped already: prune it before." + hint
-    supported = "; ".join(adapter.supported for adapter in known)
+    supported = "; ".join(adapter.supported for adapter in installed())
     raise UnsupportedModelError(
         f"{kind.__module__}.{kind.__qualname__} is not supported.{hint} Supported: {supported}."
     )

@@ -1,19 +1,31 @@
-"""The model libraries there are adapters for. A new one is one file in `adapters/` and one line here."""
+"""The model libraries there are adapters for. A new one is its file in `adapters/` and one line here."""
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 
-from entropatch.surgery.adapters.protocol import Adapter
+from torch import nn
 
-# The package that must be installed, and its adapter's module and class.
+from entropatch.surgery.adapters.base import Adapter
+
+# The package, and where its adapter is.
 LIBRARIES: dict[str, tuple[str, str]] = {
     "timm": ("entropatch.surgery.adapters.timm", "TimmAdapter"),
 }
 
 
-def adapters() -> list[Adapter]:
+def adapter_of(model: nn.Module) -> Adapter | None:
+    """The adapter that recognises the model; no library is imported for it that is not imported already."""
+    there = (_made(*where) for package, where in LIBRARIES.items() if package in sys.modules)
+    return next((adapter for adapter in there if adapter.recognises(model)), None)
+
+
+def installed() -> list[Adapter]:
     """One adapter for each model library that is installed."""
-    there = [where for package, where in LIBRARIES.items() if find_spec(package) is not None]
-    return [getattr(import_module(module), name)() for module, name in there]
+    return [_made(*where) for package, where in LIBRARIES.items() if find_spec(package) is not None]
+
+
+def _made(module: str, name: str) -> Adapter:
+    return getattr(import_module(module), name)()

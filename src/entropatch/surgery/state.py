@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig, Stage
-from entropatch.surgery.adapters.protocol import Adapter
+from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.wrappers import inside
 from entropatch.tokens import Plan, Tokens
 

@@ -89,7 +89,7 @@ def finetune(
         about: anything JSON holds, noted in run.json and in the weights files.
         on_epoch: called with the record of each epoch as it ends, on the main process.
         on_text: told in a line, on the main process, which learning rates are used, from where the run continues, and
-            what was damaged or is left; by default these lines are logged.
+            what was damaged or is left; by default these lines are logged, the first as information.
 
     Returns:
         The `Outcome`; the same is in result.json.
@@ -115,7 +115,8 @@ def finetune(
         runtime=runtime,
     )
     job.check()
-    say = on_text or logging.getLogger(__name__).warning
+    logger = logging.getLogger(__name__)
+    inform, say = on_text or logger.info, on_text or logger.warning
     settings = {
         "entropatch": __version__,
         "model": {"kind": architecture(model), "classes": len(data.classes), "weights": digest(model)},
@@ -136,10 +137,10 @@ def finetune(
                 raise RunMismatchError(f"{folder} must be on a disk that all machines share, but is empty on this one.")
             if (folder / "result.json").exists():
                 if main:
-                    say(f"{folder} is complete: nothing is left to train")
+                    inform(f"{folder} is complete: nothing is left to train")
             else:
                 if main:
-                    say(recipe.learning_rates_text())
+                    inform(recipe.learning_rates_text())
                     write_text(folder / "machine.json", json.dumps(environment(accelerator.device), indent=2) + "\n")
                 progress = Trainer(accelerator, job, say).train(_note(settings), on_epoch or (lambda record: None))
                 if main:

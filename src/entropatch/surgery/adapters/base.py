@@ -1,0 +1,181 @@
+"""What the files of all model libraries share: classes swapped by tables, and refusals of what no table lists."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from entropatch.surgery.errors import UnsupportedModelError
+from entropatch.surgery.wrappers import inside, rebased
+
+
+class Adapter(ABC):
+    """What surgery knows of one model library. All functions take the model, stock or pruned.
+
+    A library's file lists its classes beside subclasses of theirs: the model's gives its loop over the blocks to
+    `entropatch.surgery.loop.run_blocks`, a block's is a `SplitBlock`.
+
+    Attributes:
+        library: its name, for refusals.
+        models, blocks_table, attention: stock class -> swapped class. `attention` is empty where a block's subclass
+            computes its attention itself.
+        others: further classes that are swapped, such as the container of the blocks.
+        container: the model's attribute that holds the blocks.
+        entry: the model's method that runs the blocks and what is around them.
+        replaceable: methods whose replacement on an instance is refused.
+    """
+
+    library: ClassVar[str] = ""
+    models: ClassVar[dict[type, type]] = {}
+    blocks_table: ClassVar[dict[type, type]] = {}
+    attention: ClassVar[dict[type, type]] = {}
+    others: ClassVar[dict[type, type]] = {}
+    container: ClassVar[str] = "blocks"
+    entry: ClassVar[str] = "forward"
+    replaceable: ClassVar[tuple[str, ...]] = ("forward",)
+
+    @cached_property
+    def swapped(self) -> dict[type, type]:
+        """All tables in one."""
+        return self.models | self.blocks_table | self.attention | self.others
+
+    @cached_property
+    def stock(self) -> dict[type, type]:
+        """The other way round: swapped class -> stock class."""
+        return {swapped: stock for stock, swapped in self.swapped.items()}
+
+    @property
+    def supported(self) -> str:
+        """The classes that are understood, in words."""
+        models = ", ".join(kind.__name__ for kind in self.models)
+        return f"{self.library} {models} with blocks {', '.join(kind.__name__ for kind in self.blocks_table)}"
+
+    # What a library's file must say, or may say otherwise.
+
+    @abstractmethod
+    def example(self, model: nn.Module) -> Tensor:
+        """One random image of the model's size, on its device and of its type."""
+
+    def check_inputs(self, model: Any, block: int, patches: int) -> tuple[Tensor, dict[str, Any]]:
+        """Random tokens for a block, (1, prefix + patches, width), and what else the block is given."""
+        return self.random_tokens(model, patches, model.embed_dim), {}
+
+    def num_prefix_tokens(self, model: Any) -> int:
+        return model.num_prefix_tokens
+
+    def has_class_token(self, model: Any) -> bool:
+        return model.cls_token is not None
+
+    def is_rotary(self, model: nn.Module) -> bool:
+        """Whether positions are in the attention of every block, so that an appended token has none."""
+        return False
+
+    def norm(self, model: Any) -> nn.Module:
+        """The final norm, which `restore` puts the values of pruned patches through."""
+        return model.norm
+
+    def refuse_model(self, model: nn.Module) -> None:  # noqa: B027  # there may be none
+        """Raise UnsupportedModelError for a part around the blocks that is not understood."""
+
+    # What is the same for all.
+
+    def recognises(self, model: nn.Module) -> bool:
+        """Whether the model is of a class this file understands, stock or swapped."""
+        return type(model) in self.models or isinstance(model, tuple(self.models.values()))
+
+    def is_swapped(self, part: nn.Module) -> bool:
+        """Whether a model or a block, past its wrappers, is of a swapped class."""
+        return inside(part, self._is_swapped) is not None
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The blocks in the order they run, wrappers included."""
+        return list(getattr(model, self.container))
+
+    def stock_class(self, part: nn.Module) -> type:
+        """The class a part, past its wrappers, has without pruning."""
+        return rebased(type(inside(part, self._is_swapped) or part), self.stock)
+
+    def refuse_parts(self, model: nn.Module) -> None:
+        """Raise UnsupportedModelError for a stock part that cannot be split, or whose forward was replaced."""
+        if not self.is_swapped(model):
+            self._refuse_replaced(model, "the model")
+            self._refuse_replaced(getattr(model, self.container), "the container of the blocks")
+            self.refuse_model(model)
+        blocks = self.blocks(model)
+        if len({id(block) for block in blocks}) < len(blocks):
+            raise UnsupportedModelError(
+                "the model runs one block several times; each block must be a module of its own."
+            )
+        for i, block in enumerate(blocks):
+            if self.is_swapped(block):
+                continue
+            self._refuse_part(block, self.blocks_table, f"block {i}", "cannot be split after its attention residual")
+            if self.attention:
+                what, why = f"the attention of block {i}", "has no single softmax over its patches"
+                self._refuse_part(getattr(block, "attn", None), self.attention, what, why)
+
+    def swap(self, model: Any) -> list[tuple[nn.Module, type]]:
+        """Swap the classes of the model and of its blocks that are stock; returns each part with its class before."""
+        fresh = [block for block in self.blocks(model) if not self.is_swapped(block)]
+        parts: list[Any] = [part for block in fresh for part in (getattr(block, "attn", block), block)]
+        parts += [getattr(model, self.container), model]
+        changed = [(part, type(part)) for part in parts if type(part) in self.swapped]
+        for part, kind in changed:
+            part.__class__ = self.swapped[kind]
+        return changed
+
+    def unswap(self, model: nn.Module) -> None:
+        """The stock classes again. Raises UnsupportedModelError, changing nothing, where that is not possible."""
+        changed = [(part, rebased(type(part), self.stock)) for part in model.modules() if self._is_swapped(part)]
+        for part, kind in changed:
+            own = vars(part).get("forward")
+            if own is not None and getattr(own, "__func__", None) is not type(part).forward:
+                raise UnsupportedModelError(
+                    f"the forward of this {kind.__name__} was replaced on the instance by one that calls the pruned "
+                    "forward; undo that first (Accelerate's mixed precision: "
+                    "accelerator.unwrap_model(model, keep_fp32_wrapper=False))."
+                )
+            if issubclass(kind, tuple(self.stock)):
+                raise UnsupportedModelError(
+                    f"{type(part).__module__}.{type(part).__qualname__} was derived from a pruned class in a way that "
+                    "cannot be undone; undo what derived it (FSDP, parametrize) first."
+                )
+        for part, kind in changed:
+            vars(part).pop("forward", None)  # which, if there, is that of the swapped class
+            part.__class__ = kind
+
+    def random_tokens(self, model: nn.Module, patches: int, width: int) -> Tensor:
+        """Random tokens of one image, (1, prefix + patches, width), of the type and on the device of the blocks."""
+        blocks = getattr(model, self.container)
+        parameter = next(p for p in blocks.parameters() if p.is_floating_point())
+        # Drawn on the CPU from a generator of its own: the user's random state stays as it was.
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, self.num_prefix_tokens(model) + patches, width, generator=generator, device="cpu")
+        return x.to(parameter.device, parameter.dtype)
+
+    def _is_swapped(self, part: nn.Module) -> bool:
+        return isinstance(part, tuple(self.stock))
+
+    def _refuse_part(self, part: nn.Module | None, table: dict[type, type], what: str, why: str) -> None:
+        kind = type(part)
+        if part is None or kind not in table:
+            known = ", ".join(stock.__name__ for stock in table)
+            raise UnsupportedModelError(
+                f"{what} is a {kind.__module__}.{kind.__qualname__}, which {why}. Supported: {known}."
+            )
+        self._refuse_replaced(part, what)
+
+    def _refuse_replaced(self, part: nn.Module, what: str) -> None:
+        for method in self.replaceable:
+            if method in vars(part):
+                raise UnsupportedModelError(
+                    f"{what} ({type(part).__name__}) had its {method} replaced on the instance; prune the stock model."
+                )
+        if getattr(part, "_compiled_call_impl", None) is not None:
+            raise UnsupportedModelError(
+                f"{what} ({type(part).__name__}) is compiled already; prune it first, then compile."
+            )

@@ -1,0 +1,71 @@
+"""What surgery knows of timm: the tables of what is understood."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from timm.layers import attention as timm_attention
+from timm.models import deit as timm_deit
+from timm.models import eva as timm_eva
+from timm.models import vision_transformer as timm_vit
+from torch import Tensor, nn
+
+from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.adapters.timm import attention, blocks, models
+from entropatch.surgery.errors import UnsupportedModelError
+from entropatch.tokens import Tokens
+
+
+class TimmAdapter(Adapter):
+    library = "timm"
+    models: ClassVar = {
+        timm_vit.VisionTransformer: models.VisionTransformer,
+        timm_deit.VisionTransformerDistilled: models.VisionTransformerDistilled,
+        timm_eva.Eva: models.Eva,
+    }
+    blocks_table: ClassVar = {
+        timm_vit.Block: blocks.Block,
+        timm_vit.ResPostBlock: blocks.ResPostBlock,
+        timm_eva.EvaBlock: blocks.EvaBlock,
+        timm_eva.EvaBlockPostNorm: blocks.EvaBlockPostNorm,
+    }
+    attention: ClassVar = {
+        timm_attention.Attention: attention.Attention,
+        timm_attention.AttentionRope: attention.AttentionRope,
+        timm_eva.EvaAttention: attention.EvaAttention,
+    }
+    others: ClassVar = {nn.Sequential: blocks.Sequential}
+    entry = "forward_features"
+    replaceable = ("forward", "forward_features", "forward_intermediates", "_pos_embed")
+
+    def example(self, model: Any) -> Tensor:
+        first = next(p for p in model.patch_embed.parameters() if p.ndim == 4)
+        image = torch.randn(1, first.shape[1], *model.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
+        return image.to(first.device, first.dtype)
+
+    def check_inputs(self, model: Any, block: int, patches: int) -> tuple[Tensor, dict[str, Any]]:
+        x = self.random_tokens(model, patches, model.embed_dim)
+        if not isinstance(model, timm_eva.Eva):
+            return x, {}
+        height, width = model.patch_embed.grid_size
+        shape = (1, height, width) if model.dynamic_img_size else (1, height * width)
+        empty = torch.zeros(*shape, model.embed_dim, dtype=x.dtype, device=x.device)
+        _, table = timm_eva.Eva._pos_embed(model, empty)
+        if table is None:
+            return x, {"rope": None}
+        positions = torch.arange(patches, device=x.device)[None] % (height * width)
+        known = Tokens(model.num_prefix_tokens, patches, height * width, positions=positions)
+        return x, {"rope": models.RotaryTables(table, getattr(model, "rope_mixed", False)).at(block, known)}
+
+    def is_rotary(self, model: Any) -> bool:
+        return getattr(model, "rope", None) is not None
+
+    def refuse_model(self, model: Any) -> None:
+        part = model.patch_embed
+        lacking = [name for name in ("dynamic_feat_size", "grid_size", "img_size") if getattr(part, name, None) is None]
+        if lacking:
+            raise UnsupportedModelError(
+                f"the patch embedding is a {type(part).__module__}.{type(part).__qualname__}, which does not say where "
+                f"its patches stand (it has no {', '.join(lacking)}); derive it from timm.layers.PatchEmbed."
+            )

@@ -1,0 +1,182 @@
+"""Images that keep different numbers of tokens: each as if it were alone, together in groups of one size."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from small_models import GRID, create, photographs
+from torch import Tensor
+
+import entropatch
+from entropatch import ClassAttention, CumulativeImportance, PruneConfig, Schedule
+from entropatch.schedule import Site
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "drop": {"order": 2.0},
+    "fuse": {"criterion": ClassAttention(), "reduction": "fuse"},
+    "merge": {"order": 1.0, "reduction": "merge"},
+}
+
+
+@dataclass(frozen=True)
+class BySum(Schedule):
+    """Different counts for different images, whatever their scores: by where their most important patch lies."""
+
+    per_image = True
+
+    def count(self, site: Site, mass: Tensor | None) -> Tensor:
+        assert mass is not None
+        sizes = torch.tensor([(site.n + 3) // 4, (site.n + 1) // 2, (3 * site.n + 3) // 4, site.n])
+        return sizes[mass.argmax(1) % 4]
+
+
+def pruned(name: str, **setting: Any) -> Any:
+    return entropatch.prune_(create(name), **{"schedule": BySum()} | setting)
+
+
+def traced(model: Any, images: Tensor) -> tuple[Tensor, entropatch.Trace]:
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        return model(images), trace
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("name", ["deit", "deit distilled", "average", "siglip", "dinov3", "rope mixed", "eva-02"])
+def test_a_batch_is_its_images_one_by_one(name: str, kind: str) -> None:
+    if kind == "fuse" and name in ("siglip", "average", "dinov3", "rope mixed", "eva-02"):
+        pytest.skip("no class token, or no place for a fused token")
+    model = pruned(name, **SETTINGS[kind])
+    images = photographs(model, batch=9)
+    together, trace = traced(model, images)
+    alone = [traced(model, image[None]) for image in images]
+    torch.testing.assert_close(together, torch.cat([output for output, _ in alone]), atol=1e-5, rtol=1e-5)
+    differing = [counts for counts in trace.counts if not isinstance(counts, int)]
+    assert differing, "all images kept equally many: nothing was tested"
+    for stage, counts in enumerate(trace.counts):
+        own = [single.counts[stage] for _, single in alone]
+        assert own == (counts if isinstance(counts, list) else [counts] * 9)
+    for stage, record in enumerate(trace.stages):
+        for image, (_, single) in enumerate(alone):
+            kept = [patch for patch in record.kept[image].tolist() if patch >= 0]
+            assert kept == [patch for patch in single.kept[stage][0].tolist() if patch >= 0]
+
+
+def test_at_most_four_sizes_run_after_every_stage() -> None:
+    model = entropatch.prune_(create("deit"), schedule=CumulativeImportance(0.6), order=2.0)
+    seen: list[set[int]] = [set() for _ in range(4)]
+    for i, block in enumerate(model.blocks):  # pyright: ignore[reportArgumentType]
+        block.register_forward_pre_hook(lambda module, args, i=i: seen[i].add(args[0].shape[1] - 1))
+    images = 3 * torch.randn(32, 3, GRID * 16, GRID * 16) * torch.logspace(-1, 1, 32)[:, None, None, None]
+    traced(model, images)
+    assert all(len(sizes) <= 4 for sizes in seen)
+    assert max(len(sizes) for sizes in seen) > 1
+
+
+@pytest.mark.parametrize("name", ["deit", "average", "dinov3"])
+def test_restore_and_feature_maps(name: str) -> None:
+    model = pruned(name)
+    images = photographs(model, batch=6)
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        features = model.forward_features(images)
+        dense = entropatch.restore(features, trace)
+    with torch.no_grad():
+        maps = model.forward_intermediates(images, indices=[1, 3], intermediates_only=True)
+    assert dense.isfinite().all()
+    for i, image in enumerate(images):
+        with torch.no_grad(), entropatch.trace(model) as single:
+            own = model.forward_features(image[None])
+        length = own.shape[1]
+        torch.testing.assert_close(features[i, :length], own[0], atol=1e-5, rtol=1e-5)
+        assert features[i, length:].isnan().all()  # whoever reads the padding notices
+        torch.testing.assert_close(dense[i], entropatch.restore(own, single)[0], atol=1e-5, rtol=1e-5)
+        with torch.no_grad():
+            expected = model.forward_intermediates(image[None], indices=[1, 3], intermediates_only=True)
+        for got, want in zip(maps, expected, strict=True):
+            torch.testing.assert_close(got[i], want[0], atol=1e-5, rtol=1e-5)
+
+
+def test_batch_of_one_runs_its_own_size_alone() -> None:
+    """The group's size is the image's: after each stage nothing is padded."""
+    model = pruned("deit")
+    image = photographs(model)[:1]
+    seen: list[int] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, y: seen.append(y.shape[1] - 1))
+    _, trace = traced(model, image)
+    assert seen == [25, *trace.counts[1:]]
+
+
+def test_gradients_are_those_of_the_images_one_by_one() -> None:
+    model = pruned("deit").train()
+    images = photographs(model, batch=5)
+    model(images).square().sum().backward()
+    together = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+    model.zero_grad()
+    for image in images:
+        model(image[None]).square().sum().backward()
+    alone = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    for got, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_checkpointing_and_copies() -> None:
+    model = pruned("dinov3").train()
+    images = photographs(model, batch=5)
+    passes = []
+    for each in (model, copy.deepcopy(model)):
+        each.set_grad_checkpointing(each is not model)
+        each(images).square().sum().backward()
+        passes.append([weight.grad for weight in each.parameters() if weight.grad is not None])
+    for got, expected in zip(*passes, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_share_of_the_importance_keeps_the_patches_that_hold_it() -> None:
+    model = entropatch.prune_(
+        create("deit"), criterion=ClassAttention(), schedule=CumulativeImportance(0.5), blocks=(1,)
+    )
+    images = photographs(model, batch=8)
+    _, trace = traced(model, images)
+    (stage,) = trace.stages
+    assert stage.scores is not None
+    for image, scores in enumerate(stage.scores):
+        kept = [patch for patch in stage.kept[image].tolist() if patch >= 0]
+        assert len(kept) in (7, 13, 19, 25)
+        assert scores[kept].sum() >= 0.5 * scores.sum()
+        smaller = len(kept) - 6
+        if smaller >= 7:
+            assert scores.sort(descending=True).values[:smaller].sum() < 0.5 * scores.sum()
+
+
+@dataclass(frozen=True)
+class Halves(Schedule):
+    """Returns what a schedule must not."""
+
+    per_image = True
+    what: str = "floats"
+
+    def count(self, site: Site, mass: Tensor | None) -> Any:
+        assert mass is not None
+        return {"floats": mass.sum(1), "one": torch.tensor(3), "int": 3}[self.what]
+
+
+@pytest.mark.parametrize("what", ["floats", "one", "int"])
+def test_a_schedule_must_return_a_number_for_each_image(what: str) -> None:
+    model = entropatch.prune_(create("deit"), schedule=Halves(what))
+    with pytest.raises(ValueError, match=r"Halves.count must return one whole number for each of the 2 images"):
+        model(photographs(model))
+
+
+def test_a_schedule_that_reads_scores_needs_a_reduction_that_has_them() -> None:
+    with pytest.raises(ValueError, match="reads the scores of patches, but reduction 'bipartite' has none"):
+        entropatch.prune_(create("deit"), PruneConfig(reduction="bipartite", schedule=CumulativeImportance()))
+
+
+def test_an_empty_batch() -> None:
+    model = pruned("deit")
+    assert model(photographs(model)[:0]).shape == (0, 5)
