@@ -17,13 +17,12 @@ from PIL import Image
 from torch import nn
 
 from entropatch import figures
-from entropatch.config import method_config
 from entropatch.data.images import cropped, to_tensor
 from entropatch.figures.pixels import check_scale
-from entropatch.look.inspection import Stages, pruning_stages
+from entropatch.look.inspection import Stages, common_blocks, pruning_stages, stage_config
 from entropatch.look.naming import rates_text
 from entropatch.look.statistics import RunningStatistics, batch_statistics, rank_correlation
-from entropatch.methods import METHODS, renyi_method
+from entropatch.methods import pictured_methods, renyi_method
 from entropatch.records.files import replacing
 from entropatch.records.tables import write_records
 
@@ -39,8 +38,8 @@ class GallerySettings:
 
     Args:
         orders: of the entropies, each in (0, ∞].
-        methods: whose kept patches stand side by side, as `entropatch.methods` names them; None means EViT, then
-            pruning by the entropy of each order.
+        methods: whose kept patches stand side by side, as `entropatch.methods` names them; None means EViT and others
+            that keep a share of the patches (`pictured_methods`), then pruning by the entropy of each order.
         keep_rates: ρ in (0, 1]; each gives a picture of the kept patches per image.
         blocks: 0-based pruning blocks; None means ¼, ½ and ¾ of the depth.
         scale: of the heat maps' colours, "panel" or "shared", as `figures.entropy_in_blocks` takes it.
@@ -57,16 +56,17 @@ class GallerySettings:
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
-        by_order = [METHODS["shannon"] if order == 1 else renyi_method(order) for order in self.orders]
+        for order in self.orders:
+            renyi_method(order)
         if not self.orders or not self.keep_rates:
             raise ValueError(
                 f"orders and keep_rates need one entry at least, but got {self.orders}, {self.keep_rates}."
             )
-        names = self.methods or ("evit", *(method.name for method in by_order))
+        names = self.methods or pictured_methods(self.orders)
         object.__setattr__(self, "methods", tuple(dict.fromkeys(names)))
         for name in names:
             for rate in self.keep_rates:
-                method_config(name, rate, self.blocks)
+                stage_config(name, rate, self.blocks)
 
 
 class Gallery:
@@ -106,9 +106,11 @@ class Gallery:
         written = self._entropy(stem, name, crop, batch.maps[0])
         for rate in self.settings.keep_rates:
             stages = {
-                method: pruning_stages(self.model, images, method_config(method, rate, self.settings.blocks))[0]
+                method: pruning_stages(self.model, images, stage_config(method, rate, self.settings.blocks))[0]
                 for method in self.settings.methods or ()
             }
+            at = common_blocks(stages.values())
+            stages = {method: one.at(at) for method, one in stages.items()}
             written += self._stages(f"{stem}-{rate:g}", name, crop, stages, rate)
         return written
 
@@ -159,6 +161,7 @@ class Gallery:
             "scores": np.stack([one.scores for one in stages.values()]),
             "tokens": np.array([one.tokens for one in stages.values()]),
             "fused": np.array([one.fused for one in stages.values()]),
+            "stands": np.stack([one.stands for one in stages.values()]),
             "crop": crop,
         }
         return self._write(f"stages-{stem}", figure, numbers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from entropatch.criteria import ClassAttention, Criterion, Random, Renyi
@@ -18,6 +18,7 @@ from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
 
 DENSE = "dense"  # how comparisons call the model without pruning; no method
+RANDOM = "random"  # the method that others are set beside
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,28 @@ class Method:
         """The order of the entropy that scores the patches; None for a method that uses no entropy."""
         scored = self.reduction.needs_scores and isinstance(self.criterion, Renyi)
         return self.criterion.order if scored else None  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def drops_by_entropy(self) -> bool:
+        """Whether it is the paper's: patches of high entropy are dropped, at a keep rate. Its orders differ alone."""
+        return self.order is not None and self.reduction == Drop() and self.schedule == KeepRate()
+
+    @property
+    def is_random(self) -> bool:
+        """Whether chance says what stays: a floor for others, which is never recommended and depends on a seed."""
+        return self.reduction.needs_scores and isinstance(self.criterion, Random)
+
+    @property
+    def takes_keep_rate(self) -> bool:
+        """Whether a keep rate means anything to its schedule."""
+        return self.schedule.uses_keep_rate
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules outside this package that its criterion, reduction and schedule come from."""
+        parts = (self.criterion, self.reduction, self.schedule)
+        modules = dict.fromkeys(type(part).__module__ for part in parts)
+        return tuple(module for module in modules if module.partition(".")[0] != "entropatch")
 
     @property
     def sort_key(self) -> tuple[float, str]:
@@ -111,7 +134,7 @@ def register_method(method: Method) -> Method:
     """Offer a method everywhere by its name; returns it. Registering an equal one again, as notebooks do, is harmless.
 
     Raises:
-        ValueError: another method has the name, or the name means an order of "renyi-<order>", or dense.
+        ValueError: another method has the name or the label, or the name means an order of "renyi-<order>", or dense.
         TypeError: not a `Method`.
     """
     if not isinstance(method, Method):
@@ -121,6 +144,12 @@ def register_method(method: Method) -> Method:
         raise ValueError(f"a method must not be called {method.name}, as entropatch's own; choose another name.")
     if method.name == DENSE or (re.match(r"renyi-", method.name) and method.name not in _OWN):
         raise ValueError(f"{method.name!r} has a meaning already; choose another name.")
+    labels = {DENSE: method_label(DENSE)} | {name: one.label for name, one in METHODS.items()}
+    if same := [name for name, label in labels.items() if label == method.label and name != method.name]:
+        raise ValueError(
+            f"a method's label must be its own, since tables know it by that, but {same[0]} is called "
+            f"{method.label!r} too; choose another."
+        )
     METHODS.add(method)
     return method
 
@@ -128,7 +157,7 @@ def register_method(method: Method) -> Method:
 _OWN: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("random", "Random", "Keeps patches at random.", Random(seed=0), rank=10),
+        Method(RANDOM, "Random", "Keeps patches at random.", Random(seed=0), rank=10),
         Method(
             "evit",
             "EViT",
@@ -143,6 +172,7 @@ _OWN: dict[str, Method] = {
             "Keeps the patches the class token attends to most.",
             ClassAttention(),
             rank=21,
+            compared=False,  # it stands in for EViT on models that cannot have its fused token
         ),
         Method(
             "tome",
@@ -188,6 +218,15 @@ def find_method(name: str) -> Method:
     return renyi_method(parse_order(order))
 
 
+def is_known(name: str) -> bool:
+    """Whether `find_method` finds a method of that name."""
+    try:
+        find_method(name)
+    except ValueError:
+        return False
+    return True
+
+
 def parse_order(text: str) -> float:
     """An order in (0, ∞] from text such as "2", "0.5" or "inf". Raises ValueError for anything else."""
     try:
@@ -197,9 +236,50 @@ def parse_order(text: str) -> float:
     return Renyi(order).order
 
 
-def compared_methods() -> list[str]:
-    """The methods that a comparison shows when it is not told which, in the order of their ranks."""
-    return [name for name, method in METHODS.items() if method.compared]
+DEFAULT_METHOD = renyi_method(Renyi().order).name  # what `prune_` does when told nothing
+
+
+def methods_text() -> str:
+    """What may be named where the dense model may be too, for help texts: "dense, random, …, renyi-<order>"."""
+    named = [name for name, method in METHODS.items() if not name.startswith("renyi-")]
+    return ", ".join((DENSE, *named, "renyi-<order>"))
+
+
+def compared_methods(orders: Iterable[float] = ()) -> list[str]:
+    """The methods that a comparison shows when it is not told which, in the order of their ranks.
+
+    Args:
+        orders: of Rényi entropies to be among them.
+    """
+    methods = {name: method for name, method in METHODS.items() if method.compared}
+    methods |= {method.name: method for method in map(renyi_method, orders)}
+    return sorted(methods, key=lambda name: methods[name].sort_key)
+
+
+def pictured_methods(orders: Iterable[float]) -> list[str]:
+    """The methods that pictures show side by side when they are not told which: one stage beside the same of others.
+
+    These are the compared ones that keep a share of the patches and choose by neither chance nor entropy, then the
+    entropies of these orders.
+    """
+    others = [
+        name
+        for name, method in METHODS.items()
+        if method.compared and method.schedule == KeepRate() and not (method.is_random or method.drops_by_entropy)
+    ]
+    return list(dict.fromkeys((*others, *(renyi_method(order).name for order in orders))))
+
+
+def stand_in(name: str) -> str | None:
+    """The method that scores alike but drops, for a model that another reduction does not fit; None if there is none.
+
+    Raises ValueError for an unknown name.
+    """
+    method = find_method(name)
+    if not method.reduction.needs_scores or method.reduction == Drop():
+        return None
+    other = method_of(method.criterion, Drop(), method.schedule)
+    return None if other is None else other.name
 
 
 def method_label(name: str) -> str:

@@ -36,7 +36,7 @@ def scatter_tokens(canvas: Tensor, tokens: Tensor, indices: Tensor) -> Tensor:
 
 def removed_indices(kept: Tensor, n: int) -> Tensor:
     """The indices that are not kept, ascending: (batch, k) -> (batch, n - k)."""
-    gone = torch.ones(kept.shape[0], n, dtype=torch.bool, device=kept.device).scatter(1, kept, False)
+    gone = torch.ones(kept.shape[0], n, dtype=torch.bool, device=kept.device).scatter(1, kept, 0)
     return select(gone.float(), n - kept.shape[1])
 
 

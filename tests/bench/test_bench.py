@@ -124,10 +124,10 @@ def test_ratios_come_from_the_same_batch_and_rate(monkeypatch):
 def test_weights_are_shared_and_the_dense_row_stays_dense():
     import timm
 
-    from entropatch.bench import Variant
+    from entropatch.measure.variants import Variant, pruned_copy
 
     model = timm.create_model("test_vit", img_size=48)
-    pruned = Variant("renyi-2", 0.5).apply(model, "auto")
+    pruned = pruned_copy(model, Variant("renyi-2", 0.5).config())
     assert {id(p) for p in pruned.parameters()} == {id(p) for p in model.parameters()}
     assert type(model).__name__ == "VisionTransformer"
     with pytest.raises(ValueError, match="not pruned"):

@@ -22,6 +22,7 @@ from entropatch.figures import (  # noqa: E402
     remaining_title,
     save_figure,
 )
+from entropatch.figures.patches import count_text  # noqa: E402
 from entropatch.figures.pixels import remaining  # noqa: E402
 from entropatch.look.inspection import Inspection, Stages  # noqa: E402
 from entropatch.methods import find_method  # noqa: E402
@@ -375,3 +376,23 @@ def test_a_title_takes_a_second_line_before_anything_of_it_is_left_out():
     title = "89 of 256 patches (35 %) after block 9: keep rate 0.7 at each of 3 stages"
     figure = overview({f"image {seed}": inspection(seed=seed) for seed in range(4)}, title=title)
     assert " ".join(text.get_text() for text in figure.texts if text.get_fontweight() == "bold") == title
+
+
+def test_merged_patches_have_the_mean_colour_of_their_token_and_are_counted():
+    crop = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    kept = np.zeros((1, 4, 4), bool)
+    kept[0, 0, 0] = kept[0, 2, 2] = True
+    stands = np.full((1, 4, 4), -1)
+    stands[0, :2, :2], stands[0, 2:, 2:] = 0, 10  # two tokens of four patches each; the other patches are gone
+    stages = Stages((3,), np.zeros((1, 4, 4), np.float32), kept, (16, 2), (0,), stands)
+    assert count_text(stages, 0) == "2 of 16, 6 merged"
+    shown = remaining(crop, kept[0], stands[0])
+    assert np.array_equal(shown[:16, :16], crop[:16, :16] / 255)  # kept: as they are
+    assert np.array_equal(shown[32:48, 32:48], crop[32:48, 32:48] / 255)
+    gone = remaining(crop, kept[0])
+    for rows, columns in ((slice(0, 32), slice(0, 32)), (slice(32, 64), slice(32, 64))):
+        mean = crop[rows, columns].reshape(-1, 3).mean(0) / 255
+        patch = shown[rows, columns][17:31, 17:31]  # the merged patch across, without its rim
+        np.testing.assert_allclose(patch, np.broadcast_to(mean, patch.shape), atol=1e-12)
+    assert np.array_equal(shown[:32, 34:], gone[:32, 34:])  # gone: faded and hatched as ever
+    assert np.array_equal(remaining(crop, kept[0], np.where(kept[0], stands[0], -1)), gone)

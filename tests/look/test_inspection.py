@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from reference_model import attention_inputs, evit, fused_pass, masked_pass, ren
 from small_models import create, photographs
 
 import entropatch
-from entropatch import PruneConfig, UnsupportedModelError
+from entropatch import CumulativeImportance, Drop, Merge, PruneConfig, Reduction, UnsupportedModelError
 from entropatch.config import method_config
-from entropatch.data.images import cropped
+from entropatch.data.images import cropped, to_tensor
 from entropatch.look.inspection import entropy_maps, inspect_image, possible_methods, pruning_stages
 
 BLOCKS, RATE = (1, 2, 3), 0.6
@@ -196,3 +197,102 @@ def test_bad_settings_are_refused():
         inspect_image(model, image, ["random"], 0.5, orders=[])
     with pytest.raises(ValueError, match="keep_rate"):
         inspect_image(model, image, ["random"], 0)
+
+
+# --------------------------------------------------------------------------------------------------------- merging
+
+
+def followed(trace: entropatch.Trace, images: int, patches: int) -> list[list[dict[int, set[int]]]]:
+    """What is in each token after each stage, {its position: patches}, by carrying out the plans token by token."""
+    found = []
+    for image in range(images):
+        tokens = [(number, {number}) for number in range(patches)]
+        stages = []
+        for record in trace.stages:
+            (plan,) = record.plans
+            kept = [tokens[index] for index in plan.kept[image].tolist()]
+            after = [(position, set(members)) for position, members in kept]
+            for source, target in zip(plan.sources[image].tolist(), plan.targets[image].tolist(), strict=True):
+                after[target][1].update(tokens[source][1])
+            tokens = after
+            stages.append(dict(tokens))
+        found.append(stages)
+    return found
+
+
+@pytest.mark.parametrize("method", ["tome", "shannon-merge"])
+def test_merged_patches_are_part_of_the_token_that_stands_for_them(method):
+    model = create("deit")
+    images, config = photographs(model, batch=3), PruneConfig(method=method, keep_rate=0.7)
+    with entropatch.trace(entropatch.prune_(model, config)) as trace, torch.no_grad():
+        model(images)
+    groups = followed(trace, 3, 25)
+    merged = 0
+    for image, stages in enumerate(pruning_stages(model, images, config)):
+        for stage, members in enumerate(groups[image]):
+            stands = stages.stands[stage].ravel()
+            assert {number: set(np.flatnonzero(stands == number)) for number in members} == members
+            assert np.flatnonzero(stages.kept[stage]).tolist() == sorted(members)
+            assert stages.tokens[stage + 1] == len(members)
+            # Nothing is gone: what is not kept is merged.
+            assert np.array_equal(stages.merged[stage], ~stages.kept[stage])
+            merged += stages.merged[stage].sum()
+        assert np.isnan(stages.scores).all() == (method == "tome")
+    assert merged
+
+
+def test_what_is_dropped_after_it_took_others_in_is_gone_with_them():
+    @dataclass(frozen=True)
+    class MergeThenDrop(Reduction):
+        """Merges in the first stage and drops in the second."""
+
+        kind = "_merge-then-drop"
+
+        def plan(self, attention, tokens, scores, k):
+            return (Merge() if tokens.n == tokens.total else Drop()).plan(attention, tokens, scores, k)
+
+    model = create("deit")
+    config = PruneConfig(keep_rate=0.5, blocks=(1, 2), reduction=MergeThenDrop())
+    (stages,) = pruning_stages(model, photographs(model, batch=1), config)
+    assert (stages.stands[0] >= 0).all()
+    left = set(np.flatnonzero(stages.kept[1]))
+    for number, after in zip(stages.stands[0].ravel(), stages.stands[1].ravel(), strict=True):
+        assert after == (number if number in left else -1)
+    assert 0 < (stages.stands[1] < 0).sum() < 25
+    assert stages.fused == (0, 0)
+
+
+def test_images_that_keep_different_numbers_have_counts_of_their_own():
+    model = create("deit")
+    images = photographs(model, batch=6) * torch.linspace(0.1, 4, 6)[:, None, None, None]
+    config = PruneConfig(schedule=CumulativeImportance(share=0.7, sizes=(0.3, 0.4, 0.5, 0.6)))
+    together = pruning_stages(model, images, config)
+    assert len({stages.tokens for stages in together}) > 1
+    for image, stages in enumerate(together):
+        (alone,) = pruning_stages(model, images[image : image + 1], config)
+        assert (stages.tokens, stages.fused) == (alone.tokens, (0, 0, 0))
+        assert np.array_equal(stages.kept, alone.kept)
+        assert np.array_equal(stages.stands, alone.stands)
+        assert stages.kept.sum((1, 2)).tolist() == list(stages.tokens[1:])
+
+
+def test_methods_of_different_blocks_are_shown_after_the_same_ones():
+    model = create("deit", depth=8)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3)).astype(np.uint8))
+    seen = inspect_image(model, image, ["tome", "shannon"], 0.7)
+    images = to_tensor(image, model)[None]
+    tome, shannon = (pruning_stages(model, images, method_config(name, 0.7))[0] for name in ("tome", "shannon"))
+    assert tome.blocks == tuple(range(8))
+    assert seen.blocks == (2, 4, 6, 7)
+    assert seen.entropy[1.0].shape == (4, 5, 5)
+    for place, block in enumerate(seen.blocks):
+        assert np.array_equal(seen.stages["tome"].stands[place], tome.stands[block])
+        assert seen.stages["tome"].tokens[place + 1] == tome.tokens[block + 1]
+        last = min(place, 2)  # nothing happens to the paper's method in the last block
+        assert np.array_equal(seen.stages["shannon"].kept[place], shannon.kept[last])
+        assert seen.stages["shannon"].tokens[place + 1] == shannon.tokens[last + 1]
+    assert np.isnan(seen.stages["shannon"].scores[3]).all()
+    before = shannon.at((0, 2))
+    assert before.kept[0].all()
+    assert (before.tokens, before.fused) == ((25, 25, shannon.tokens[1]), (0, 0))
+    assert inspect_image(model, image, ["shannon", "evit"], 0.7).blocks == (2, 4, 6)

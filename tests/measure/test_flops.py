@@ -121,6 +121,35 @@ def test_agrees_with_pytorchs_counter_but_for_the_norms(deit_small, image, confi
     assert second == pytest.approx(2 * (flops.total - flops.by_operator["layer_norm"]), rel=1e-4)
 
 
+def test_merging_is_counted_too(deit_small, image):
+    entropatch.prune_(deit_small, method="tome", keep_rate=0.7)
+    flops = count_flops(deit_small, image)
+    with entropatch.trace(deit_small) as trace, torch.no_grad():
+        deit_small(image)
+    entropatch.unprune_(deit_small)
+    assert flops.uncounted == {}
+    width, heads = 384, 6
+    before, after = [
+        [n + 1 for n in counts] for counts in (trace.counts[:-1], trace.counts[1:])
+    ]  # with the class token
+    assert flops.by_operator["scaled_dot_product_attention"] == sum(2 * width * n * n for n in before)
+    # In a block: queries, keys, values and their projection of all tokens, the MLP of those that are left.
+    linear = sum(4 * width**2 * n + 8 * width**2 * m for n, m in zip(before, after, strict=True)) + 1000 * width
+    assert flops.by_operator["linear"] == linear
+    # The patches of every other place beside those between, by their keys' mean over heads.
+    assert flops.by_operator["matmul"] == sum(width // heads * (n // 2) * ((n - 1) // 2) for n in before)
+
+
+@pytest.mark.parametrize("method", ["tome", "shannon-merge"])
+@pytest.mark.parametrize("name", ["deit", "siglip", "eva", "rope registers"])
+def test_merging_leaves_nothing_uncounted_in_any_kind_of_model(name, method):
+    model = create(name)
+    dense = count_flops(model, photographs(model)).total
+    flops = count_flops(entropatch.prune_(model, method=method, keep_rate=0.5), photographs(model))
+    assert flops.uncounted == {}
+    assert flops.total < dense
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_is_missed_in_any_family(name):
     if not known(name):

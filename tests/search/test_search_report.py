@@ -13,9 +13,11 @@ import entropatch
 from entropatch import PruneConfig
 from entropatch.schedule import exact_rate, kept_count
 from entropatch.search import BudgetError, Point, SearchSettings, report, write_report
+from entropatch.search.accuracy_tables import table_1, table_2
 from entropatch.search.budget import largest, rate_for_gflops, rate_for_speedup
-from entropatch.search.findings import Summary, recommend, summaries_of, table_1, table_2
+from entropatch.search.recommendation import recommend
 from entropatch.search.study import RECORD, enqueue, open_storage, open_study, quiet, sqlite_address
+from entropatch.search.summaries import Summary, summaries_of
 from entropatch.train import ModelSpec, Recipe
 
 optuna = pytest.importorskip("optuna")

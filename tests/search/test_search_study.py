@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from entropatch import ClassAttention, CumulativeImportance, Merge, PruneConfig, methods
 from entropatch.records.owner import is_dead, this_process
-from entropatch.search.points import FAMILIES, Point, grid, known_method
+from entropatch.search.points import LARGEST_NUMBER, Point, grid, known_method
+from entropatch.search.settings import SearchSettings, default_methods
 from entropatch.search.study import (
     RECORD,
     WORKER,
@@ -28,11 +30,12 @@ from entropatch.search.study import (
     trials_by_point,
 )
 from entropatch.search.worker import Worker, standing
-from entropatch.train import DivergedError
+from entropatch.train import DivergedError, ModelSpec
 from entropatch.train.run_folder import RunBusyError
 
 optuna = pytest.importorskip("optuna")
-from optuna.trial import TrialState  # noqa: E402
+from optuna.distributions import CategoricalDistribution  # noqa: E402
+from optuna.trial import TrialState, create_trial  # noqa: E402
 
 COMPARED = {"scope": "training-free", "model": {"name": "test_vit"}, "data": {"name": "digits", "root": "a"}}
 POINTS = [Point("dense", None, 0), *(Point(m, r, 0) for m in ("evit", "renyi-0.5") for r in (0.7, 0.3))]
@@ -142,20 +145,83 @@ def test_a_trial_says_what_it_tries_in_optuna_s_own_words(tmp_path):
     enqueue(study, [*POINTS, Point("renyi-inf", 0.55, 3), Point("shannon", 0.1, 0), Point("renyi-1e-07", 0.1, 0)])
     trials = study.get_trials()
     assert [point_of(trial) for trial in trials[: len(POINTS)]] == POINTS
-    assert trials[0].params == {"method": "dense", "seed": 0}
-    assert trials[3].params == {"method": "renyi", "order": 0.5, "keep_rate": 0.7, "seed": 0}
-    assert trials[5].params == {"method": "renyi-inf", "keep_rate": 0.55, "seed": 3}
+    table = study.user_attrs["methods"]
+    assert table == ["dense", "evit", "renyi-<order>", "renyi-inf"]
+    assert trials[0].params == {"method_number": 0, "seed": 0}
+    assert trials[3].params == {"method_number": 2, "order": 0.5, "keep_rate": 0.7, "seed": 0}
+    assert trials[5].params == {"method_number": 3, "keep_rate": 0.55, "seed": 3}
     assert trials[6].params["order"] == 1.0
     assert trials[7].params["order"] == 1e-7
-    assert all(trial.distributions["method"].choices == FAMILIES for trial in trials)
+    assert all(trial.distributions["method_number"].high == LARGEST_NUMBER for trial in trials)
+
+
+@pytest.fixture
+def key_norm(monkeypatch):
+    """A registered method of a user's, and afterwards none."""
+    monkeypatch.setattr(methods.METHODS, "_methods", dict(methods.METHODS._methods))
+    return methods.register_method(methods.Method("key-norm", "Key norm", "", ClassAttention(), Merge(), rank=25))
+
+
+def test_a_study_of_before_goes_on_with_methods_that_were_registered_since(tmp_path, key_norm):
+    """Studies once had a list of choices as the parameter "method", which Optuna does not let grow."""
+    study = opened(tmp_path)
+    choices = CategoricalDistribution(("dense", "random", "evit", "evit-drop", "renyi", "renyi-inf"))
+    for point, choice in zip(POINTS[:2], ("dense", "evit"), strict=True):
+        own = {"params": {"method": choice}, "distributions": {"method": choices}, "user_attrs": point.to_dict()}
+        study.add_trial(create_trial(state=TrialState.WAITING, **own))
+    more = [*POINTS[:2], Point("key-norm", 0.5, 0), Point("tome", 0.5, 0)]
+    assert Worker(opened(tmp_path), more, logged(tmp_path)).run() == 4
+    assert completed(opened(tmp_path)) == expected(more)
+    added = opened(tmp_path).get_trials()[2:]
+    table = opened(tmp_path).user_attrs["methods"]
+    assert [table[trial.params["method_number"]] for trial in added] == ["key-norm", "tome"]
+
+
+def test_numbers_of_methods_stay_as_the_table_grows(tmp_path, key_norm):
+    study = opened(tmp_path)
+    enqueue(study, [Point("shannon", 0.5, 0), Point("evit", 0.5, 0)])
+    study.set_user_attr("methods", [*study.user_attrs["methods"], "by another worker"])
+    enqueue(study, [Point("key-norm", 0.5, 0), Point("renyi-3", 0.5, 0), Point("dense", None, 0)])
+    table = study.user_attrs["methods"]
+    assert table == ["renyi-<order>", "evit", "by another worker", "key-norm", "dense"]
+    assert [trial.params["method_number"] for trial in study.get_trials()] == [0, 1, 3, 0, 4]
+    study.set_user_attr("methods", {"damaged": 3})
+    enqueue(study, [Point("evit", 0.4, 0)])
+    assert study.user_attrs["methods"] == ["evit"]
+
+
+def test_a_worker_leaves_when_another_adds_a_method_that_it_does_not_know(tmp_path, monkeypatch, key_norm):
+    study = opened(tmp_path)
+    enqueue(study, [Point("key-norm", 0.5, 0)])
+    monkeypatch.setattr(methods.METHODS, "_methods", dict(methods._OWN))
+    with pytest.raises(ValueError, match="the study 'search' has the method key-norm, which no imported module"):
+        Worker(study, POINTS, logged(tmp_path)).run()
+    assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING]  # for one that knows it
+
+
+def test_a_method_that_takes_no_keep_rate_is_tried_once(monkeypatch, key_norm):
+    own = methods.Method("easy-first", "Easy first", "", schedule=CumulativeImportance(share=0.8))
+    methods.register_method(own)
+    rates = {"easy-first": (0.7, 0.5), "key-norm": (0.7,)}
+    assert grid(rates, (0, 1), "training-free") == [Point("easy-first", None, 0), Point("key-norm", 0.7, 0)]
+    assert Point("easy-first").pruning((1, 2), "finetuned") == PruneConfig(schedule=own.schedule, blocks=(1, 2))
+    with pytest.raises(ValueError, match="a target is met by the keep rate, but easy-first takes none"):
+        SearchSettings(ModelSpec("test_vit"), methods=("dense", "easy-first"), target_gflops=1.0)
+
+
+def test_the_methods_that_are_tried_unasked_come_from_the_registry(key_norm):
+    before = ("dense", "random", "evit", "tome", "renyi-0.5", "shannon", "renyi-2", "renyi-4", "renyi-inf")
+    assert [name for name in default_methods() if name != "key-norm"] == list(before)
+    assert SearchSettings(ModelSpec("test_vit")).methods == default_methods()
+    assert default_methods().index("key-norm") == 3  # by its rank
 
 
 def test_random_pruning_draws_by_its_seed_or_by_the_run_s():
     point = Point("random", 0.5, 7)
-    assert point.config(None, "training-free").criterion.seed == 7
-    assert point.config(None, "finetuned").criterion.seed is None
-    assert Point("evit", 0.5, 7).config((1, 2), "finetuned").reduction == "fuse"
-    assert Point("dense", None, 7).config(None, "finetuned") is None
+    assert point.pruning(None, "training-free").criterion.seed == 7
+    assert point.pruning(None, "finetuned").criterion.seed is None
+    assert Point("evit", 0.5, 7).pruning((1, 2), "finetuned").reduction == "fuse"
+    assert Point("dense", None, 7).pruning(None, "finetuned") is None
 
 
 # ------------------------------------------------------------------------------------------------------ one worker

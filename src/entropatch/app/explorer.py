@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
-from entropatch.bench.settings import Variant
-from entropatch.config import PruneConfig, method_config
+from entropatch.config import PruneConfig
 from entropatch.data.images import ImageError, cropped, load_image, to_tensor
 from entropatch.data.views import cropping_note
 from entropatch.look.inspection import Stages, pruning_stages
 from entropatch.look.observation import observe
 from entropatch.measure import count_flops, time_interleaved
-from entropatch.methods import Method, find_method
+from entropatch.measure.variants import Variant, pruned_copy
+from entropatch.methods import Method, find_method, renyi_method
 from entropatch.schedule import default_blocks
 from entropatch.surgery import block_count, prune_
 
@@ -33,17 +33,22 @@ Load = Callable[[str], "tuple[nn.Module, str]"]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A method by its name, and a keep rate ρ in (0, 1]. Raises ValueError for an unknown name or another rate."""
+class Setting(Variant):
+    """A method and a keep rate that were chosen on the page; one that takes none has none.
 
-    method: str
-    keep_rate: float
+    Raises ValueError for an unknown method or a rate out of range.
+    """
 
     def __post_init__(self) -> None:
-        self.config()
+        if not find_method(self.method).takes_keep_rate:
+            object.__setattr__(self, "keep_rate", None)
+        self.pruning()
 
-    def config(self) -> PruneConfig:
-        return method_config(self.method, self.keep_rate)
+    def pruning(self) -> PruneConfig:
+        """What is pruned."""
+        config = self.config()
+        assert config is not None
+        return config
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,13 @@ class Seen:
     Attributes:
         method: how the patches are scored.
         importance: score of every patch in the unpruned model at each pruning block, (blocks, H, W), float32, larger =
-            keep; of an entropy its negative, in nats.
+            keep; of an entropy its negative, in nats; None for a method that scores nothing.
         stages: what each stage kept.
         gflops, dense_gflops: 10⁹ multiply-adds per image, pruned and not.
     """
 
     method: Method
-    importance: np.ndarray
+    importance: np.ndarray | None
     stages: Stages
     gflops: float
     dense_gflops: float
@@ -88,7 +93,7 @@ class _Model:
     def pruned(self, configs: Sequence[PruneConfig]) -> list[nn.Module]:
         """Copies pruned so, one per config; they stay so until the next call."""
         while len(self.copies) < len(configs):
-            self.copies.append(Variant("random", 1.0).apply(self.dense, "auto"))
+            self.copies.append(pruned_copy(self.dense, PruneConfig(keep_rate=1.0)))
         return [prune_(copy, config) for copy, config in zip(self.copies, configs, strict=False)]
 
 
@@ -147,13 +152,14 @@ class Explorer:
         """What a setting does to a picture: a name of `photographs`, or the path of a file."""
         with self._lock:
             method = find_method(setting.method)
-            (pruned,) = self._model(model).pruned([setting.config()])
-            (stages,) = pruning_stages(pruned, self._images(model, picture), setting.config())
+            (pruned,) = self._model(model).pruned([setting.pruning()])
+            (stages,) = pruning_stages(pruned, self._images(model, picture), setting.pruning())
+            stages = stages.at(_shown(stages.blocks, block_count(pruned)))
             # All that decides the number of tokens, and so the multiply-adds; the order does not.
-            counted = Setting("shannon" if method.order is not None else method.name, setting.keep_rate)
+            counted = Setting(renyi_method(1.0).name, setting.keep_rate) if method.drops_by_entropy else setting
             return Seen(
                 method,
-                self._importance(model, picture, method),
+                self._importance(model, picture, method, stages.blocks) if method.reduction.needs_scores else None,
                 stages,
                 self._gflops(model, counted),
                 self._gflops(model, None),
@@ -170,7 +176,7 @@ class Explorer:
             new = [one for one in dict.fromkeys(settings) if (model, one) not in self._latencies]
             if new:
                 images = self._images(model, None)
-                models = [loaded.dense, *loaded.pruned([setting.config() for setting in new])]
+                models = [loaded.dense, *loaded.pruned([setting.pruning() for setting in new])]
                 runs = {str(i): (lambda module=module: module(images)) for i, module in enumerate(models)}
                 dense, *times = time_interleaved(runs, 1, repeats=self.repeats, warmup=1).values()
                 for setting, timing in zip(new, times, strict=True):
@@ -178,16 +184,16 @@ class Explorer:
                     self._latencies[model, setting] = Latency(timing.p50_ms, dense.p50_ms, spread)
             return [self._latencies[model, setting] for setting in settings]
 
-    def _importance(self, model: str, picture: str, method: Method) -> np.ndarray:
+    def _importance(self, model: str, picture: str, method: Method, blocks: tuple[int, ...]) -> np.ndarray:
         with torch.inference_mode():
             maps = [
                 method.criterion.importance(attention).reshape(grid).float().numpy()
-                for attention, grid in self._attention(model, picture)
+                for attention, grid in self._attention(model, picture, blocks)
             ]
         return np.stack(maps)
 
-    def _look(self, model: str, picture: str) -> list[tuple[BlockAttention, tuple[int, int]]]:
-        """The attention of the unpruned model at each pruning block, and the patch grid."""
+    def _look(self, model: str, picture: str, blocks: tuple[int, ...]) -> list[tuple[BlockAttention, tuple[int, int]]]:
+        """The attention of the unpruned model at those blocks, and the patch grid."""
 
         def look(attention: BlockAttention, grid: tuple[int, int]) -> tuple[BlockAttention, tuple[int, int]]:
             # Asked later and more than once, so not for its output.
@@ -195,13 +201,12 @@ class Explorer:
             return kept, grid
 
         (pruned,) = self._model(model).pruned([PruneConfig(keep_rate=1.0)])
-        blocks = default_blocks(block_count(pruned))
         return list(observe(pruned, self._images(model, picture), look, blocks).blocks.values())
 
     def _count(self, model: str, setting: Setting | None) -> float:
         """10⁹ multiply-adds per image; of the dense model for None."""
         loaded = self._model(model)
-        counted = loaded.dense if setting is None else loaded.pruned([setting.config()])[0]
+        counted = loaded.dense if setting is None else loaded.pruned([setting.pruning()])[0]
         return count_flops(counted, self._images(model, None)).total / 1e9
 
     def _images(self, model: str, picture: str | None) -> Tensor:
@@ -217,6 +222,12 @@ class Explorer:
         if picture not in self._uploads:
             raise ImageError(f"{shown_name(picture)}: no longer held, since others came after it; upload it again.")
         return self._uploads[picture]
+
+
+def _shown(blocks: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """The blocks after which the page shows what is left: the paper's, and the last, of a method that has these too."""
+    usual = default_blocks(depth)
+    return tuple(sorted({*usual, blocks[-1]})) if set(usual) < set(blocks) else blocks
 
 
 def shown_name(picture: str) -> str:

@@ -11,11 +11,10 @@ from typing import Any
 from entropatch.app import panels
 from entropatch.app.explorer import Explorer, Setting, shown_name
 from entropatch.data.images import load_image, printable
-from entropatch.methods import METHODS, renyi_method
+from entropatch.methods import METHODS, find_method, pictured_methods, renyi_method
 
 ORDERS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0, math.inf)
 RENYI = "Rényi entropy (1: Shannon)"
-CRITERIA = {RENYI: None} | {one.label: one.name for one in METHODS.values() if one.order is None}
 HEADING = """<header class="ep-head"><h1>entropatch</h1><p>A Vision Transformer cuts an image into patches. Some
 tell it little, and it gets faster without them: entropatch drops those whose attention is spread most evenly, that is,
 of the highest entropy. Pick a photograph or drop your own, and compare two ways to choose: above, the score that each
@@ -25,13 +24,16 @@ SCALES = {"each its own colours": "panel", "all entropies alike": "shared"}
 EXPECTED = (ValueError, ImportError, OSError, RuntimeError)
 
 
+def criteria() -> list[str]:
+    """The menu: the entropies, whose order the slider says, then every other registered method by its label."""
+    return [RENYI, *(method.label for method in METHODS.values() if not method.drops_by_entropy)]
+
+
 def method_name(criterion: str, place: float) -> str:
     """The method meant by a criterion of the menu and a place of the order's slider."""
-    name = CRITERIA[criterion]
-    if name is not None:
-        return name
-    order = ORDERS[int(place)]
-    return "shannon" if order == 1 else renyi_method(order).name
+    if criterion == RENYI:
+        return renyi_method(ORDERS[int(place)]).name
+    return next(name for name, method in METHODS.items() if method.label == criterion)
 
 
 def answers(
@@ -55,6 +57,7 @@ def answers(
 def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
     """The page as Gradio's Blocks."""
     names = list(explorer.photographs)
+    beside = find_method(pictured_methods((1.0,))[0]).label
     # Uploaded files are removed as soon as they are read; those that nobody came for, after some minutes.
     with gr.Blocks(title="entropatch", analytics_enabled=False, delete_cache=(60, 300)) as page:
         picture = gr.State(names[0])
@@ -80,7 +83,7 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
             with gr.Column(scale=4):
                 table = gr.HTML(elem_id="ep-comparison")
                 with gr.Row():
-                    sides = [_side(gr, number, start) for number, start in enumerate((RENYI, METHODS["evit"].label))]
+                    sides = [_side(gr, number, start) for number, start in enumerate((RENYI, beside))]
         inputs = [
             picture,
             model,
@@ -111,7 +114,7 @@ def _side(gr: Any, number: int, criterion: str) -> tuple[Any, Any, Any]:
     """Criterion, order and panel of one side."""
     with gr.Column(min_width=320):
         with gr.Group(elem_classes="ep-controls"):
-            menu = gr.Dropdown(list(CRITERIA), value=criterion, label="Criterion", elem_id=f"ep-criterion-{number}")
+            menu = gr.Dropdown(criteria(), value=criterion, label="Criterion", elem_id=f"ep-criterion-{number}")
             order = gr.Slider(
                 0,
                 len(ORDERS) - 1,

@@ -14,7 +14,8 @@ from PIL import Image
 
 from entropatch.app.explorer import Latency, Seen, Setting
 from entropatch.config import PruneConfig
-from entropatch.criteria import Renyi
+from entropatch.criteria import ClassAttention
+from entropatch.figures.patches import count_text
 from entropatch.figures.pixels import check_scale, heat, remaining, scale_limits
 
 # Above this share of the median the 95th percentile tells of a busy machine.
@@ -32,22 +33,28 @@ def panel(crop: np.ndarray, seen: Seen, limits: tuple[float, float] | None) -> s
             each span the colours with their own scores, since pruning ranks within a block; their ends are written
             below them.
     """
-    ends = [limits or own_limits(-scores) for scores in seen.importance]
+    importance = () if seen.importance is None else seen.importance
+    ends = [limits or own_limits(-scores) for scores in importance]
     maps = [
         _picture(
             heat(crop, -scores, each),
             f"scores at block {block}",
             f"block {block}" + ("" if limits else f": {'–'.join(_ends(seen, each))}".rstrip(": –")),
         )
-        for block, scores, each in zip(seen.stages.blocks, seen.importance, ends, strict=True)
+        for block, scores, each in zip(seen.stages.blocks if len(importance) else (), importance, ends, strict=True)
     ]
     left = [
-        _picture(remaining(crop, kept), f"patches left after block {block}", _count(kept, fused))
-        for block, kept, fused in zip(seen.stages.blocks, seen.stages.kept, seen.stages.fused, strict=True)
+        _picture(
+            remaining(crop, seen.stages.kept[stage], seen.stages.stands[stage]),
+            f"patches left after block {block}",
+            count_text(seen.stages, stage),
+        )
+        for stage, block in enumerate(seen.stages.blocks)
     ]
+    scores = f'<div class="ep-row">{"".join(maps)}</div>{_bar(seen, limits)}' if maps else ""
     return (
         f'<div class="ep-panel"><p class="ep-what">{escape(seen.method.description)}</p>'
-        f'<div class="ep-row">{"".join(maps)}</div>{_bar(seen, limits)}<div class="ep-row">{"".join(left)}</div></div>'
+        f'{scores}<div class="ep-row">{"".join(left)}</div></div>'
     )
 
 
@@ -59,9 +66,12 @@ def colour_limits(*seen: Seen, scale: str = "shared") -> list[tuple[float, float
     check_scale(scale)
     if scale == "panel":
         return [None] * len(seen)
-    entropies = [-one.importance for one in seen if one.method.order is not None]
+    entropies = [-one.importance for one in seen if one.importance is not None and one.method.order is not None]
     shared = scale_limits(entropies) if entropies else (0.0, 1.0)
-    return [shared if one.method.order is not None else own_limits(-one.importance) for one in seen]
+    return [
+        None if one.importance is None else (shared if one.method.order is not None else own_limits(-one.importance))
+        for one in seen
+    ]
 
 
 def comparison(seen: Sequence[Seen], latencies: Sequence[Latency | None]) -> str:
@@ -100,35 +110,37 @@ def notice(text: str) -> str:
 
 def use(model: str, crop: np.ndarray, setting: Setting) -> str:
     """How to go on with a setting: as Python to copy, and as a file for `PruneConfig.load`."""
-    config = setting.config()
+    config = setting.pruning()
     data = base64.b64encode(config.to_json().encode()).decode("ascii")
     code = escape(as_python(model, crop.shape[:2], config))
     copy = (
         "const code = this.closest('.ep-use').querySelector('code'); getSelection().selectAllChildren(code); "
         "if (navigator.clipboard) { navigator.clipboard.writeText(code.textContent); this.textContent = 'Copied'; }"
     )
+    name = setting.method + ("" if setting.keep_rate is None else f"-{setting.keep_rate:g}")
     return (
         f'<details class="ep-use"><summary>Use this setting</summary><pre><code>{code}</code></pre>'
         f'<p><button type="button" onclick="{copy}">Copy as Python</button> '
-        f'<a download="{setting.method}-{setting.keep_rate:g}.json" href="data:application/json;base64,{data}">'
+        f'<a download="{name}.json" href="data:application/json;base64,{data}">'
         "Download the config</a></p></details>"
     )
 
 
 def as_python(model: str, size: tuple[int, ...], config: PruneConfig) -> str:
     """A program that prunes the model of that name so."""
-    if isinstance(config.criterion, Renyi):
-        order = config.criterion.order
-        how = "order=math.inf" if math.isinf(order) else f"order={order!r}"
-    else:
-        how = f"criterion=entropatch.{config.criterion!r}"
-    fused = "" if config.reduction == "drop" else f', reduction="{config.reduction}"'
+    method = config.named
+    assert method is not None  # the menu has named methods alone
+    how = f'method="{method.name}"'
+    if method.drops_by_entropy and method.order is not None:
+        how = "order=math.inf" if math.isinf(method.order) else f"order={method.order!r}"
+    rate = f"keep_rate={config.keep_rate!r}, " if method.takes_keep_rate else ""
     side = repr(size[0]) if len(set(size)) == 1 else repr(tuple(size))
     first = "import math\n\n" if how.endswith("math.inf") else ""
+    modules = "".join(f"import {module}\n" for module in method.modules)  # they register the method
     return (
-        f"{first}import timm\n\nimport entropatch\n\n"
+        f"{first}import timm\n\nimport entropatch\n{modules}\n"
         f"model = timm.create_model({json.dumps(model)}, pretrained=True, img_size={side}).eval()\n"
-        f"entropatch.prune_(model, keep_rate={config.keep_rate!r}, {how}{fused})\n"
+        f"entropatch.prune_(model, {rate}{how})\n"
     )
 
 
@@ -145,10 +157,6 @@ def _picture(pixels: np.ndarray, what: str, caption: str) -> str:
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _count(kept: np.ndarray, fused: int) -> str:
-    return f"{kept.sum()} of {kept.size}" + (f" + {fused} fused" if fused else " patches")
-
-
 def _bar(seen: Seen, limits: tuple[float, float] | None) -> str:
     """The colours from what is kept first to what is dropped first, with their values where all maps share them."""
     grey = np.full((BAR_HEIGHT, BAR_STEPS, 3), 128, np.uint8)
@@ -156,10 +164,10 @@ def _bar(seen: Seen, limits: tuple[float, float] | None) -> str:
     ends = _ends(seen, limits) if limits else ("", "")
     if seen.method.order is not None:
         unit = "nats of entropy"
-    elif seen.method.criterion.needs_class_token:
+    elif isinstance(seen.method.criterion, ClassAttention):
         unit = "% of class attention"
     else:
-        unit = "random numbers"
+        unit = "random numbers" if seen.method.is_random else "score, high to low"
     return (
         f'<div class="ep-bar"><span>{ends[0]}</span><img src="{data_uri(colours)}" alt="colour scale">'
         f"<span>{ends[1]}</span><span>{unit}; blue is kept first</span></div>"
@@ -171,9 +179,9 @@ def _ends(seen: Seen, limits: tuple[float, float]) -> tuple[str, str]:
     low, high = limits
     if seen.method.order is not None:
         return f"{low:.2f}", f"{high:.2f}"
-    if seen.method.criterion.needs_class_token:
+    if isinstance(seen.method.criterion, ClassAttention):
         return f"{-100 * low:.2f}", f"{-100 * high:.2f}"
-    return "", ""
+    return ("", "") if seen.method.is_random else (f"{-low:.3g}", f"{-high:.3g}")
 
 
 def own_limits(values: np.ndarray) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 from entropatch.bench.benchmark import BenchResult, run_bench
 from entropatch.bench.paper_tables import PAPER_TABLE_3, bench_table, check_table, table_3
-from entropatch.bench.settings import BenchSettings, Variant
+from entropatch.bench.settings import BenchSettings
+from entropatch.measure.variants import Variant
 
 __all__ = [
     "PAPER_TABLE_3",

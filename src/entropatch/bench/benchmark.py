@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from entropatch.bench.settings import DENSE, DTYPES, RANDOM, BenchSettings, Variant
+from entropatch.bench.settings import DTYPES, BenchSettings
 from entropatch.extras import require
 from entropatch.measure import Flops, Timing, count_flops, environment, peak_memory, time_interleaved
 from entropatch.measure.memory import memory_errors
+from entropatch.measure.variants import Variant, pruned_copy
+from entropatch.methods import DENSE, RANDOM
 from entropatch.surgery import trace
 
 Record = dict[str, Any]
@@ -128,14 +130,14 @@ def _autocast(settings: BenchSettings) -> AbstractContextManager[Any]:
 def _make(variant: Variant, model: nn.Module, settings: BenchSettings) -> tuple[_Row, nn.Module | None]:
     """The pruned model, and a row with what does not depend on the batch size; None and a note if it cannot be made."""
     row = _Row(variant)
-    pruned, reason = _attempt(lambda: variant.apply(model, settings.backend))
+    pruned, reason = _attempt(lambda: pruned_copy(model, variant.config(backend=settings.backend)))
     if reason is not None:
         row.notes.append(reason)
         return row, None
 
     def inspect() -> tuple[Flops, str | None]:
         images = _images(settings, 1)
-        if not variant.uses_entropy:
+        if variant.order is None:
             return count_flops(pruned, images), None
         with trace(pruned) as seen:
             flops = count_flops(pruned, images)
@@ -281,7 +283,7 @@ def _records(rows: list[_Row]) -> list[Record]:
             "images_per_second": row.timing.images_per_second if row.timing else None,
             "p50_ms": row.timing.p50_ms if row.timing else None,
             "p95_ms": row.timing.p95_ms if row.timing else None,
-            "vs_dense": ratio(row, Variant(DENSE, None)),
+            "vs_dense": ratio(row, Variant(DENSE)),
             "vs_random": ratio(row, Variant(RANDOM, row.variant.keep_rate)),
             "peak_memory_mib": None if row.peak is None else row.peak / 2**20,
             "note": "; ".join(row.notes),

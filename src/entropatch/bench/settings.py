@@ -1,20 +1,16 @@
-"""What a benchmark measures: its settings, and the variants of a model they stand for."""
+"""What a benchmark measures."""
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
-from entropatch.config import PruneConfig, method_config
-from entropatch.methods import find_method, method_label
-from entropatch.surgery import prune_
+from entropatch.config import PruneConfig
+from entropatch.measure.variants import Variant, variants_of
+from entropatch.methods import DENSE, compared_methods, find_method
 
-DENSE = "dense"
-RANDOM = "random"
+# Of weights and images.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -24,8 +20,8 @@ class BenchSettings:
 
     Args:
         model: name of a timm model; its weights are random, on which speed, memory and multiply-adds do not depend.
-        methods: "dense", and names of `entropatch.methods`.
-        keep_rates: ρ in (0, 1]; every method but dense is measured at each.
+        methods: "dense", and names of `entropatch.methods`; dense and `compared_methods` if not given.
+        keep_rates: ρ in (0, 1]; every method that takes one is measured at each.
         batch_sizes: images per call.
         image_size: height and width in pixels.
         dtype: "float32", "bfloat16" or "float16": of weights and images, or of autocast with `amp`.
@@ -40,7 +36,7 @@ class BenchSettings:
     """
 
     model: str = "deit_small_patch16_224"
-    methods: tuple[str, ...] = (DENSE, RANDOM, "evit", "shannon", "renyi-2", "renyi-inf")
+    methods: tuple[str, ...] = field(default_factory=lambda: (DENSE, *compared_methods()))
     keep_rates: tuple[float, ...] = (0.7, 0.5, 0.3)
     batch_sizes: tuple[int, ...] = (1, 16)
     image_size: int = 224
@@ -77,38 +73,11 @@ class BenchSettings:
 
     def variants(self) -> list[Variant]:
         """The rows of one batch size: dense once, every other method at each keep rate."""
-        rows: list[Variant] = []
-        for method in self.methods:
-            rows += [Variant(method, None)] if method == DENSE else [Variant(method, rate) for rate in self.keep_rates]
-        return rows
+        return variants_of(self.methods, self.keep_rates)
 
     def steps(self) -> int:
         """How often `run_bench` calls `on_step` when every row can be measured."""
         return len(self.batch_sizes) * len(self.variants()) * (1 + self.warmup + self.repeats)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One method at one keep rate; dense has none."""
-
-    method: str
-    keep_rate: float | None
-
-    @property
-    def label(self) -> str:
-        return "Dense" if self.method == DENSE else method_label(self.method)
-
-    @property
-    def uses_entropy(self) -> bool:
-        return self.method != DENSE and find_method(self.method).order is not None
-
-    def apply(self, model: nn.Module, backend: str) -> nn.Module:
-        """A copy of the model, pruned, which shares its weights."""
-        weights = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-        copied = copy.deepcopy(model, weights)
-        if self.keep_rate is None:
-            return copied
-        return prune_(copied, replace(method_config(self.method, self.keep_rate), backend=backend))
 
 
 def _at_least(least: int, **values: int) -> None:

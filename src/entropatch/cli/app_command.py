@@ -22,6 +22,7 @@ def app_command(
     model: parameters.TimmModel = None,
     weights: parameters.Checkpoint = None,
     image_size: parameters.ImageSize = None,
+    imports: parameters.Imports = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535)] = 7860,
     allow_host: Annotated[
@@ -29,7 +30,7 @@ def app_command(
     ] = None,
     upload_mb: Annotated[int, typer.Option(help="Largest image that may be uploaded, in megabytes.", min=1)] = 20,
 ) -> None:
-    """Serve a page on this machine: pick an image, model, criterion, order and keep rate, and see what is kept.
+    """Serve a page on this machine: pick an image, model, method, order and keep rate, and see what is kept.
 
     Nothing is shared and nothing is sent anywhere. Ctrl-C ends it. The exit status is 1 if a package, the weights or
     the port is not to be had.

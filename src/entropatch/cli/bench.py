@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries
+from entropatch.cli.options import entries, named_methods
 from entropatch.cli.terminal import fail, progress_bar
 
 
@@ -17,7 +17,9 @@ def bench(
     model: Annotated[
         str, typer.Option(help="A timm model; its weights are random, which does not change its speed.")
     ] = "deit_small_patch16_224",
-    methods: parameters.Methods = "dense,random,evit,shannon,renyi-2,renyi-inf",
+    methods: Annotated[
+        str | None, typer.Option(help=f"{parameters.METHODS_HELP} Default: dense and the compared ones.")
+    ] = None,
     keep_rates: Annotated[str, typer.Option(help="Keep rates in (0, 1]; commas between.")] = "0.7,0.5,0.3",
     batch_sizes: Annotated[str, typer.Option(help="Images per call; commas between.")] = "1,16",
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
@@ -32,6 +34,7 @@ def bench(
     warmup: Annotated[int, typer.Option(help="Untimed rounds before.")] = 2,
     output: Annotated[Path, typer.Option(help="Folder for the .md, .csv and .json files.")] = Path("entropatch-bench"),
     name: Annotated[str, typer.Option(help="Name of those files.")] = "bench",
+    imports: parameters.Imports = None,
     table: Annotated[int | None, typer.Option(help="3 also prints the paper's Table 3 beside this run.")] = None,
 ) -> None:
     """Measure GFLOPs, images/s, latency and peak memory of pruned models, against dense and against random pruning.
@@ -40,12 +43,13 @@ def bench(
     exit status is 1; for a setting that makes no sense it is 2.
     """
     from entropatch.bench import BenchSettings, bench_table, check_table, run_bench, table_3
+    from entropatch.methods import DENSE, compared_methods
     from entropatch.records.tables import write_records
 
     try:
         settings = BenchSettings(
             model=model,
-            methods=entries(methods, str, "--methods"),
+            methods=named_methods(methods) or (DENSE, *compared_methods()),
             keep_rates=entries(keep_rates, float, "--keep-rates"),
             batch_sizes=entries(batch_sizes, int, "--batch-sizes"),
             image_size=image_size,

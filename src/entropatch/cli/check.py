@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, pairs
+from entropatch.cli.options import entries, named_methods, pairs
 from entropatch.cli.terminal import fail, printer, progress_bar
 
 if TYPE_CHECKING:
@@ -50,6 +50,15 @@ def check(
     orders: Annotated[
         str, typer.Option(help="Of the entropy, in (0, inf], commas between; 1 is Shannon.", metavar="O[,O]...")
     ] = "1,2,inf",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Methods whose scores stand beside, {parameters.PICTURED_HELP} Default: every compared one that "
+            "scores by more than entropy or chance. Those named have a verdict too.",
+            metavar="M[,M]...",
+        ),
+    ] = None,
+    imports: parameters.Imports = None,
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that would prune, 0-based; default ¼, ½, ¾ of the depth.")
     ] = None,
@@ -58,23 +67,26 @@ def check(
 ) -> None:
     """Check whether patches of low entropy are the foreground, before trusting a pruning that keeps them.
 
-    Prints, for each block, the AUROC of low entropy, of EViT's class attention and of the pixel deviation (how far a
-    patch's colour is from the whole image's, without any model); 0.5 is chance, below it the sign is reversed. Then a
-    verdict on each order, and on the default one of prune_: whether the blocks that would prune can be trusted, and
-    which are better. A patch is foreground if at least half of it is, by the mask.
+    Prints, for each block, the AUROC of low entropy, of other methods' scores such as EViT's class attention, and of
+    the pixel deviation (how far a patch's colour is from the whole image's, without any model); 0.5 is chance, below it
+    the sign is reversed. Then a verdict on each order, and on the default one of prune_: whether the blocks that would
+    prune can be trusted, and which are better. A patch is foreground if at least half of it is, by the mask.
 
     An image that cannot be used is named, the others are still checked, and the exit status is 1; for a setting that
     makes no sense it is 2.
     """
     from entropatch.criteria import Renyi
     from entropatch.look.foreground import check_foreground
-    from entropatch.methods import parse_order
+    from entropatch.methods import find_method, parse_order
 
     console = Console(stderr=True)
     skipped = _Skipped(printer(console))
     try:
         asked = [parse_order(text) for text in entries(orders, str, "--orders")]
         wanted = tuple(dict.fromkeys((*asked, Renyi().order)))
+        beside = named_methods(methods) or None
+        for name in beside or ():
+            find_method(name)
         places = None if blocks is None else entries(blocks, int, "--blocks")
         count, found, source = _pairs(
             images, masks, mask_level, alpha, data, root, pairs(data_option or [], "--data-option"), limit, skipped
@@ -85,7 +97,12 @@ def check(
     try:
         with progress_bar("checking", count, console, unit="images") as skipped.step:
             result = check_foreground(
-                network, skipped.noting(found, network), wanted, blocks=places, on_image=skipped.step
+                network,
+                skipped.noting(found, network),
+                wanted,
+                methods=beside,
+                blocks=places,
+                on_image=skipped.step,
             )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("check", error, 1 if skipped.count else 2)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from entropatch.cli import app
+from entropatch.cli import app, parameters
 from entropatch.cli.terminal import PROGRESS, fail, printer
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def demo(
     keep_rates: Annotated[
         str | None, typer.Option(help="Keep rates in (0, 1], commas between; 0.7,0.5 where not given, 0.5 if quick.")
     ] = None,
+    imports: parameters.Imports = None,
 ) -> None:
     """Prune a pretrained ViT-S by every method: accuracy, GFLOPs, images/s, and pictures of what remains.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import data_of, entries, model_spec, pairs, weights_about
+from entropatch.cli.options import data_of, entries, model_spec, named_methods, pairs, weights_about
 from entropatch.cli.terminal import fail, progress_bar
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def evaluate(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Of dense, random, evit, evit-drop, shannon, renyi-<order>; commas between. Default dense "
-            "and what the file was trained with, or dense,random,evit,shannon,renyi-2."
+            help=f"{parameters.METHODS_HELP} Default: dense, and what the file was trained with or the compared ones."
         ),
     ] = None,
     keep_rates: Annotated[str | None, typer.Option(help="In (0, 1]; commas between; default 0.7.")] = None,
+    imports: parameters.Imports = None,
     blocks: parameters.Blocks = None,
     config: Annotated[
         list[Path] | None, typer.Option(help="A pruning config file as one more row; repeatable.")
@@ -103,24 +103,22 @@ def _settings(
     """The rows: by method and keep rate, then by config file. Without either, the file's own pruning beside dense."""
     import json
 
-    from entropatch.config import PruneConfig, method_config
-    from entropatch.methods import find_method
+    from entropatch.config import PruneConfig
+    from entropatch.measure.variants import variants_of
+    from entropatch.methods import DENSE, compared_methods
 
     rows: dict[str, PruneConfig | None] = {}
     if methods is None and keep_rates is None and (own or configs):
-        rows["dense"] = None
+        rows[DENSE] = None
         if own:
             trained = PruneConfig.from_json(json.dumps(own))
             rows[f"as trained: {_row_name(trained)}"] = trained
     else:
         rates = entries(keep_rates or "0.7", float, "--keep-rates")
         places = None if blocks is None else entries(blocks, int, "--blocks")
-        for method in entries(methods or "dense,random,evit,shannon,renyi-2", str, "--methods"):
-            if method == "dense":
-                rows[method] = None
-                continue
-            found = find_method(method)
-            rows |= {f"{found.label}, {rate:g}": method_config(method, rate, places) for rate in rates}
+        for row in variants_of(named_methods(methods) or (DENSE, *compared_methods()), rates):
+            rate = "" if row.keep_rate is None else f", {row.keep_rate:g}"
+            rows[DENSE if row.method == DENSE else row.label + rate] = row.config(places)
     loaded = {path.stem: PruneConfig.load(path) for path in configs}
     return rows | {f"{stem}: {_row_name(setting)}": setting for stem, setting in loaded.items()}
 
@@ -128,7 +126,8 @@ def _settings(
 def _row_name(config: PruneConfig) -> str:
     from entropatch.look.naming import pruning_label, rates_text
 
-    return f"{pruning_label(config)}, {rates_text(config.keep_rate)}"
+    rate = f", {rates_text(config.keep_rate)}" if config.schedule.uses_keep_rate else ""
+    return pruning_label(config) + rate
 
 
 def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:

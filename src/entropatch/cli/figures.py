@@ -13,6 +13,7 @@ from rich.console import Console
 from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, possible, remarks_on
 from entropatch.cli.terminal import fail, printer, progress_bar
+from entropatch.methods import pictured_methods
 
 if TYPE_CHECKING:
     from entropatch.gallery import Gallery, GallerySettings
@@ -32,8 +33,8 @@ def figures(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Whose kept patches stand side by side: evit, evit-drop, shannon, random, renyi-O; commas between. "
-            "Default: evit and each order",
+            help=f"Whose kept patches stand side by side, {parameters.PICTURED_HELP} Default: those "
+            f"beside the entropies ({', '.join(pictured_methods(()))}), and each order.",
             metavar="M[,M]...",
         ),
     ] = None,
@@ -43,6 +44,7 @@ def figures(
     ] = "0.7",
     blocks: parameters.Blocks = None,
     scale: parameters.Scale = "panel",
+    imports: parameters.Imports = None,
     records: Annotated[
         list[Path] | None,
         typer.Option(help="JSON of evaluate, search or demo, for accuracy against GFLOPs and images/s; repeatable."),

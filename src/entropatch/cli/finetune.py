@@ -13,6 +13,7 @@ from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, pairs, pruning, recipe_of
 from entropatch.cli.terminal import fail
 from entropatch.extras import require
+from entropatch.methods import DEFAULT_METHOD, methods_text
 
 if TYPE_CHECKING:
     from entropatch.data import DataSet
@@ -37,10 +38,11 @@ def finetune(
     weights: parameters.StartWeights = "pretrained",
     drop_path: parameters.DropPath = 0.1,
     model_arg: parameters.ModelArguments = None,
-    method: Annotated[str, typer.Option(help="dense, random, evit, evit-drop, shannon or renyi-<order>.")] = "renyi-2",
+    method: Annotated[str, typer.Option(help=f"One of {methods_text()}, or of imported modules.")] = DEFAULT_METHOD,
     keep_rate: Annotated[str, typer.Option(help="In (0, 1]; or one per block, commas between.")] = "0.7",
     blocks: parameters.Blocks = None,
     config: Annotated[Path | None, typer.Option(help="A pruning config file, in place of the three above.")] = None,
+    imports: parameters.Imports = None,
     recipe: Annotated[str, typer.Option(help="paper or evit: the settings to start from.")] = "paper",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE of the recipe, as --show-recipe lists; repeatable.")

@@ -31,6 +31,11 @@ def entries(text: str, kind: Callable[[str], T], option: str) -> tuple[T, ...]:
     return found
 
 
+def named_methods(text: str | None) -> tuple[str, ...]:
+    """The methods that --methods names; none if it was not given."""
+    return () if text is None else entries(text, str, "--methods")
+
+
 def pairs(texts: Sequence[str], option: str) -> dict[str, Any]:
     """NAME=VALUE texts as a dictionary; a value is JSON where it can be read as such, and text otherwise."""
     found: dict[str, Any] = {}
@@ -48,10 +53,11 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, Any]:
 def pruning(method: str, keep_rate: str, blocks: str | None, config: Path | None) -> PruneConfig | None:
     """What --method, --keep-rate, --blocks or --config say; None is dense."""
     from entropatch.config import method_config
+    from entropatch.methods import DENSE
 
     if config is not None:
         return PruneConfig.load(config)
-    if method == "dense":
+    if method == DENSE:
         return None
     rates = entries(keep_rate, float, "--keep-rate")
     places = None if blocks is None else entries(blocks, int, "--blocks")
@@ -61,17 +67,23 @@ def pruning(method: str, keep_rate: str, blocks: str | None, config: Path | None
 def possible(model: nn.Module, names: Sequence[str], insist: bool, say: Callable[[str], None]) -> list[str]:
     """The methods this model allows. Where they are only the default, the others are left out with a line."""
     from entropatch.look.inspection import possible_methods
-    from entropatch.methods import method_label
+    from entropatch.methods import method_label, stand_in
 
     found, refused = possible_methods(model, names)
-    if "evit" in refused and not insist and possible_methods(model, ["evit-drop", *found])[0][0] == "evit-drop":
-        say(f"{method_label('evit-drop')} stands in for {method_label('evit')}: {refused.pop('evit')}")
-        found = ["evit-drop", *found]
-    for name, reason in refused.items():
+    chosen = []
+    for name in names:
+        if name in found:
+            chosen.append(name)
+            continue
         if insist:
-            raise ValueError(f"{name}: {reason}")
-        say(f"{method_label(name)} is left out: {reason}")
-    return found
+            raise ValueError(f"{name}: {refused[name]}")
+        other = stand_in(name)
+        if other is not None and other not in names and other in possible_methods(model, [other, *found])[0]:
+            say(f"{method_label(other)} stands in for {method_label(name)}: {refused[name]}")
+            chosen.append(other)
+        else:
+            say(f"{method_label(name)} is left out: {refused[name]}")
+    return list(dict.fromkeys(chosen))
 
 
 def remarks_on(image: Image, model: nn.Module, name: str) -> list[str]:

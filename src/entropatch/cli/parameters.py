@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from entropatch.cli.imports import import_modules
+from entropatch.methods import methods_text
+
 TimmModel = Annotated[
     str | None,
     typer.Option(
@@ -34,8 +37,18 @@ Workers = Annotated[int, typer.Option(help="Loading processes.")]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints within an epoch.")]
 GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")]
 SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.")]
-Methods = Annotated[
-    str, typer.Option(help="Of dense, random, evit, evit-drop, shannon, renyi-<order>; commas between.")
+METHODS_HELP = f"Of {methods_text()}, and those of imported modules; commas between."
+PICTURED_HELP = f"of {methods_text().removeprefix('dense, ')}, or of imported modules; commas between."
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="A module of yours with criteria, reductions, schedules or methods, imported before anything else is "
+        "read; the current folder is searched too. Repeatable.",
+        is_eager=True,  # before options that name what it brings
+        callback=import_modules,
+    ),
 ]
 Scale = Annotated[
     str, typer.Option(help="Colours of the heat maps: panel (each spans its own entropies) or shared (one for all).")

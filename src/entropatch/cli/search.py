@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import data_of, entries, model_spec, pairs, recipe_of, weights_about
+from entropatch.cli.options import data_of, entries, model_spec, named_methods, pairs, recipe_of, weights_about
 from entropatch.cli.terminal import fail
 from entropatch.extras import require
 
@@ -40,7 +40,10 @@ def search(
     scope: Annotated[
         str, typer.Option(help="training-free (test the weights as they are) or finetuned (train each setting).")
     ] = "training-free",
-    methods: parameters.Methods = "dense,random,evit,renyi-0.5,shannon,renyi-2,renyi-4,renyi-inf",
+    methods: Annotated[
+        str | None,
+        typer.Option(help=f"{parameters.METHODS_HELP} Default: dense, the compared ones, orders 0.5, 1, 2, 4 and inf."),
+    ] = None,
     keep_rates: Annotated[
         str | None, typer.Option(help="In (0, 1]; commas between; default 0.9 to 0.3. Not with a target.")
     ] = None,
@@ -76,6 +79,7 @@ def search(
     report: Annotated[
         bool, typer.Option("--report", help="Only write the report again, from the study; no model, no data.")
     ] = False,
+    imports: parameters.Imports = None,
     device: parameters.TrainingDevice = "auto",
     accumulate: parameters.Accumulate = 1,
     batch_size: Annotated[int, typer.Option(help="Images per pass over the test set, without training.")] = 64,
@@ -120,7 +124,7 @@ def search(
         settings = searching.SearchSettings(
             spec=model_spec(about, weights, model, drop_path, pairs(model_arg or [], "--model-arg")),
             scope=scope,
-            methods=entries(methods, str, "--methods"),
+            methods=named_methods(methods) or searching.default_methods(),
             keep_rates=None if keep_rates is None else entries(keep_rates, float, "--keep-rates"),
             seeds=entries(seeds, int, "--seeds"),
             blocks=None if blocks is None else entries(blocks, int, "--blocks"),

@@ -17,8 +17,8 @@ from rich.console import Console
 from entropatch.cli import app, parameters
 from entropatch.cli.options import possible, remarks_on
 from entropatch.cli.terminal import fail, printer, progress_bar
+from entropatch.methods import pictured_methods
 
-DEFAULT_METHODS = ("evit", "shannon")
 DEFAULT_ORDERS = ("2",)
 # Written into each PNG, so that the picture of another file, or a photograph, is never replaced.
 SOURCE_KEY = "entropatch-source"
@@ -41,13 +41,14 @@ def visualize(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods to show beside them, of evit, evit-drop, shannon, random, renyi-O; commas between. "
-            "Default: evit,shannon, as far as the model allows",
+            help=f"Methods to show beside them, {parameters.PICTURED_HELP} Default: "
+            f"{','.join(pictured_methods((1.0,)))} and compared ones of imported modules, as far as the model allows.",
             metavar="M[,M]...",
         ),
     ] = None,
     keep_rate: Annotated[float, typer.Option(help="Share of the patches that each stage keeps, in (0, 1].")] = 0.7,
     scale: parameters.Scale = "panel",
+    imports: parameters.Imports = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("entropatch-pictures"),
     svg: Annotated[bool, typer.Option("--svg", help="Write each picture as SVG too.")] = False,
 ) -> None:
@@ -64,7 +65,7 @@ def visualize(
 
     try:
         files = image_files(images)
-        names = method_names(_entries(method or DEFAULT_METHODS), _entries(order or DEFAULT_ORDERS), keep_rate)
+        names = method_names(_entries(method or pictured_methods((1.0,))), _entries(order or DEFAULT_ORDERS), keep_rate)
         check_scale(scale)
     except ValueError as error:
         fail("visualize", error, 2)
@@ -82,15 +83,12 @@ def visualize(
 
 def method_names(methods: Sequence[str], orders: Sequence[str], keep_rate: float) -> list[str]:
     """The methods to show, each once: those named, then Rényi of each order. Raises ValueError for any bad setting."""
-    from entropatch.config import method_config
-    from entropatch.methods import METHODS, find_method, parse_order, renyi_method
+    from entropatch.look.inspection import stage_config
+    from entropatch.methods import find_method, parse_order, renyi_method
 
-    chosen = [find_method(name) for name in methods]
-    for text in orders:
-        order = parse_order(text)
-        chosen.append(METHODS["shannon"] if order == 1 else renyi_method(order))
+    chosen = [find_method(name) for name in methods] + [renyi_method(parse_order(text)) for text in orders]
     for one in chosen:
-        method_config(one.name, keep_rate)
+        stage_config(one.name, keep_rate)
     return list(dict.fromkeys(one.name for one in chosen))
 
 

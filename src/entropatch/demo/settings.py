@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from entropatch.bench.settings import DENSE, Variant
-from entropatch.config import method_config
+from entropatch.measure.variants import Variant, takes_keep_rate
+from entropatch.methods import DENSE, RANDOM, compared_methods, pictured_methods
 
 MADE_BY = "entropatch demo"
 STEM, OVERVIEW = "results", "overview"
@@ -43,7 +43,7 @@ class DemoSettings:
         ValueError: an unknown method, a keep rate out of range, or none of either.
     """
 
-    methods: tuple[str, ...] = ("random", "evit", "shannon", "renyi-2", "renyi-inf")
+    methods: tuple[str, ...] = field(default_factory=lambda: tuple(filter(takes_keep_rate, compared_methods())))
     keep_rates: tuple[float, ...] = (0.7, 0.5)
     digits: int | None = None
     digit_size: int = 112
@@ -53,7 +53,7 @@ class DemoSettings:
     repeats: int = 7
     warmup: int = 1
     photographs: tuple[str, ...] | None = None
-    picture_methods: tuple[str, ...] = ("renyi-2", "evit")
+    picture_methods: tuple[str, ...] = field(default_factory=lambda: tuple(pictured_methods((2.0,))))
     picture_keep_rate: float = 0.7
     seed: int = 0
 
@@ -64,20 +64,22 @@ class DemoSettings:
                 raise ValueError(f"{name} must hold at least one entry, but got none.")
             object.__setattr__(self, name, values)
         for method in self.methods:
+            if not takes_keep_rate(method):
+                raise ValueError(f"methods must take a keep rate, which the demo compares them at, but got {method!r}.")
             for rate in self.keep_rates:
-                method_config(method, rate)
+                Variant(method, rate).config()
 
     @property
     def rows(self) -> dict[str, Variant]:
         """Dense, then every method at each keep rate, each under a name of its own."""
-        variants = [Variant(DENSE, None)]
+        variants = [Variant(DENSE)]
         variants += [Variant(method, rate) for rate in self.keep_rates for method in self.methods]
         return {f"{variant.method} {variant.keep_rate}": variant for variant in variants}
 
 
 FULL = DemoSettings()
 QUICK = DemoSettings(
-    methods=("random", "evit", "shannon", "renyi-2"),
+    methods=(RANDOM, *pictured_methods((1.0, 2.0))),
     keep_rates=(0.5,),
     digits=240,
     batch_size=2,

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from entropatch.config import method_config
 from entropatch.demo.folder import check_folder
 from entropatch.demo.pictures import chosen_photographs, draw, several
 from entropatch.demo.settings import FULL, MADE_BY, STEM, DemoSettings, Step, counter
@@ -26,6 +25,7 @@ from entropatch.demo.words import Record, accuracy_note, finding, make_records, 
 from entropatch.extras import require
 from entropatch.measure import Timing, count_flops, environment, time_interleaved
 from entropatch.measure.linear_probe import Digits, linear_probe, load_digits, pooled_features
+from entropatch.measure.variants import pruned_copy
 from entropatch.models.encoder import NATIVE_IMAGE_SIZE, encoder_name, load_encoder, resized_encoder
 from entropatch.records.tables import markdown_table, write_records
 
@@ -106,10 +106,7 @@ def run_demo(
 
 def _measure_accuracy(model: nn.Module, digits: Digits, settings: DemoSettings, on_step: Step) -> dict[str, np.ndarray]:
     """Which held-out digits each row gets right: (held out,), bool."""
-    configs = {
-        name: None if row.keep_rate is None else method_config(row.method, row.keep_rate)
-        for name, row in settings.rows.items()
-    }
+    configs = {name: row.config() for name, row in settings.rows.items()}
     batches = math.ceil(len(digits) / settings.digit_batch_size)
     step = counter("accuracy", (1 + len(configs)) * batches + len(configs), on_step)
     features = pooled_features(model, configs, digits.images, batch_size=settings.digit_batch_size, on_step=step)
@@ -124,7 +121,7 @@ def _measure_speed(model: nn.Module, settings: DemoSettings, on_step: Step) -> d
     """10⁹ multiply-adds per image, and the time of a batch, of each row; the rows take turns."""
     shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
-    models = {name: row.apply(model, "auto") for name, row in settings.rows.items()}
+    models = {name: pruned_copy(model, row.config()) for name, row in settings.rows.items()}
     step = counter("GFLOPs", len(models), on_step)
     gflops = {}
     for name, pruned in models.items():

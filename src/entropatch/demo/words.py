@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from entropatch.bench.settings import Variant
 from entropatch.demo.settings import DemoSettings
 from entropatch.measure import Timing
 from entropatch.measure.linear_probe import Digits
+from entropatch.measure.variants import Variant
 
 Record = dict[str, Any]
 
@@ -67,7 +67,7 @@ def finding(keep_rate: float, rows: Mapping[str, Variant], hits: Mapping[str, np
     and its error is the standard error of the mean of these; under two of them it is called noise.
     """
     at_rate = [name for name, row in rows.items() if row.keep_rate == keep_rate]
-    by_entropy = [name for name in at_rate if rows[name].uses_entropy]
+    by_entropy = [name for name in at_rate if rows[name].order is not None]
     groups = (by_entropy, [name for name in at_rate if name not in by_entropy])
     best = [max(group, key=lambda name: hits[name].mean()) for group in groups if group]
     ahead, *behind = sorted(best, key=lambda name: hits[name].mean(), reverse=True)

@@ -84,7 +84,8 @@ def stages_side_by_side(crop: np.ndarray, stages: Mapping[str, Stages], *, title
 
     Args:
         crop: the pixels the model saw, (height, width, 3), uint8.
-        stages: by method name, as `entropatch.look.inspection.pruning_stages` gives them; the same blocks for all.
+        stages: by method name, as `entropatch.look.inspection.pruning_stages` gives them; the same blocks for all
+            (`Stages.at`).
         title, note: a line above, and one below.
 
     Returns:
@@ -108,7 +109,7 @@ def stages_side_by_side(crop: np.ndarray, stages: Mapping[str, Stages], *, title
     for column, (name, method) in enumerate(stages.items()):
         sheet.head(column, method_label(name))
         for row in range(len(blocks)):
-            sheet.picture(row, column, remaining(crop, method.kept[row]), count_text(method, row))
+            sheet.picture(row, column, remaining(crop, method.kept[row], method.stands[row]), count_text(method, row))
     for row, block in enumerate(blocks):
         sheet.side_label(row, f"after block {block}")
     return sheet.figure

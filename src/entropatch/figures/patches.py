@@ -27,7 +27,8 @@ def entropy_and_stages(inspection: Inspection, *, scale: str = "panel", title: s
     """One image: its entropy heat map at each pruning block, and what each method leaves after each.
 
     The first rows are heat maps, one row per order; they show the unpruned model. The rows below show each method's
-    kept patches in colour, the pruned ones greyed and hatched, with the count under each.
+    kept patches in colour, the pruned ones greyed and hatched, merged ones in the mean colour of what they are part of,
+    with the count under each.
 
     Args:
         inspection: the arrays, as `entropatch.look.inspection.inspect_image` gives them.
@@ -57,7 +58,9 @@ def entropy_and_stages(inspection: Inspection, *, scale: str = "panel", title: s
             ends = limits[row * len(inspection.blocks) + column]
             sheet.picture(row, column, heat(crop, maps[column], ends), f"{range_text(ends)} nats" if own else "")
         for row, method in enumerate(stages.values(), len(entropy)):
-            sheet.picture(row, column, remaining(crop, method.kept[column]), count_text(method, column))
+            sheet.picture(
+                row, column, remaining(crop, method.kept[column], method.stands[column]), count_text(method, column)
+            )
     sheet.colour_bar(0, len(entropy), None if own else limits[0])
     for row, order in enumerate(entropy):
         sheet.side_label(row, entropy_label(order))
@@ -114,7 +117,7 @@ def overview(
         below_it = f"{range_text(limits[column])} nats" if own else ""
         sheet.picture(1, column, heat(one.crop, one.entropy[shown][stage], limits[column]), below_it)
         for row, method in enumerate(one.stages.values(), 2):
-            sheet.picture(row, column, remaining(one.crop, method.kept[stage]))
+            sheet.picture(row, column, remaining(one.crop, method.kept[stage], method.stands[stage]))
     sheet.colour_bar(1, 2, None if own else limits[0])
     return sheet.figure
 
@@ -142,11 +145,13 @@ def _about(inspection: Inspection) -> str:
 
 
 def count_text(stages: Stages, stage: int) -> str:
-    """How many patches a stage left: "97 of 196 patches", or "97 of 196 + 1 fused"."""
-    kept, fused = stages.kept[stage], stages.fused[stage]
-    return f"{kept.sum()} of {kept.size}" + (f" + {fused} fused" if fused else " patches")
+    """How many patches a stage left: "97 of 196 patches", or "97 of 196 + 1 fused", or "97 of 196, 99 merged"."""
+    kept, fused, merged = stages.kept[stage], stages.fused[stage], stages.merged[stage].sum()
+    added = (f" + {fused} fused" if fused else "") + (f", {merged} merged" if merged else "")
+    return f"{kept.sum()} of {kept.size}" + (added or " patches")
 
 
 def entropy_label(order: float) -> str:
     """How figures call the entropy of an order."""
-    return "Shannon entropy" if order == 1 else renyi_method(order).label.replace("Rényi", "Rényi entropy", 1)
+    name, comma, rest = renyi_method(order).label.partition(",")
+    return f"{name} entropy{comma}{rest}"

@@ -52,18 +52,42 @@ def heat(crop: np.ndarray, values: np.ndarray, limits: tuple[float, float]) -> n
     return np.clip(_to_pixels(colours, crop) + 0.5 * detail[..., None], 0, 1)
 
 
-def remaining(crop: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The image with the patches that are not kept faded to grey, hatched and outlined: (height, width, 3) in 0 … 1.
+def remaining(crop: np.ndarray, kept: np.ndarray, stands: np.ndarray | None = None) -> np.ndarray:
+    """The image with the patches that are gone faded to grey, hatched and outlined: (height, width, 3) in 0 … 1.
 
     Grey alone would not show on a pale or grey photograph. What is kept is the image itself, pixel for pixel; hatching
-    and outline lie on the faded patches only.
+    and outline lie on the faded patches only. A patch that was merged into another's token is neither kept nor gone: it
+    has the mean colour of all patches of that token, with a line where it borders on those of another.
+
+    Args:
+        crop: the pixels the model saw, (height, width, 3), uint8.
+        kept: whether a patch's own token is there, (H, W), bool.
+        stands: number of the patch whose token stands for each, (H, W); -1 where none does. None where nothing merges.
     """
     grey = crop / 255 @ LUMINANCE
     pixels = _to_pixels(kept, crop)
     faded = FADED[0] + (FADED[1] - FADED[0]) * grey
     faded = np.where(_hatching(crop.shape[:2]), faded - HATCH_DEPTH, faded)
     faded[_beside(pixels, round(_unit(crop.shape[1])) or 1)] = OUTLINE
-    return np.where(pixels[..., None], crop / 255, faded[..., None])
+    shown = np.where(pixels[..., None], crop / 255, faded[..., None])
+    return shown if stands is None else _with_merged(shown, crop, pixels, _to_pixels(stands, crop))
+
+
+def _with_merged(shown: np.ndarray, crop: np.ndarray, kept: np.ndarray, stands: np.ndarray) -> np.ndarray:
+    """`shown` with the merged patches on it; `kept` and `stands` as of `remaining`, per pixel."""
+    merged = (stands >= 0) & ~kept
+    if not merged.any():
+        return shown
+    groups = np.maximum(stands, 0).ravel()
+    weights = (stands >= 0).ravel()
+    sizes = np.maximum(np.bincount(groups, weights), 1)
+    channels = [np.bincount(groups, weights * crop[..., channel].ravel()) / sizes / 255 for channel in range(3)]
+    means = np.stack(channels, axis=-1)[groups].reshape(crop.shape)
+    border = np.zeros_like(merged)
+    border[1:] |= stands[1:] != stands[:-1]
+    border[:, 1:] |= stands[:, 1:] != stands[:, :-1]
+    means[border] *= 1 - HATCH_DEPTH
+    return np.where(merged[..., None], means, shown)
 
 
 def _unit(width: int) -> float:

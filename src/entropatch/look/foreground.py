@@ -12,19 +12,18 @@ from PIL import Image
 from torch import nn
 
 from entropatch.attention import BlockAttention
-from entropatch.criteria import ClassAttention, Renyi
 from entropatch.data.images import cropped, to_tensor
 from entropatch.data.masks import check_size, foreground_share, patch_means
 from entropatch.extras import require
 from entropatch.look.observation import observe
 from entropatch.look.verdict import Verdict, above, judge, mean_of, text_of
-from entropatch.methods import find_method, renyi_method
+from entropatch.methods import Method, compared_methods, find_method, method_label, renyi_method
 from entropatch.schedule import default_blocks
 from entropatch.surgery import block_count
 
 # A patch is foreground if at least this share of it is.
 SHARE = 0.5
-PIXELS, EVIT = "pixels", "evit"
+PIXELS = "pixels"
 PAPER_BLOCKS, PAPER_DEPTH = (3, 6, 9), 12
 
 
@@ -40,7 +39,7 @@ class ForegroundCheck:
         images: how many were measured.
         one_class: how many were skipped because all their patches are foreground, or none.
         pruning_blocks: the blocks the verdicts look at.
-        verdicts: one per order, in the order asked for.
+        verdicts: one per order, then one per method that was named, in the order asked for.
         comparison: a line on the scores beside them.
     """
 
@@ -58,6 +57,7 @@ def check_foreground(
     images_and_masks: Iterable[tuple[Image.Image, np.ndarray]],
     orders: Sequence[float] = (1.0, 2.0, math.inf),
     *,
+    methods: Sequence[str] | None = None,
     blocks: Sequence[int] | None = None,
     on_image: Callable[[], None] = lambda: None,
 ) -> ForegroundCheck:
@@ -69,35 +69,39 @@ def check_foreground(
     image, then averaged over images. The scores:
 
     - low entropy of each order: minus the attention entropy, mean over heads, as `Renyi` ranks by it;
-    - EViT: the class token's attention, mean over heads, where the model has a class token;
+    - those of the methods: the importances of their criteria, such as EViT's, the class token's attention;
     - "pixels": the Euclidean distance in RGB from the patch's mean colour to the mean colour of the whole crop. It
       needs no model, so a score that is no better has learnt nothing that is of use here.
 
     The verdict on an order is to trust low entropy if in each of the pruning blocks its mean AUROC lies more than two
-    standard errors over images above 0.5; it also names the blocks where the AUROC is highest, and by how much.
+    standard errors over images above 0.5; it also names the blocks where the AUROC is highest, and by how much. So has
+    a method that was named, on its scores.
 
     Args:
         model: a timm model that `entropatch.prune_` supports; left as it was found.
         images_and_masks: RGB images and masks (height, width), bool, True = foreground; read one at a time.
         orders: of the entropy, each in (0, ∞].
+        methods: whose scores stand beside, by their names in `entropatch.methods`; None means every compared one that
+            scores patches, by neither chance nor an entropy alone, and can on this model.
         blocks: 0-based blocks that pruning would use; None means ¼, ½ and ¾ of the depth.
         on_image: called after each image.
 
     Raises:
-        ValueError: no order, or one out of range; no image with both foreground and background; a block out of range.
+        ValueError: no order, or one out of range; an unknown method, or one without scores; no image with both
+            foreground and background; a block out of range.
         MaskError: a mask of another size than its image.
         UnsupportedModelError: the model cannot be looked into.
         ImportError: SciPy is not installed.
     """
     if not orders:
         raise ValueError("orders must name at least one order of the entropy, such as 2.0, but got none.")
-    scores = [renyi_method(order).criterion for order in orders]
+    scored = _scored(orders, methods)
     pruning = _pruning_blocks(block_count(model), blocks)
     per_image: list[tuple[dict[str, np.ndarray], float]] = []
     one_class = 0
     for number, (image, mask) in enumerate(images_and_masks, 1):
         check_size(mask, image, f"image {number}")
-        found = _image_aurocs(model, image, mask, scores)
+        found = _image_aurocs(model, image, mask, scored, methods is not None)
         if found is None:
             one_class += 1
         else:
@@ -109,7 +113,8 @@ def check_foreground(
             f"{one_class} image{'s' * (one_class != 1)} none does."
         )
     by_score = {name: np.stack([one[name] for one, _ in per_image]) for name in per_image[0][0]}  # (images, blocks)
-    return _summary(by_score, np.array([pixels for _, pixels in per_image]), one_class, pruning)
+    judged = (*(renyi_method(order).name for order in orders), *(find_method(name).name for name in methods or ()))
+    return _summary(by_score, np.array([pixels for _, pixels in per_image]), one_class, pruning, judged)
 
 
 def auroc(scores: np.ndarray, foreground: np.ndarray) -> np.ndarray:
@@ -153,16 +158,14 @@ def pixel_deviation(crop: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _image_aurocs(
-    model: nn.Module, image: Image.Image, mask: np.ndarray, criteria: Sequence[Any]
+    model: nn.Module, image: Image.Image, mask: np.ndarray, scored: Sequence[Method], named: bool
 ) -> tuple[dict[str, np.ndarray], float] | None:
     """AUROC of each score in every block (blocks,), and of the pixels; None if there is one class only."""
 
     def look(attention: BlockAttention, grid: tuple[int, int]) -> dict[str, np.ndarray]:
         del grid
-        wanted = {_name(criterion): criterion for criterion in criteria}
-        if attention.has_class_token:
-            wanted[EVIT] = ClassAttention()
-        return {name: one.importance(attention)[0].double().cpu().numpy() for name, one in wanted.items()}
+        wanted = [one for one in scored if named or attention.has_class_token or not one.criterion.needs_class_token]
+        return {one.name: one.criterion.importance(attention)[0].double().cpu().numpy() for one in wanted}
 
     seen = observe(model, to_tensor(image, model)[None], look)
     foreground = (foreground_share(mask, model, seen.grid) >= SHARE).ravel()
@@ -174,12 +177,20 @@ def _image_aurocs(
     return found, float(auroc(pixels, foreground))
 
 
-def _name(criterion: Renyi) -> str:
-    return "shannon" if criterion.order == 1 else renyi_method(criterion.order).name
+def _scored(orders: Sequence[float], names: Sequence[str] | None) -> list[Method]:
+    """The methods whose scores are looked at: the entropies, then those named, or the default ones."""
+    found = [renyi_method(order) for order in orders]
+    for name in compared_methods() if names is None else names:
+        method = find_method(name)
+        if names is not None and not method.reduction.needs_scores:
+            raise ValueError(f"methods must name some that score patches, but {name} asks for no scores.")
+        if names is not None or not (method.drops_by_entropy or method.is_random or not method.reduction.needs_scores):
+            found.append(method)
+    return list({method.name: method for method in found}.values())
 
 
 def _label(name: str) -> str:
-    return {PIXELS: "pixel deviation", EVIT: "EViT"}.get(name) or find_method(name).label
+    return "pixel deviation" if name == PIXELS else method_label(name)
 
 
 def _pruning_blocks(depth: int, blocks: Sequence[int] | None) -> tuple[int, ...]:
@@ -190,7 +201,11 @@ def _pruning_blocks(depth: int, blocks: Sequence[int] | None) -> tuple[int, ...]
 
 
 def _summary(
-    by_score: dict[str, np.ndarray], pixels: np.ndarray, one_class: int, pruning: tuple[int, ...]
+    by_score: dict[str, np.ndarray],
+    pixels: np.ndarray,
+    one_class: int,
+    pruning: tuple[int, ...],
+    judged: Sequence[str],
 ) -> ForegroundCheck:
     depth = next(iter(by_score.values())).shape[1]
     columns = [(name, block, values[:, block]) for name, values in by_score.items() for block in range(depth)]
@@ -202,11 +217,17 @@ def _summary(
     means = {name: mean_of(values.mean(1)) for name, values in by_score.items()} | {PIXELS: mean_of(pixels)}
     of_paper = pruning == PAPER_BLOCKS and depth == PAPER_DEPTH
     verdicts = tuple(
-        judge(name, _label(name), values, pruning, of_paper) for name, values in by_score.items() if name != EVIT
+        judge(name, _label(name), by_score[name], pruning, of_paper, _what(find_method(name)))
+        for name in dict.fromkeys(judged)
     )
     return ForegroundCheck(
         records, means, len(pixels), one_class, pruning, verdicts, _comparison(by_score, means, len(pixels))
     )
+
+
+def _what(method: Method) -> str:
+    """What is trusted, or not, to mark the foreground."""
+    return "low entropy" if method.order is not None else "a high score"
 
 
 def _comparison(by_score: dict[str, np.ndarray], means: dict[str, tuple[float, float | None]], images: int) -> str:

@@ -5,7 +5,8 @@ Figures are drawn from these arrays. A model is left as it was found, stock or p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +30,13 @@ class Stages:
 
     Attributes:
         blocks: 0-based pruning blocks, one per stage.
-        scores: importance of the patches present, (stages, H, W), float32, larger = keep; NaN where a patch was gone.
-        kept: whether a patch is left after the stage, (stages, H, W), bool.
+        scores: importance of the patches present, (stages, H, W), float32, larger = keep; NaN where a patch was gone,
+            and everywhere where nothing was scored.
+        kept: whether the patch's own token is left after the stage, (stages, H, W), bool.
         tokens: patch tokens at the input and after each stage, fused tokens included, such as (196, 138, 97, 68).
         fused: fused tokens among those after each stage; a stage that fuses adds one and may drop earlier ones.
+        stands: number of the patch whose token stands for the patch after the stage, (stages, H, W), int64: its own, or
+            that of the one it was merged into; -1 where none does. Where nothing merges it may be left out.
     """
 
     blocks: tuple[int, ...]
@@ -40,6 +44,49 @@ class Stages:
     kept: np.ndarray
     tokens: tuple[int, ...]
     fused: tuple[int, ...]
+    stands: np.ndarray = None  # pyright: ignore[reportAssignmentType]  # filled in below
+
+    def __post_init__(self) -> None:
+        if self.stands is None:
+            numbers = np.arange(self.kept[0].size).reshape(self.kept.shape[1:])
+            object.__setattr__(self, "stands", np.where(self.kept, numbers, -1))
+
+    @property
+    def merged(self) -> np.ndarray:
+        """Whether the patch is part of another one's token after the stage, (stages, H, W), bool."""
+        return (self.stands >= 0) & ~self.kept
+
+    def at(self, blocks: Sequence[int]) -> Stages:
+        """How things stand after each of those blocks: as the last stage up to there left them.
+
+        The scores are those of a stage in that very block, and NaN elsewhere. Before the first stage all patches are
+        there.
+        """
+        blocks = tuple(blocks)
+        if blocks == self.blocks:
+            return self
+        last = [bisect_right(self.blocks, block) - 1 for block in blocks]  # -1 before the first stage
+        whole, numbers = np.ones_like(self.kept[:1]), np.arange(self.kept[0].size).reshape(1, *self.kept[0].shape)
+        unscored = np.full_like(self.scores[:1], np.nan)
+        scored = [self.blocks.index(block) if block in self.blocks else -1 for block in blocks]
+        return Stages(
+            blocks=blocks,
+            scores=np.concatenate((self.scores, unscored))[scored],
+            kept=np.concatenate((self.kept, whole))[last],
+            tokens=(self.tokens[0], *(self.tokens[stage + 1] for stage in last)),
+            fused=tuple(0 if stage < 0 else self.fused[stage] for stage in last),
+            stands=np.concatenate((self.stands, numbers))[last],
+        )
+
+
+def common_blocks(stages: Iterable[Stages]) -> tuple[int, ...]:
+    """The blocks after which methods are shown side by side: those where all of them have a stage, and the last of any.
+
+    Where no block is common to all, every block in which one of them has a stage.
+    """
+    blocks = [set(one.blocks) for one in stages]
+    common = set.intersection(*blocks)
+    return tuple(sorted(common | {max(set.union(*blocks))} if common else set.union(*blocks)))
 
 
 @dataclass(frozen=True)
@@ -48,9 +95,9 @@ class Inspection:
 
     Attributes:
         crop: the pixels the model saw, (height, width, 3), uint8.
-        blocks: 0-based pruning blocks.
+        blocks: 0-based blocks after which all methods are shown: the pruning blocks; see `common_blocks`.
         entropy: attention entropy in nats of every patch in the unpruned model, {order: (stages, H, W)}, float32.
-        stages: what each method kept, {method name: Stages}.
+        stages: what each method kept, {method name: Stages}, after those blocks.
     """
 
     crop: np.ndarray
@@ -74,7 +121,7 @@ def inspect_image(
         model: a timm model that `entropatch.prune_` supports; left as it was found.
         image: a photograph of any size, as `entropatch.data.images.load_image` gives it.
         methods: names as `entropatch.methods` knows them, such as ("evit", "shannon", "renyi-2").
-        keep_rate: ρ in (0, 1], or one per block.
+        keep_rate: ρ in (0, 1], or one per block; not for methods that take none.
         orders: orders of the entropy maps, one or more; None means those of the methods that use an entropy, or 2 if
             none does.
         blocks: 0-based pruning blocks; None means ¼, ½ and ¾ of the depth.
@@ -88,18 +135,27 @@ def inspect_image(
         raise ValueError("methods must name at least one method, but got none.")
     images = to_tensor(image, model)[None]
     stages = {
-        method.name: pruning_stages(model, images, method_config(method.name, keep_rate, blocks))[0]
-        for method in chosen
+        method.name: pruning_stages(model, images, stage_config(method.name, keep_rate, blocks))[0] for method in chosen
     }
+    at = common_blocks(stages.values())
     wanted = (entropy_orders(chosen) or (2.0,)) if orders is None else tuple(orders)
-    at = next(iter(stages.values())).blocks
     maps = entropy_maps(model, images, wanted, at)[0]
     return Inspection(
         crop=np.asarray(cropped(image, model)),
         blocks=at,
         entropy=dict(zip(wanted, maps, strict=True)),
-        stages=stages,
+        stages={name: one.at(at) for name, one in stages.items()},
     )
+
+
+def stage_config(name: str, keep_rate: float | Sequence[float], blocks: Sequence[int] | None = None) -> PruneConfig:
+    """The setting of a named method at a keep rate, or one per block; without it for a method that takes none.
+
+    Errors as of `PruneConfig`.
+    """
+    if find_method(name).takes_keep_rate:
+        return method_config(name, keep_rate, blocks)
+    return PruneConfig(method=name, blocks=None if blocks is None else tuple(blocks))
 
 
 def possible_methods(model: nn.Module, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -121,7 +177,7 @@ def possible_methods(model: nn.Module, names: Sequence[str]) -> tuple[list[str],
 
 def _refusal(model: nn.Module, method: Method) -> UnsupportedModelError | None:
     try:
-        prune_(model, method_config(method.name, 1.0))
+        prune_(model, stage_config(method.name, 1.0))
     except UnsupportedModelError as error:
         return error
     return None
@@ -176,8 +232,8 @@ def pruning_stages(model: nn.Module, images: Tensor, config: PruneConfig) -> lis
     kept = np.stack(
         [~np.isnan(_on_grid(torch.ones(record.kept.shape), record.kept, grid_of(seen))) for record in records], axis=1
     )
-    # A fused token is new in a stage that fuses, or an older one that was kept (number -1).
-    fused = np.stack([(record.kept < 0).sum(1).cpu().numpy() + record.fused for record in records], axis=1)
+    standing = [_standing(record, grid_of(seen)) for record in records]
+    stands, fused = (np.stack(values, axis=1) for values in zip(*standing, strict=True))
     return [
         Stages(
             blocks=tuple(record.block for record in records),
@@ -185,9 +241,25 @@ def pruning_stages(model: nn.Module, images: Tensor, config: PruneConfig) -> lis
             kept=kept[i],
             tokens=tuple(count if isinstance(count, int) else count[i] for count in seen.counts),
             fused=tuple(int(count) for count in fused[i]),
+            stands=stands[i],
         )
         for i in range(len(images))
     ]
+
+
+def _standing(record: StageRecord, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """After a stage, the patch whose token stands for each, (batch, H, W), and how many tokens stand for none (batch,).
+
+    The latter are the fused ones: one is new in a stage that fuses, or an older one that was kept.
+    """
+    batch = sum(part.tokens.shape[0] for part in record.parts)
+    stands, fused = np.empty((batch, grid[0] * grid[1]), np.int64), np.empty(batch, np.int64)
+    for part in record.parts:
+        positions, places = part.after.original_positions(part.tokens), part.after.original_places(part.tokens)
+        of_place = torch.where(places < 0, -1, positions.gather(1, places.clamp_min(0)))
+        rows = slice(None) if part.rows is None else part.rows.cpu().numpy()
+        stands[rows], fused[rows] = of_place.cpu().numpy(), (positions < 0).sum(1).cpu().numpy()
+    return stands.reshape(batch, *grid), fused
 
 
 def _scores(record: StageRecord) -> Tensor:

@@ -16,10 +16,10 @@ Mean = tuple[float, "float | None"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether low entropy of one order may be trusted at some blocks, and at which ones it is best.
+    """Whether low entropy of one order, or a high score, may be trusted at some blocks, and at which ones it is best.
 
     Attributes:
-        score: the order's name in the records, such as "renyi-2".
+        score: its name in the records, such as "renyi-2".
         blocks: 0-based blocks in question.
         best: as many blocks, those of the highest mean AUROC, ascending; of equal ones those in question come first.
         trusted: whether at each of `blocks` the mean AUROC lies more than two standard errors over images above 0.5.
@@ -33,14 +33,17 @@ class Verdict:
     text: str
 
 
-def judge(score: str, label: str, aurocs: np.ndarray, blocks: Sequence[int], of_paper: bool = False) -> Verdict:
-    """The verdict on one order.
+def judge(
+    score: str, label: str, aurocs: np.ndarray, blocks: Sequence[int], of_paper: bool = False, what: str = "low entropy"
+) -> Verdict:
+    """The verdict on one order, or on one method's scores.
 
     Args:
         score, label: its name, and how tables call it.
         aurocs: (images, blocks of the model).
         blocks: 0-based blocks that would prune.
         of_paper: whether these are the paper's, to be said.
+        what: what marks the foreground, in words.
     """
     blocks = tuple(blocks)
     at = [mean_of(aurocs[:, block]) for block in range(aurocs.shape[1])]
@@ -49,11 +52,11 @@ def judge(score: str, label: str, aurocs: np.ndarray, blocks: Sequence[int], of_
     marked = sum(above(*mean) for mean in at)
     where = named(blocks) + (" (the paper's)" if of_paper else "")
     head = (
-        f"{label}: low entropy marks the foreground in {marked} of {len(at)} blocks. "
+        f"{label}: {what} marks the foreground in {marked} of {len(at)} blocks. "
         f"At {where} its AUROC is {_numbers(at, blocks)}: "
     )
-    trusted, advice = _advice({block: at[block] for block in blocks})
-    return Verdict(score, blocks, best, trusted, head + advice + _beside(aurocs, at, blocks, best, trusted))
+    trusted, advice = _advice({block: at[block] for block in blocks}, what)
+    return Verdict(score, blocks, best, trusted, head + advice + _beside(aurocs, at, blocks, best, trusted, what))
 
 
 def mean_of(values: np.ndarray) -> Mean:
@@ -81,33 +84,33 @@ def _numbers(at: Sequence[Mean], blocks: Sequence[int]) -> str:
     return ", ".join(f"{at[block][0]:.2f}" for block in blocks)
 
 
-def _advice(at: dict[int, Mean]) -> tuple[bool, str]:
-    """Whether to trust low entropy there, and in words why."""
+def _advice(at: dict[int, Mean], what: str) -> tuple[bool, str]:
+    """Whether to trust it there, and in words why."""
     if all(error is None for _, error in at.values()):
         return False, "one image alone says nothing about others; check several"
     reversed_in = [block for block, (mean, error) in at.items() if error is not None and mean + ERRORS * error < 0.5]
     unsure = [block for block, (mean, error) in at.items() if block not in reversed_in and not above(mean, error)]
     if reversed_in:
-        return False, f"do not trust low entropy there; it marks the background in {named(reversed_in)}"
+        return False, f"do not trust {what} there; it marks the background in {named(reversed_in)}"
     if unsure:
         where = named(unsure)
-        return False, f"do not trust low entropy there; not shown to beat chance in {where}; more images may settle it"
+        return False, f"do not trust {what} there; not shown to beat chance in {where}; more images may settle it"
     return True, "above chance" + (" in each" if len(at) > 1 else "")
 
 
 def _beside(
-    aurocs: np.ndarray, at: Sequence[Mean], blocks: tuple[int, ...], best: tuple[int, ...], trusted: bool
+    aurocs: np.ndarray, at: Sequence[Mean], blocks: tuple[int, ...], best: tuple[int, ...], trusted: bool, what: str
 ) -> str:
     """The best blocks set beside those in question, image by image."""
     one = len(best) == 1
     if set(best) == set(blocks):
         same = f"{'this is its best block' if one else 'these are its best blocks'}"
-        return f", and {same}: trust low entropy for pruning there." if trusted else f"; yet {same}."
+        return f", and {same}: trust {what} for pruning there." if trusted else f"; yet {same}."
     gap, error = mean_of(aurocs[:, best].mean(1) - aurocs[:, blocks].mean(1))
     text = f"its best {named(best)} ({_numbers(at, best)}) {'is' if one else 'are'} better by {text_of((gap, error))}"
     text += "" if one else " on average"
     if error is None or gap <= ERRORS * error:
-        advice = ", so trust low entropy for pruning there." if trusted else "."
+        advice = f", so trust {what} for pruning there." if trusted else "."
         return f"{advice} {text[0].upper()}{text[1:]}, which may be chance."
     text = f", {'but' if trusted else 'and'} {text}"
     if not all(above(*at[block]) for block in best):

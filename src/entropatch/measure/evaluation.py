@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,9 +14,10 @@ from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.data.loaders import Batch, data_config, evaluation_loader, evaluation_transform
 from entropatch.measure import count_flops, time_interleaved
-from entropatch.surgery import prune_
+from entropatch.measure.variants import pruned_copy
 
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What autocast computes in, by the precision asked for; None is without it.
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ def evaluate(
         on_step: called (batches of the test set) + (calls timed) times; `count_steps` says how many that is.
 
     Returns:
-        One record per setting: name, keep_rate (None if dense), top1, top5 (percent), gflops (10⁹ multiply-adds per
-        image), uncounted (operators left out of that), images, damaged (how many could not be read), and with `speed`
-        images_per_second, p50_ms and p95_ms.
+        One record per setting: name, keep_rate (None if dense, or where the schedule takes none), top1, top5 (percent),
+        gflops (10⁹ multiply-adds per image), uncounted (operators left out of that), images, damaged (how many could
+        not be read), and with `speed` images_per_second, p50_ms and p95_ms.
 
     Raises:
         ValueError: no settings; a model without classifier or for other classes; an unknown precision; no sound image.
@@ -95,15 +94,15 @@ def evaluate(
     """
     if not settings:
         raise ValueError("settings must name at least one row to evaluate, but got none.")
-    if precision not in DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, but got {precision!r}.")
+    if precision not in AUTOCAST:
+        raise ValueError(f"precision must be one of {', '.join(AUTOCAST)}, but got {precision!r}.")
     device, step = torch.device(device), on_step or (lambda: None)
     classes = class_places(model, data.classes)
     model = model.to(device).eval()
-    models = {name: _variant(model, config) for name, config in settings.items()}
+    models = {name: pruned_copy(model, config) for name, config in settings.items()}
     transform = evaluation_transform(data_config(model, image_size))
     batches = evaluation_loader(data.test, transform, batch_size, workers=workers, pin_memory=device.type == "cuda")
-    dtype, timings = DTYPES[precision], {}
+    dtype, timings = AUTOCAST[precision], {}
     with nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
         counts = count_correct(models, batches, device, classes=classes, on_batch=step)
         if speed is not None:
@@ -196,14 +195,6 @@ def class_places(model: nn.Module, classes: tuple[str, ...]) -> Tensor | None:
     )
 
 
-def _variant(model: nn.Module, config: PruneConfig | None) -> nn.Module:
-    """A copy of the model that shares its weights, pruned as the config says."""
-    if config is None:
-        return model
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return prune_(copy.deepcopy(model, shared), config)
-
-
 def _record(
     name: str, config: PruneConfig | None, model: nn.Module, counts: Correct, image_size: int, device: torch.device
 ) -> dict[str, Any]:
@@ -212,7 +203,7 @@ def _record(
     flops = count_flops(model, torch.zeros(1, 3, image_size, image_size, device=device))
     return {
         "name": name,
-        "keep_rate": None if config is None else config.keep_rate,
+        "keep_rate": None if config is None or not config.schedule.uses_keep_rate else config.keep_rate,
         "top1": counts.top1_percent,
         "top5": counts.top5_percent,
         "gflops": flops.total / 1e9,

@@ -8,17 +8,17 @@ Started several times, on one machine or on many that share a database, the work
 """
 
 from entropatch.search.budget import BudgetError
-from entropatch.search.findings import TOLERANCE, write_report
+from entropatch.search.findings import write_report
 from entropatch.search.patience import StudyUnreachableError
 from entropatch.search.points import SCOPES, Point
+from entropatch.search.recommendation import TOLERANCE
 from entropatch.search.searching import Found, Teamwork, report, search
-from entropatch.search.settings import KEEP_RATES, METHODS, SearchSettings
+from entropatch.search.settings import KEEP_RATES, SearchSettings, default_methods
 from entropatch.search.study import StudyMismatchError
 from entropatch.search.worker import Standing
 
 __all__ = [
     "KEEP_RATES",
-    "METHODS",
     "SCOPES",
     "TOLERANCE",
     "BudgetError",
@@ -29,6 +29,7 @@ __all__ = [
     "StudyMismatchError",
     "StudyUnreachableError",
     "Teamwork",
+    "default_methods",
     "report",
     "search",
     "write_report",

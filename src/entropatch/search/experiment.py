@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 from collections.abc import Callable
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,11 @@ from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.extras import require
 from entropatch.measure import Timing, count_flops, environment, time_interleaved
-from entropatch.measure.evaluation import DTYPES, class_places, evaluate
-from entropatch.search.points import DENSE, FINETUNED, Point
+from entropatch.measure.evaluation import AUTOCAST, class_places, evaluate
+from entropatch.measure.variants import pruned_copy
+from entropatch.methods import DENSE
+from entropatch.search.points import FINETUNED, Point
 from entropatch.search.settings import SearchSettings
-from entropatch.surgery import prune_
 from entropatch.train import Runtime, finetune
 from entropatch.train.run_folder import digest
 
@@ -58,7 +57,7 @@ class Experiment:
         if settings.recipe.precision == "float16" and self.device.type == "cpu" and settings.scope == FINETUNED:
             raise ValueError("precision float16 needs an accelerator; use bfloat16 or float32 on a CPU.")
         # Refused before anything is written: a model that cannot be pruned, or is for other classes.
-        self._variant(PruneConfig(blocks=settings.blocks))
+        pruned_copy(self.dense, PruneConfig(blocks=settings.blocks))
         class_places(self.dense, data.classes)
 
     @cached_property
@@ -85,7 +84,7 @@ class Experiment:
             model timed in turns with it as dense_images_per_second, and their ratio vs_dense; seconds of training and
             testing; hardware.
         """
-        config = point.config(self.settings.blocks, self.settings.scope)
+        config = point.pruning(self.settings.blocks, self.settings.scope)
         found = self._trained(point, config) if self.settings.scope == FINETUNED else self._tested(point, config)
         self.on_text(f"{point.name}: timing")
         timings = self.time(config)
@@ -104,28 +103,22 @@ class Experiment:
     def gflops(self, config: PruneConfig | None) -> float:
         """10⁹ multiply-adds per image, by `count_flops`."""
         size = self.settings.recipe.image_size
-        return count_flops(self._variant(config), torch.zeros(1, 3, size, size, device=self.device)).total / 1e9
+        images = torch.zeros(1, 3, size, size, device=self.device)
+        return count_flops(pruned_copy(self.dense, config), images).total / 1e9
 
     def time(self, config: PruneConfig | None) -> dict[str, Timing]:
         """The setting and the dense model, timed in turns: {"dense": …, "this": …}; the same one for dense."""
         size, speed = self.settings.recipe.image_size, self.settings.speed
         images = torch.randn(speed.batch_size, 3, size, size, generator=torch.Generator().manual_seed(0))
         images = images.to(self.device)
-        variants = {DENSE: self.dense} | ({} if config is None else {"this": self._variant(config)})
+        variants = {DENSE: self.dense} | ({} if config is None else {"this": pruned_copy(self.dense, config)})
         runs = {name: (lambda model=model: model(images)) for name, model in variants.items()}
-        dtype = DTYPES[self.settings.recipe.precision]
+        dtype = AUTOCAST[self.settings.recipe.precision]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             timings = time_interleaved(
                 runs, speed.batch_size, repeats=speed.repeats, warmup=speed.warmup, device=self.device
             )
         return {"this": timings[DENSE]} | timings
-
-    def _variant(self, config: PruneConfig | None) -> nn.Module:
-        """The model pruned as the config says; it shares the dense model's weights."""
-        if config is None:
-            return self.dense
-        shared = {id(tensor): tensor for tensor in chain(self.dense.parameters(), self.dense.buffers())}
-        return prune_(copy.deepcopy(self.dense, shared), config)
 
     def _tested(self, point: Point, config: PruneConfig | None) -> dict[str, Any]:
         self.on_text(f"{point.name}: testing")

@@ -7,34 +7,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from entropatch.config import PruneConfig, method_config
+from entropatch.config import PruneConfig
 from entropatch.criteria import Random
-from entropatch.methods import find_method
+from entropatch.measure.variants import Variant, takes_keep_rate
+from entropatch.methods import DENSE, find_method
 
-DENSE = "dense"
-RANDOM = "random"
 TRAINING_FREE = "training-free"
 FINETUNED = "finetuned"
 SCOPES = (TRAINING_FREE, FINETUNED)
-LARGEST_SEED = 2**31 - 1
-
-# The "method" of an Optuna parameter space, which may never change in a study; orders are a parameter of their own.
-FAMILIES = (DENSE, RANDOM, "evit", "evit-drop", "renyi", "renyi-inf")
+LARGEST_SEED = LARGEST_NUMBER = 2**31 - 1
+ORDERS = "renyi-<order>"  # all finite orders of the paper's method, as one family; no method can have that name
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Variant):
     """One setting to try.
 
     Attributes:
-        method: "dense", or the name of one of `entropatch.methods`.
-        keep_rate: ρ in (0, 1]; None for dense.
         seed: of training; of the scores of random pruning.
     """
 
-    method: str
-    keep_rate: float | None
-    seed: int
+    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -43,41 +36,47 @@ class Point:
         return f"{self.method}{rate}-seed-{self.seed}"
 
     @property
-    def label(self) -> str:
-        """For tables and figures."""
-        return "Dense" if self.method == DENSE else find_method(self.method).label
+    def is_random(self) -> bool:
+        """Whether chance says which patches stay."""
+        return self.method != DENSE and find_method(self.method).is_random
 
-    def config(self, blocks: Sequence[int] | None, scope: str) -> PruneConfig | None:
+    @property
+    def family(self) -> str:
+        """What the study's table of methods calls it: the method's name, or `ORDERS` for the orders among them."""
+        if self.method == DENSE:
+            return DENSE
+        method = find_method(self.method)
+        finite = method.order is not None and method.order <= sys.float_info.max
+        return ORDERS if method.drops_by_entropy and finite else method.name
+
+    def pruning(self, blocks: Sequence[int] | None, scope: str) -> PruneConfig | None:
         """What is pruned; None for dense.
 
         Random pruning draws by the point's seed; in training it draws anew at every step, from the run's seed.
         """
-        if self.method == DENSE:
-            return None
-        assert self.keep_rate is not None
-        config = method_config(self.method, self.keep_rate, blocks)
-        if self.method == RANDOM:
-            config = replace(config, criterion=Random(seed=self.seed if scope == TRAINING_FREE else None))
-        return config
+        config = self.config(blocks)
+        if config is None or not isinstance(config.criterion, Random):
+            return config
+        seed = self.seed if scope == TRAINING_FREE else None
+        return replace(config, criterion=replace(config.criterion, seed=seed))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""
         return {"method": self.method, "keep_rate": self.keep_rate, "seed": self.seed}
 
-    def parameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def parameters(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Values and distributions of the trial's Optuna parameters: method, order, keep_rate and seed, those it has.
 
-        An order is a number of its own beside the family "renyi" (Shannon is order 1), since Optuna does not let a list
-        of choices grow, while a search may be continued with more orders.
+        Args:
+            number: of the point's `family` in the study's table of methods. Optuna lets a range of numbers grow, but no
+                list of choices, while a search may be continued with more methods; so an order is a number too.
         """
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+        from optuna.distributions import FloatDistribution, IntDistribution
 
-        order = None if self.method == DENSE else find_method(self.method).order
-        finite = order is not None and order <= sys.float_info.max
-        values: dict[str, Any] = {"method": "renyi" if finite else self.method, "seed": self.seed}
-        kinds: dict[str, Any] = {"method": CategoricalDistribution(FAMILIES), "seed": IntDistribution(0, LARGEST_SEED)}
-        if finite:
-            values["order"] = order
+        values: dict[str, Any] = {"method_number": number, "seed": self.seed}
+        kinds: dict[str, Any] = {name: IntDistribution(0, LARGEST_NUMBER) for name in values}
+        if self.family == ORDERS:
+            values["order"] = self.order
             kinds["order"] = FloatDistribution(sys.float_info.min, sys.float_info.max)
         if self.keep_rate is not None:
             values["keep_rate"] = self.keep_rate
@@ -87,23 +86,20 @@ class Point:
 
 def known_method(name: str) -> str:
     """The one name of a method: "renyi-2.0" is "renyi-2", and "renyi-1" is "shannon". Errors as of `find_method`."""
-    if name == DENSE:
-        return name
-    method = find_method(name)
-    return "shannon" if method.order == 1 else method.name
+    return name if name == DENSE else find_method(name).name
 
 
 def grid(rates: Mapping[str, Iterable[float]], seeds: Sequence[int], scope: str) -> list[Point]:
     """Every method at each of its keep rates with every seed.
 
     Args:
-        rates: the keep rates of each method; dense has none, and is tried once for each seed.
+        rates: the keep rates of each method; dense, and a method that takes none, is tried once for each seed.
         seeds: without training only random pruning depends on a seed, so the other methods are tried with the first.
         scope: one of `SCOPES`.
     """
     points = []
     for method, own in rates.items():
-        for rate in (None,) if method == DENSE else own:
-            drawn = seeds if scope == FINETUNED or method == RANDOM else seeds[:1]
+        for rate in own if takes_keep_rate(method) else (None,):
+            drawn = seeds if scope == FINETUNED or Point(method).is_random else seeds[:1]
             points += [Point(method, rate, seed) for seed in drawn]
     return points

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from entropatch.data.base import DataSet
 from entropatch.extras import require
 from entropatch.measure import environment
+from entropatch.methods import DENSE
 from entropatch.search.budget import BudgetError, rate_for_gflops, rate_for_speedup
 from entropatch.search.experiment import Experiment
-from entropatch.search.findings import TOLERANCE, write_report
-from entropatch.search.points import DENSE, FINETUNED, Point, grid
+from entropatch.search.findings import write_report
+from entropatch.search.method_table import refuse_unknown
+from entropatch.search.points import FINETUNED, Point, grid
+from entropatch.search.recommendation import TOLERANCE
 from entropatch.search.settings import SearchSettings
 from entropatch.search.study import (
     KEPT_RATES,
@@ -109,7 +112,7 @@ def search(
         study: its name.
         runtime: device, loading processes and the like.
         teamwork: with other workers.
-        tolerance: of the recommended setting; see `entropatch.search.findings.recommend`.
+        tolerance: of the recommended setting; see `entropatch.search.recommendation.recommend`.
         on_text: told in a few words what is going on.
         on_standing: told how far the study is.
 
@@ -137,6 +140,7 @@ def search(
             open_storage(address, teamwork.heartbeat, teamwork.grace, on_text), study, compared, _about(experiment)
         )
         check_settings(opened)
+        refuse_unknown(opened, opened.get_trials(deepcopy=False))
         points = grid(keep_rates(settings, experiment, opened), settings.seeds, settings.scope)
         trials = opened.get_trials(deepcopy=False)
         _tell(damaged_trials(trials), on_text)
@@ -179,7 +183,7 @@ def report(
     Trials whose record is damaged are left out, and told of by `on_text`.
 
     Raises:
-        ValueError: there is no such study, or it is no search.
+        ValueError: there is no such study, it is no search, or it has a method of a module that was not imported.
         StudyUnreachableError: the database was locked or away for ten minutes.
     """
     if storage is None and not Path(output, "search.db").is_file():
@@ -228,7 +232,7 @@ def _meeting(settings: SearchSettings, experiment: Experiment, method: str) -> d
     """The largest keep rate at which the method meets the budget, and what it was judged by."""
 
     def config(rate: float) -> Any:
-        return Point(method, rate, 0).config(settings.blocks, settings.scope)
+        return Point(method, rate).pruning(settings.blocks, settings.scope)
 
     if settings.target_gflops is not None:
         gflops = cache(lambda rate: experiment.gflops(config(rate)))

@@ -9,11 +9,18 @@ from typing import Any
 
 from entropatch.config import PruneConfig
 from entropatch.measure.evaluation import Speed
-from entropatch.search.points import DENSE, LARGEST_SEED, SCOPES, TRAINING_FREE, known_method
+from entropatch.measure.variants import takes_keep_rate
+from entropatch.methods import DENSE, compared_methods
+from entropatch.search.points import LARGEST_SEED, SCOPES, TRAINING_FREE, known_method
 from entropatch.train import ModelSpec, Recipe
 
-METHODS = (DENSE, "random", "evit", "renyi-0.5", "shannon", "renyi-2", "renyi-4", "renyi-inf")
+ORDERS = (0.5, 1.0, 2.0, 4.0, math.inf)
 KEEP_RATES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+
+
+def default_methods() -> tuple[str, ...]:
+    """Dense, the methods that comparisons show, and the orders 0.5, 1, 2, 4 and ∞, in the order of their ranks."""
+    return (DENSE, *compared_methods(ORDERS))
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,8 @@ class SearchSettings:
     Attributes:
         spec: the model and the weights it starts from.
         scope: "training-free" tests one set of weights under every setting; "finetuned" trains each setting.
-        methods: "dense" and names of `entropatch.methods`, "renyi-<order>" for any order.
+        methods: "dense" and names of `entropatch.methods`, "renyi-<order>" for any order; `default_methods` if not
+            given.
         keep_rates: ρ in (0, 1], the same at every pruning block; none with a target.
         seeds: of training; in the scope "training-free" of random pruning alone, the one method that depends on them.
         blocks: 0-based pruning blocks; None is ¼, ½ and ¾ of the depth.
@@ -40,7 +48,7 @@ class SearchSettings:
 
     spec: ModelSpec
     scope: str = TRAINING_FREE
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = field(default_factory=lambda: default_methods())
     keep_rates: tuple[float, ...] | None = None
     seeds: tuple[int, ...] = (0,)
     blocks: tuple[int, ...] | None = None
@@ -88,6 +96,11 @@ class SearchSettings:
                 raise ValueError(f"{name} must be a number above {least:g}, but got {value}.")
         if self.has_target and all(known_method(name) == DENSE for name in self.methods):
             raise ValueError("a target needs a method that prunes, but got dense alone.")
+        fixed = [name for name in self.methods if name != DENSE and not takes_keep_rate(name)]
+        if self.has_target and fixed:
+            raise ValueError(
+                f"a target is met by the keep rate, but {', '.join(fixed)} takes none; leave it out, or the target."
+            )
 
     @property
     def has_target(self) -> bool:

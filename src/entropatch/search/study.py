@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropatch.extras import require
+from entropatch.measure.variants import takes_keep_rate
+from entropatch.methods import DENSE, is_known
 from entropatch.search import patience
-from entropatch.search.points import DENSE, Point, known_method
+from entropatch.search.method_table import method_number
+from entropatch.search.points import Point
 from entropatch.train.run_folder import differences
 
 if TYPE_CHECKING:
@@ -193,11 +196,9 @@ def point_of(trial: FrozenTrial | Trial) -> Point | None:
     method, keep_rate, seed = (trial.user_attrs.get(name) for name in ("method", "keep_rate", "seed"))
     if not isinstance(method, str) or type(seed) is not int or not (keep_rate is None or _is_number(keep_rate)):
         return None
-    if (method == DENSE) != (keep_rate is None) or not 0 < (keep_rate or 1) <= 1:
+    if method != DENSE and not is_known(method):  # see `refuse_unknown`
         return None
-    try:
-        known_method(method)
-    except ValueError:
+    if takes_keep_rate(method) != (keep_rate is not None) or not 0 < (1 if keep_rate is None else keep_rate) <= 1:
         return None
     return Point(method, keep_rate, seed)
 
@@ -237,7 +238,7 @@ def enqueue(study: Study, points: Iterable[Point]) -> None:
     from optuna.trial import TrialState, create_trial
 
     for point in points:
-        values, kinds = point.parameters()
+        values, kinds = point.parameters(method_number(study, point.family))
         study.add_trial(
             create_trial(state=TrialState.WAITING, params=values, distributions=kinds, user_attrs=point.to_dict())
         )

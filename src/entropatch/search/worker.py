@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from entropatch.records.owner import is_dead, this_process
+from entropatch.search.method_table import refuse_unknown
 from entropatch.search.patience import StudyUnreachableError
 from entropatch.search.points import Point
 from entropatch.search.study import (
@@ -86,7 +87,8 @@ class Worker:
         """Try settings until none is left, or `limit` of them. Returns how many this worker tried.
 
         Raises:
-            Whatever a setting raised; its trial is marked as failed with the reason, and will be tried again. A setting
+            ValueError: the study has a method of a module that was not imported here. And
+            whatever a setting raised; its trial is marked as failed with the reason, and will be tried again. A setting
             that diverged is given up instead, and the work goes on.
         """
         import optuna
@@ -96,6 +98,7 @@ class Worker:
             optuna.storages.fail_stale_trials(self.study)
             self._fail_dead()
             trials = self.study.get_trials(deepcopy=False)
+            refuse_unknown(self.study, trials)  # others may have added some
             self.on_standing(standing(trials, self.points, self.retries))
             missing = to_enqueue(trials, self.points, self.retries)
             free = [point for point in missing if not self._is_busy(point)]

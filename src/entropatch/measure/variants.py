@@ -1,0 +1,78 @@
+"""Variants of one model: a method at a keep rate, and pruned copies that share the model's weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from torch import nn
+
+from entropatch.config import PruneConfig, method_config
+from entropatch.methods import DENSE, find_method, method_label
+from entropatch.surgery import prune_
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One method at one keep rate.
+
+    Attributes:
+        method: "dense", or the name of one of `entropatch.methods`.
+        keep_rate: ρ in (0, 1]; None for dense, and for a method whose schedule takes none.
+    """
+
+    method: str
+    keep_rate: float | None = None
+
+    @property
+    def label(self) -> str:
+        """How tables and figures call the method. Raises ValueError for an unknown one."""
+        return method_label(self.method)
+
+    @property
+    def order(self) -> float | None:
+        """Of the entropy that scores the patches; None for dense, and for a method that uses none."""
+        return None if self.method == DENSE else find_method(self.method).order
+
+    @property
+    def sort_key(self) -> tuple[float, str, float]:
+        """Where it stands in tables: dense first, then methods by rank, high keep rates first."""
+        rank, name = (-float("inf"), "") if self.method == DENSE else find_method(self.method).sort_key
+        return rank, name, -(self.keep_rate or 1.0)
+
+    def config(self, blocks: Sequence[int] | None = None, backend: str = "auto") -> PruneConfig | None:
+        """What is pruned; None for dense. Errors as of `method_config`."""
+        if self.method == DENSE:
+            return None
+        if self.keep_rate is None:
+            return PruneConfig(method=self.method, blocks=None if blocks is None else tuple(blocks), backend=backend)
+        return replace(method_config(self.method, self.keep_rate, blocks), backend=backend)
+
+
+def variants_of(methods: Iterable[str], keep_rates: Iterable[float]) -> list[Variant]:
+    """Every method at each keep rate; dense, and a method that takes no keep rate, once."""
+    rates = tuple(keep_rates)
+    return [
+        variant
+        for method in methods
+        for variant in ([Variant(method, rate) for rate in rates] if takes_keep_rate(method) else [Variant(method)])
+    ]
+
+
+def takes_keep_rate(method: str) -> bool:
+    """Whether a keep rate means anything to the method of that name, or to "dense"."""
+    return method != DENSE and find_method(method).takes_keep_rate
+
+
+def pruned_copy(model: nn.Module, config: PruneConfig | None) -> nn.Module:
+    """A copy of the model that shares its weights, pruned as the config says; the model itself for None.
+
+    Raises:
+        UnsupportedModelError, ValueError: as of `prune_`.
+    """
+    if config is None:
+        return model
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return prune_(copy.deepcopy(model, shared), config)
