@@ -3,8 +3,8 @@
     git worktree add /tmp/before v0.1.0
     OMP_WAIT_POLICY=PASSIVE python benchmarks/compare_versions.py /tmp/before/src src --image-size 224 --batch-size 16
 
-Prints, for each row, the median time of both, and the median ratio new / old of the rounds' pairs with its 95 % interval
-(bootstrap over rounds); and the peak memory of one call above what the process held before it.
+Prints, for each row, the median time of both, and the median ratio new / old of the rounds' pairs with its 95 %
+interval (bootstrap over rounds); and the peak memory of one call above what the process held before it.
 """
 
 from __future__ import annotations
@@ -80,6 +80,11 @@ class Version:
         return self.process.stdout.readline().strip()
 
 
+def show(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
     """95 % interval of the median, by bootstrap."""
     random = np.random.default_rng(0)
@@ -106,15 +111,15 @@ def main() -> None:
                 seconds = float(versions[which].ask("time", name))
                 if turn >= 0:
                     times[name][which].append(seconds)
-    print(f"{given.image_size} px, batch {given.batch_size}, {given.dtype}, {given.rounds} rounds")
-    print("| row | old ms | new ms | new / old | 95 % | old MB | new MB |\n|---|--:|--:|--:|--:|--:|--:|")
+    show(f"{given.image_size} px, batch {given.batch_size}, {given.dtype}, {given.rounds} rounds")
+    show("| row | old ms | new ms | new / old | 95 % | old MB | new MB |\n|---|--:|--:|--:|--:|--:|--:|")
     for name in ROWS:
         old, new = times[name]["old"], times[name]["new"]
         ratios = [b / a for a, b in zip(old, new, strict=True)]
         low, high = interval(ratios)
         memory = [versions[which].ask("memory", name) for which in ("old", "new")]
         shown = [f"{float(value) / 1e6:.1f}" if value.replace(".", "").isdigit() else value for value in memory]
-        print(
+        show(
             f"| {name} | {1e3 * statistics.median(old):.1f} | {1e3 * statistics.median(new):.1f} "
             f"| {statistics.median(ratios):.3f} | {low:.3f} … {high:.3f} | {' | '.join(shown)} |"
         )
