@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("scipy")
 
+import entropatch
 from entropatch import cli
 from entropatch.cli.terminal import progress_bar, show_what_can_be_shown
 
@@ -121,3 +122,9 @@ def test_progress_says_of_what_and_how_long_within_80_columns():
     assert re.search(r"evaluating .* 400/1000 batches and timed calls, \d:\d\d:\d\d left$", last)
     assert "━" in last
     assert len(last) <= 80
+
+
+def test_the_version_is_shown() -> None:
+    outcome = CliRunner().invoke(cli.app, ["--version"])
+    assert outcome.exit_code == 0
+    assert outcome.output == f"entropatch {entropatch.__version__}\n"

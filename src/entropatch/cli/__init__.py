@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Annotated
 
 import typer
 
@@ -32,10 +33,22 @@ COMMANDS: tuple[str, ...] = (
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from entropatch import __version__
+
+        typer.echo(f"entropatch {__version__}")
+        raise typer.Exit
+
+
+# Without a callback typer runs a lone subcommand without its name, as where a program imports one of the files.
 @app.callback()
-def _subcommands() -> None:
-    # Without a callback typer runs a lone subcommand without its name, as where a program imports one of the files.
-    pass
+def _subcommands(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
 
 
 def main() -> None:
