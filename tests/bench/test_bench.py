@@ -121,6 +121,20 @@ def test_ratios_come_from_the_same_batch_and_rate(monkeypatch):
     ]  # fmt: skip
 
 
+def test_the_rows_measured_unasked_are_those_of_the_registry_and_all_are_counted(monkeypatch):
+    monkeypatch.setattr(entropatch.methods.METHODS, "_methods", dict(entropatch.methods.METHODS._methods))
+    own = entropatch.Method("own", "Own", "", schedule=entropatch.CumulativeImportance(share=0.8), rank=15)
+    entropatch.register_method(own)
+    chosen = BenchSettings(
+        model="test_vit", image_size=48, keep_rates=(0.7, 0.5), batch_sizes=(1,), repeats=1, warmup=0
+    )
+    records = run_bench(chosen).records
+    expected = ["dense", "random", "own", "evit", "tome", "shannon", "renyi-2", "renyi-inf"]
+    assert list(dict.fromkeys(r["method"] for r in records)) == expected
+    assert [r["keep_rate"] for r in records if r["method"] in ("dense", "own")] == [None, None]
+    assert all(r["gflops"] and r["images_per_second"] and not r["note"] for r in records)
+
+
 def test_weights_are_shared_and_the_dense_row_stays_dense():
     import timm
 
@@ -305,6 +319,8 @@ def test_table_3_puts_the_papers_figures_beside_ours_and_invents_none():
         record("renyi-2", 0.7, gflops=3.003, images_per_second=1550.25),
         record("renyi-2", 0.9, gflops=3.9, images_per_second=1200.0),
         record("shannon", 0.5, note="out of memory"),
+        record("tome", 0.7, gflops=3.1),
+        record("shannon-merge", 0.7, gflops=3.0),  # scored by entropy, but it merges
     ]
     text = table_3(records)
     assert "batch 64" in text

@@ -6,12 +6,14 @@ import csv
 import itertools
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import timm
+import torch
 from PIL import Image
 from small_models import create
 from typer.testing import CliRunner
@@ -19,6 +21,7 @@ from typer.testing import CliRunner
 pytest.importorskip("scipy")
 
 import entropatch.cli.check as command
+from entropatch import Criterion, Merge, Method, register_method
 from entropatch.cli import app
 from entropatch.config import method_config
 from entropatch.data import DataError, open_data
@@ -29,6 +32,7 @@ from entropatch.look import foreground as module
 from entropatch.look.foreground import auroc, check_foreground, pixel_deviation
 from entropatch.look.inspection import entropy_maps, pruning_stages
 from entropatch.look.verdict import judge
+from entropatch.methods import METHODS
 
 ORDERS = (1.0, 2.0, math.inf)
 
@@ -203,6 +207,36 @@ def test_a_model_without_class_token_has_no_score_of_evit():
     check = check_foreground(create("siglip"), pictures(2), [2.0])
     assert {record["score"] for record in check.records} == {"renyi-2", "pixels"}
     assert "EViT" not in check.comparison
+
+
+def test_the_scores_of_any_method_are_measured_and_judged(monkeypatch):
+    monkeypatch.setattr(METHODS, "_methods", dict(METHODS._methods))
+
+    @dataclass(frozen=True)
+    class _Place(Criterion):
+        """Nothing but the place of a patch in the grid."""
+
+        kind = "_place"
+
+        def importance(self, attention):
+            return torch.arange(attention.num_patches).expand(attention.q.shape[0], -1).double()
+
+    register_method(Method("by-place", "By place", "", _Place(), Merge()))
+    found = check_foreground(create("deit"), pictures(3), [2.0])
+    assert {record["score"] for record in found.records} == {"renyi-2", "evit", "by-place", "pixels"}
+    assert [verdict.score for verdict in found.verdicts] == ["renyi-2"]
+    named = check_foreground(create("deit"), pictures(3), [2.0], methods=["by-place", "renyi-3.0"])
+    assert [verdict.score for verdict in named.verdicts] == ["renyi-2", "by-place", "renyi-3"]
+    assert named.verdicts[1].text.startswith("By place: a high score marks the foreground in")
+    expected = []
+    for _, mask in pictures(3):
+        inside = (foreground_share(mask, create("deit"), (5, 5)) >= 0.5).ravel()
+        pairs = [(a > b) for a in np.flatnonzero(inside) for b in np.flatnonzero(~inside)]
+        expected.append(np.mean(pairs))
+    got = [record["auroc"] for record in named.records if record["score"] == "by-place"]
+    assert got == [pytest.approx(np.mean(expected))] * 4  # the same in every block
+    with pytest.raises(ValueError, match="tome asks for no scores"):
+        check_foreground(create("deit"), pictures(1), [2.0], methods=["tome"])
 
 
 def test_images_of_one_class_are_counted_and_not_measured():

@@ -10,7 +10,8 @@ import timm
 import torch
 
 import entropatch
-from entropatch import PruneConfig
+from entropatch import CumulativeImportance, Method, PruneConfig, register_method
+from entropatch.methods import METHODS
 from entropatch.schedule import exact_rate, kept_count
 from entropatch.search import BudgetError, Point, SearchSettings, report, write_report
 from entropatch.search.accuracy_tables import table_1, table_2
@@ -246,6 +247,39 @@ def test_table_2_is_orders_by_keep_rates_and_names_the_best(tmp_path):
 """
     )
     assert table_2([summary for summary in summaries_of(made(tmp_path, {})) if summary.order is None]) is None
+
+
+def test_merging_by_entropy_is_a_method_and_no_order(tmp_path):
+    results = {("shannon", 0.5): (85.0,), ("shannon-merge", 0.5): (86.0,), ("tome", 0.5): (84.0,)}
+    summaries = summaries_of(made(tmp_path, results))
+    assert [one.method for one in summaries] == ["tome", "shannon", "shannon-merge"]  # by their ranks
+    assert squeezed(table_2(summaries))[2:] == ["| 1 (Shannon) | **85.00** |", "| best order | 1 |"]
+    assert "| Shannon, merging | **86.00** |" in squeezed(table_1(summaries))
+
+
+def test_a_method_with_a_schedule_of_its_own_has_a_column_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(METHODS, "_methods", dict(METHODS._methods))
+    register_method(Method("easy-first", "Easy first", "", schedule=CumulativeImportance(share=0.8)))
+    study = made(tmp_path, {("dense", None): (86.0,), ("easy-first", None): (85.5,), ("evit", 0.5): (84.0,)})
+    assert squeezed(table_1(summaries_of(study)))[-3:] == [
+        "| method | 0.5 | own |",
+        "| EViT | **84.00** | — |",
+        "| Easy first | — | **85.50** |",
+    ]
+    write_report(study, tmp_path)
+    config = PruneConfig.load(tmp_path / "recommended.json")
+    assert config.schedule == CumulativeImportance(share=0.8)
+    assert "recommended: Easy first: top-1 85.50" in (tmp_path / "search.md").read_text()
+
+
+def test_a_report_without_the_module_that_a_method_came_from_says_so(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS, "_methods", dict(METHODS._methods))
+        register_method(Method("own", "Own", "", schedule=CumulativeImportance(share=0.8)))
+        made(tmp_path, {("dense", None): (86.0,), ("own", None): (85.5,)})
+    with pytest.raises(ValueError, match="has the method own, which no imported module registers"):
+        report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["search.db"]
 
 
 def test_with_a_budget_there_is_one_column_and_each_method_s_own_keep_rate(tmp_path):

@@ -47,13 +47,13 @@ def _format(value: Any, spec: str) -> Any:
 # throughputs that are None are not known to this package.
 PAPER_MODEL, PAPER_IMAGE_SIZE = "deit_small_patch16_224", 224
 PAPER_TABLE_3: Mapping[tuple[str, float | None], tuple[float, int | None]] = {
-    ("Dense", None): (4.61, None),
-    ("EViT", 0.7): (3.04, 1947),
-    ("EViT", 0.5): (2.31, None),
-    ("EViT", 0.3): (1.82, None),
-    ("Ours", 0.7): (3.00, 1730),
-    ("Ours", 0.5): (2.29, None),
-    ("Ours", 0.3): (1.80, None),
+    ("dense", None): (4.61, None),
+    ("evit", 0.7): (3.04, 1947),
+    ("evit", 0.5): (2.31, None),
+    ("evit", 0.3): (1.82, None),
+    ("ours", 0.7): (3.00, 1730),
+    ("ours", 0.5): (2.29, None),
+    ("ours", 0.3): (1.80, None),
 }
 
 
@@ -98,18 +98,18 @@ def _paper_key(method: str, keep_rate: float | None) -> tuple[str, float | None]
 def _paper_name(method: str) -> str:
     """What the paper calls a method, by what it does; empty for one it has not."""
     if method == DENSE:
-        return "Dense"
+        return DENSE
     found = find_method(method)
     if found.drops_by_entropy:
-        return "Ours"
+        return "ours"
     does = (found.criterion, found.reduction, found.schedule)
-    return "EViT" if does == (ClassAttention(), Fuse(), KeepRate()) else ""
+    return "evit" if does == (ClassAttention(), Fuse(), KeepRate()) else ""
 
 
 def _paper_row(key: tuple[str, float | None], record: Record) -> list[Any]:
     gflops, images_per_second = PAPER_TABLE_3[key]
     return [
-        f"Ours ({record['label']})" if key[0] == "Ours" else record["label"],
+        f"Ours ({record['label']})" if key[0] == "ours" else record["label"],
         record["keep_rate"],
         f"{gflops:.2f}",
         _format(record["gflops"], ".2f"),

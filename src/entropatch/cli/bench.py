@@ -18,7 +18,7 @@ def bench(
         str, typer.Option(help="A timm model; its weights are random, which does not change its speed.")
     ] = "deit_small_patch16_224",
     methods: Annotated[
-        str | None, typer.Option(help=f"{parameters.METHODS_HELP} Default: dense and the compared ones.")
+        str | None, typer.Option(help=f"{parameters.METHODS_HELP} Default: {parameters.COMPARED_HELP}.")
     ] = None,
     keep_rates: Annotated[str, typer.Option(help="Keep rates in (0, 1]; commas between.")] = "0.7,0.5,0.3",
     batch_sizes: Annotated[str, typer.Option(help="Images per call; commas between.")] = "1,16",

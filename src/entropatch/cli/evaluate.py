@@ -30,7 +30,8 @@ def evaluate(
     methods: Annotated[
         str | None,
         typer.Option(
-            help=f"{parameters.METHODS_HELP} Default: dense, and what the file was trained with or the compared ones."
+            help=f"{parameters.METHODS_HELP} Default: dense and what the file was "
+            f"trained with; or {parameters.COMPARED_HELP}."
         ),
     ] = None,
     keep_rates: Annotated[str | None, typer.Option(help="In (0, 1]; commas between; default 0.7.")] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from entropatch.cli.imports import import_modules
-from entropatch.methods import methods_text
+from entropatch.methods import compared_methods, methods_text
 
 TimmModel = Annotated[
     str | None,
@@ -38,6 +38,7 @@ CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints wi
 GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")]
 SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.")]
 METHODS_HELP = f"Of {methods_text()}, and those of imported modules; commas between."
+COMPARED_HELP = f"dense,{','.join(compared_methods())} and compared ones of imported modules"
 PICTURED_HELP = f"of {methods_text().removeprefix('dense, ')}, or of imported modules; commas between."
 Imports = Annotated[
     list[str] | None,

@@ -42,7 +42,7 @@ def search(
     ] = "training-free",
     methods: Annotated[
         str | None,
-        typer.Option(help=f"{parameters.METHODS_HELP} Default: dense, the compared ones, orders 0.5, 1, 2, 4 and inf."),
+        typer.Option(help=f"{parameters.METHODS_HELP} Default: {parameters.COMPARED_HELP}, and renyi-0.5,renyi-4."),
     ] = None,
     keep_rates: Annotated[
         str | None, typer.Option(help="In (0, 1]; commas between; default 0.9 to 0.3. Not with a target.")
