@@ -39,7 +39,7 @@ from entropatch.measure import count_flops
 from entropatch.methods import METHODS
 from entropatch.models.pretrained import ModelError
 from entropatch.surgery import prune_
-from entropatch.surgery.adapters.timm.models import SplitModel
+from entropatch.surgery.adapters.timm.model_classes import SplitModel
 
 NAMES = ("random", "evit", "evit-drop", "shannon", "renyi-2", "renyi-inf", "renyi-0.5")
 

@@ -5,13 +5,13 @@ That file alone imports Triton, when the backend first runs.
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from entropatch.kernels.backend import Backend
+from entropatch.kernels.interpreter import interpreting
 
 # Asked once, since torch.compile cannot trace the question.
 TRITON_INSTALLED = find_spec("triton") is not None
@@ -28,11 +28,6 @@ def why_not(q: Tensor) -> str | None:
     if q.shape[-1] > 128:
         return f"it needs a head width of at most 128, but got {q.shape[-1]}"
     return None
-
-
-def interpreting() -> bool:
-    """Whether Triton runs its kernels on the CPU, as TRITON_INTERPRET=1 makes it."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float, key_bias: Tensor | None = None) -> Tensor:

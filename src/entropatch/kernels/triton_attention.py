@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from entropatch.entropy import NEAR_ONE
-from entropatch.kernels.flash import interpreting
+from entropatch.kernels.interpreter import interpreting
 
 SHANNON, FAR, NEAR, INFINITE = (tl.constexpr(kind) for kind in range(4))
 

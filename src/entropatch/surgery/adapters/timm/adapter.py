@@ -12,7 +12,7 @@ from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
 from entropatch.surgery.adapters.base import Adapter
-from entropatch.surgery.adapters.timm import attention, blocks, models
+from entropatch.surgery.adapters.timm import attention_classes, block_classes, model_classes
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.tokens import Tokens
 
@@ -20,22 +20,22 @@ from entropatch.tokens import Tokens
 class TimmAdapter(Adapter):
     library = "timm"
     models: ClassVar = {
-        timm_vit.VisionTransformer: models.VisionTransformer,
-        timm_deit.VisionTransformerDistilled: models.VisionTransformerDistilled,
-        timm_eva.Eva: models.Eva,
+        timm_vit.VisionTransformer: model_classes.VisionTransformer,
+        timm_deit.VisionTransformerDistilled: model_classes.VisionTransformerDistilled,
+        timm_eva.Eva: model_classes.Eva,
     }
     blocks_table: ClassVar = {
-        timm_vit.Block: blocks.Block,
-        timm_vit.ResPostBlock: blocks.ResPostBlock,
-        timm_eva.EvaBlock: blocks.EvaBlock,
-        timm_eva.EvaBlockPostNorm: blocks.EvaBlockPostNorm,
+        timm_vit.Block: block_classes.Block,
+        timm_vit.ResPostBlock: block_classes.ResPostBlock,
+        timm_eva.EvaBlock: block_classes.EvaBlock,
+        timm_eva.EvaBlockPostNorm: block_classes.EvaBlockPostNorm,
     }
     attention: ClassVar = {
-        timm_attention.Attention: attention.Attention,
-        timm_attention.AttentionRope: attention.AttentionRope,
-        timm_eva.EvaAttention: attention.EvaAttention,
+        timm_attention.Attention: attention_classes.Attention,
+        timm_attention.AttentionRope: attention_classes.AttentionRope,
+        timm_eva.EvaAttention: attention_classes.EvaAttention,
     }
-    others: ClassVar = {nn.Sequential: blocks.Sequential}
+    others: ClassVar = {nn.Sequential: block_classes.Sequential}
     entry = "forward_features"
     replaceable = ("forward", "forward_features", "forward_intermediates", "_pos_embed")
 
@@ -56,7 +56,7 @@ class TimmAdapter(Adapter):
             return x, {"rope": None}
         positions = torch.arange(patches, device=x.device)[None] % (height * width)
         known = Tokens(model.num_prefix_tokens, patches, height * width, positions=positions)
-        return x, {"rope": models.RotaryTables(table, getattr(model, "rope_mixed", False)).at(block, known)}
+        return x, {"rope": model_classes.RotaryTables(table, getattr(model, "rope_mixed", False)).at(block, known)}
 
     def is_rotary(self, model: Any) -> bool:
         return getattr(model, "rope", None) is not None

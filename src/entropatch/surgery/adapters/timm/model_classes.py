@@ -14,7 +14,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from entropatch.surgery.adapters.timm.blocks import Sequential
+from entropatch.surgery.adapters.timm.block_classes import Sequential
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.halves import Halfway
 from entropatch.surgery.loop import Passed, Stream, in_order, padded, run_blocks
