@@ -55,8 +55,8 @@ class PruneConfig:
         blocks: 0-based blocks that prune, ascending; None leaves them to the schedule: for keep rates ¼, ½ and ¾ of the
             depth, (3, 6, 9) of 12, the paper's; for `RemovePerBlock` all of them.
         reduction: what becomes of the others, by its short name or as a `Reduction`: "drop" removes them; "fuse"
-            appends EViT's one fused token made of them;
-            "merge" merges each into the kept one most like it; "bipartite" is ToMe's matching.
+            appends EViT's one fused token made of them; "merge" merges each into the kept one most like it; "bipartite"
+            is ToMe's matching.
         schedule: how many stay; `KeepRate()` unless another `Schedule` is given.
         backend: what computes the entropies: "auto", "reference", "streaming" or "triton" (see `entropatch.kernels`).
         method: the name of a registered method (`entropatch.methods`); short for its criterion, reduction and schedule.
@@ -116,7 +116,7 @@ class PruneConfig:
 
     @property
     def reducing(self) -> Reduction:
-        """`reduction`, where it is a short name that which it stands for."""
+        """The `Reduction` that `reduction` is, or stands for by its short name."""
         return find_reduction(self.reduction)
 
     @property

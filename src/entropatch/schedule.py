@@ -136,7 +136,7 @@ class CumulativeImportance(Schedule):
     """As many patches of each image as hold a share of its importance: easy images keep fewer, hard ones more.
 
     k is the least number whose highest importances (as shares, `Criterion.mass`) add up to `share`, rounded up to one
-    of at most four sizes, so that images of one size run together; see `entropatch.surgery`.
+    of at most four sizes, so that images of one size run together; see `entropatch.surgery.loop`.
 
     Args:
         share: of the importance, in (0, 1].
