@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from entropatch.bench.compiling import compiled, no_eager_fallback
 from entropatch.bench.settings import DTYPES, BenchSettings
 from entropatch.extras import require
 from entropatch.measure import Flops, Timing, count_flops, environment, peak_memory, time_interleaved
@@ -75,7 +75,7 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
     step = on_step or (lambda: None)
     rows: list[_Row] = []
     on_cpu = torch.device(settings.device).type == "cpu"
-    with memory_errors() if on_cpu else nullcontext(), _no_eager_fallback() if settings.compile else nullcontext():
+    with memory_errors() if on_cpu else nullcontext(), no_eager_fallback() if settings.compile else nullcontext():
         model = _create(settings)
         made = {variant: _make(variant, model, settings) for variant in settings.variants()}
         for batch_size in settings.batch_sizes:
@@ -159,7 +159,7 @@ def _probe(row: _Row, model: nn.Module, images: Tensor, settings: BenchSettings)
     """Give the row its function, run it and measure its peak memory; or note why not."""
 
     def prepare() -> tuple[Callable[[], object], int]:
-        forward = _compiled(model) if settings.compile else model
+        forward = compiled(model) if settings.compile else model
 
         def run() -> object:
             with _autocast(settings):
@@ -172,27 +172,6 @@ def _probe(row: _Row, model: nn.Module, images: Tensor, settings: BenchSettings)
         row.run, row.peak = prepared
     else:
         row.notes.append(reason)
-
-
-def _compiled(model: nn.Module) -> Callable[[Tensor], object]:
-    """The model as one compiled graph."""
-
-    def forward(images: Tensor) -> object:
-        return model(images)
-
-    # Dynamo keeps its graphs by code object and tries all of one's in turn; a code object of its own keeps each row
-    # from paying for the guards of the rows before it, and from the limit on recompilations.
-    own = types.FunctionType(forward.__code__.replace(), globals(), "forward", None, forward.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False)
-
-
-@contextmanager
-def _no_eager_fallback() -> Iterator[None]:
-    """Fail where Dynamo would give up compiling and run eagerly without a word."""
-    import torch._dynamo.config as dynamo
-
-    with dynamo.patch(fail_on_recompile_limit_hit=True):
-        yield
 
 
 class _RunError(Exception):
