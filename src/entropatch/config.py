@@ -12,10 +12,10 @@ from typing import Any
 from entropatch.config_fields import UNSET, check_blocks, check_rate, find_reduction, shortened, written_out
 from entropatch.criteria import Criterion, Renyi
 from entropatch.kernels.choice import check_backend
-from entropatch.methods import Method, method_of, renyi_method
+from entropatch.methods import Method, find_method, method_of, renyi_method
 from entropatch.records.files import write_text
 from entropatch.reductions import Reduction
-from entropatch.schedule import KeepRate, RemovePerBlock, Schedule, exact_rate
+from entropatch.schedule import RemovePerBlock, Schedule, exact_rate
 
 VERSION = 1
 KEEP_RATE = 0.7
@@ -109,9 +109,11 @@ class PruneConfig:
                 'leave it out, or use reduction="merge".'
             )
         if not self.schedule.uses_keep_rate and self.keep_rate != KEEP_RATE:
+            raise _ignored_rate(self.schedule, self.keep_rate)
+        if self.schedule.per_image and not self.reducing.needs_scores:
             raise ValueError(
-                f"{self.schedule!r} says by itself how many tokens stay, so keep_rate={self.keep_rate!r} would have no "
-                "effect; leave it out."
+                f"{self.schedule!r} reads the scores of patches, but reduction {self.reducing.kind!r} has none; use "
+                'reduction="drop" or "merge".'
             )
 
     @property
@@ -129,14 +131,16 @@ class PruneConfig:
         """For tables and figures: "Rényi, order 2"; criterion and reduction in words where they have no name."""
         if self.named is not None:
             return self.named.label
+        usual = method_of(self.criterion, self.reducing, type(self.schedule)())
+        if usual is not None:
+            return f"{usual.label}, {self.schedule.label}"
         if isinstance(self.criterion, Renyi):
             criterion = renyi_method(self.criterion.order).label
         else:
             fields = {key: value for key, value in vars(self.criterion).items() if not key.startswith("_")}
             text = ", ".join(f"{key} {value}" for key, value in fields.items())
             criterion = type(self.criterion).__name__ + (f" ({text})" if text else "")
-        parts = [criterion if self.reducing.needs_scores else "", self.reducing.outcome]
-        parts += [] if self.schedule == KeepRate() else [type(self.schedule).__name__]
+        parts = [criterion if self.reducing.needs_scores else "", self.reducing.outcome, self.schedule.label]
         return ", ".join(part for part in parts if part)
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
@@ -160,7 +164,8 @@ class PruneConfig:
     def changed(self, **fields: Any) -> PruneConfig:
         """This setting with other fields, given as for `PruneConfig`; what a new one makes meaningless is dropped.
 
-        A `method` replaces criterion, reduction and schedule, `order` the criterion, `r` the schedule.
+        A `method` replaces criterion, reduction and schedule, `order` the criterion, `r` the schedule. Another kind of
+        schedule chooses its own blocks, unless some are given.
         """
         dropped: set[str] = set()
         if fields.get("method") is not None:
@@ -171,13 +176,23 @@ class PruneConfig:
         reduction = fields.get("reduction", kept.get("reduction"))
         if reduction is not None and not find_reduction(reduction).needs_scores:
             kept.pop("criterion", None)
-        schedule = RemovePerBlock(fields["r"]) if fields.get("r") is not None else fields.get("schedule")
-        if isinstance(schedule, Schedule):
-            if not schedule.uses_keep_rate:
-                kept.pop("keep_rate", None)
-            elif "blocks" in kept and schedule != self.schedule:
-                kept.pop("blocks")
+        schedule = self._next_schedule(fields)
+        if not schedule.uses_keep_rate:
+            if "keep_rate" in fields:
+                raise _ignored_rate(schedule, fields["keep_rate"])
+            kept.pop("keep_rate", None)
+        if type(schedule) is not type(self.schedule):
+            kept.pop("blocks", None)
         return PruneConfig(**{**kept, **fields})
+
+    def _next_schedule(self, fields: dict[str, Any]) -> Schedule:
+        """The schedule that `changed` will have."""
+        if fields.get("r") is not None:
+            return RemovePerBlock(fields["r"])
+        if fields.get("method") is not None:
+            return find_method(fields["method"]).schedule
+        schedule = fields.get("schedule")
+        return schedule if isinstance(schedule, Schedule) else self.schedule
 
     def warmed(self, share: float) -> PruneConfig:
         """This setting with each keep rate ρ moved to ρ + (1 - ρ)·share, as EViT's warm-up does: 1 keeps all."""
@@ -255,6 +270,13 @@ class PruneConfig:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:  # broken JSON and broken UTF-8 are ValueErrors
             raise ValueError(f"{path} holds no pruning config: {error}") from error
+
+
+def _ignored_rate(schedule: Schedule, keep_rate: Any) -> ValueError:
+    return ValueError(
+        f"{schedule!r} says by itself how many tokens stay, so keep_rate={keep_rate!r} would have no effect; leave it "
+        f"out, or give schedule={'RemovePerBlock()' if isinstance(schedule, RemovePerBlock) else 'KeepRate()'} with it."
+    )
 
 
 def method_config(name: str, keep_rate: float | Sequence[float], blocks: Sequence[int] | None = None) -> PruneConfig:

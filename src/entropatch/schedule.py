@@ -47,12 +47,31 @@ class Schedule(Kind):
 
     Attributes:
         per_image: whether `count` reads the scores and returns one number per image.
-        uses_keep_rate: whether `PruneConfig.keep_rate` means anything to it.
+        sizes: with `per_image` the sizes that images run in, as rates of the patches that entered the model; numbers
+            are rounded up to them. At most four with 1.0, which is always one.
     """
 
     example: ClassVar[str] = '{"name": "RemovePerBlock", "r": 13}'
     per_image: ClassVar[bool] = False
-    uses_keep_rate: ClassVar[bool] = True
+    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+
+    @property
+    def uses_keep_rate(self) -> bool:
+        """Whether `PruneConfig.keep_rate` means anything to it."""
+        return not self.per_image
+
+    @property
+    def label(self) -> str:
+        """How many stay, in words, for labels; empty where the keep rate says it."""
+        return "" if self.uses_keep_rate else type(self).__name__
+
+    def rounded(self, counts: Tensor, site: Site) -> Tensor:
+        """Numbers of tokens (batch,) rounded up to `sizes`, which depend on no other image."""
+        rounded = torch.full_like(counts, site.n)
+        for rate in sorted({*self.sizes, 1.0}, reverse=True):
+            size = min(kept_count(exact_rate(rate), site.total), site.n)
+            rounded = torch.where(counts <= size, size, rounded)
+        return rounded
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         """The blocks that reduce where the setting names none: ¼, ½ and ¾ of the depth."""
@@ -108,6 +127,18 @@ class RemovePerBlock(Schedule):
         if self.inflection and (listed or self.r is None):
             raise ValueError("inflection needs a single r to make linear; leave it out with r per block or none.")
 
+    @property
+    def uses_keep_rate(self) -> bool:
+        return self.r is None
+
+    @property
+    def label(self) -> str:
+        if self.r is None:
+            return ""
+        if isinstance(self.r, tuple):
+            return f"{', '.join(map(str, self.r))} tokens in its blocks"
+        return f"{self.r} tokens per block" + (f", inflection {self.inflection:g}" if self.inflection else "")
+
     def blocks(self, depth: int) -> tuple[int, ...]:
         return tuple(range(depth))
 
@@ -140,12 +171,10 @@ class CumulativeImportance(Schedule):
 
     Args:
         share: of the importance, in (0, 1].
-        sizes: the sizes, as rates of the patches that entered the model, each in (0, 1]; at most four. An image that
-            wants more than it has, or than the largest size, keeps all it has.
+        sizes: as in `Schedule`, each in (0, 1]; at most four with 1.0, which is always one.
     """
 
     per_image: ClassVar[bool] = True
-    uses_keep_rate: ClassVar[bool] = False
 
     share: float = 0.9
     sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
@@ -153,21 +182,23 @@ class CumulativeImportance(Schedule):
     def __post_init__(self) -> None:
         if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share <= 1:
             raise ValueError(f"share must be a number in (0, 1], but got {self.share!r}.")
-        sizes = tuple(self.sizes)
-        if not 1 <= len(sizes) <= MOST_SIZES or not all(0 < size <= 1 for size in sizes):
-            raise ValueError(f"sizes must be one to {MOST_SIZES} rates in (0, 1], but got {self.sizes!r}.")
-        object.__setattr__(self, "sizes", tuple(sorted(float(size) for size in set(sizes))))
+        sizes = {*self.sizes, 1.0}
+        if len(sizes) > MOST_SIZES or not all(0 < size <= 1 for size in sizes):
+            raise ValueError(
+                f"sizes must be rates in (0, 1], at most {MOST_SIZES} with 1.0, which is always one, but got "
+                f"{self.sizes!r}."
+            )
+        object.__setattr__(self, "sizes", tuple(sorted(float(size) for size in sizes)))
+
+    @property
+    def label(self) -> str:
+        return f"{self.share:.4g} of each image's importance"
 
     def count(self, site: Site, mass: Tensor | None) -> Tensor:
         assert mass is not None
         held = mass.double().sort(dim=1, descending=True).values.cumsum(1)
         # Rounding may leave the whole sum short of a share of 1.
-        wanted = (held < self.share - 1e-6).sum(1) + 1
-        counts = torch.full_like(wanted, site.n)
-        for rate in reversed(self.sizes):
-            size = min(kept_count(exact_rate(rate), site.total), site.n)
-            counts = torch.where(wanted <= size, size, counts)
-        return counts
+        return (held < self.share - 1e-6).sum(1) + 1
 
 
 def default_blocks(depth: int) -> tuple[int, ...]:

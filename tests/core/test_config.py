@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropatch import ClassAttention, PruneConfig, Random, Renyi
+from entropatch import ClassAttention, CumulativeImportance, PruneConfig, Random, RemovePerBlock, Renyi
 from entropatch.schedule import default_blocks, exact_rate, kept_count
 
 rates = st.one_of(
@@ -250,3 +250,61 @@ def test_numpy_numbers_are_numbers() -> None:
     assert config == PruneConfig(keep_rate=0.5, criterion=Renyi(2.0), blocks=(3,))
     assert PruneConfig.from_json(config.to_json()) == config
     assert Random(np.int64(7)) == Random(7)
+
+
+# --- what would have no effect ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"r": 3, "keep_rate": 0.5}, r"RemovePerBlock\(r=3, .* would have no effect; .*schedule=RemovePerBlock\(\)"),
+        ({"r": 3, "keep_rate": 1.0}, "keep_rate=1.0 would have no effect"),
+        ({"schedule": CumulativeImportance(), "keep_rate": 0.5}, r"would have no effect; .* schedule=KeepRate\(\)"),
+        ({"reduction": "bipartite", "order": 3.0}, "'bipartite' asks no criterion"),
+        ({"reduction": "bipartite", "schedule": CumulativeImportance()}, "reads the scores .* 'bipartite' has none"),
+        ({"method": "evit", "order": 2.0}, "has its own criterion"),
+        ({"method": "evit", "r": 3}, "has its own schedule"),
+        ({"method": "evit", "reduction": "drop"}, "give one of the two"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        PruneConfig(**fields)
+
+
+def test_a_keep_rate_beside_a_schedule_of_its_own_is_refused_in_a_change_too() -> None:
+    """Even the default one, which in a whole setting cannot be told from none."""
+    config = PruneConfig(method="tome", r=13)
+    for rate in (0.5, 0.7):
+        with pytest.raises(ValueError, match="would have no effect"):
+            config.changed(keep_rate=rate)
+    assert config.changed(keep_rate=0.5, schedule=RemovePerBlock()).keep_rate == 0.5
+    assert config.changed(keep_rate=0.5, method="evit") == PruneConfig(0.5, method="evit")
+
+
+def test_another_kind_of_schedule_chooses_its_own_blocks() -> None:
+    """However it is spelt; the same kind keeps those that were given."""
+    config = PruneConfig(blocks=(1, 2))
+    changes = [{"method": "tome"}, {"method": "tome", "r": 2}, {"r": 2}, {"schedule": RemovePerBlock(2)}]
+    for change in changes:
+        assert config.changed(**change).blocks is None
+        assert config.changed(**change, blocks=(3,)).blocks == (3,)
+    assert config.changed(method="evit").blocks == (1, 2)
+    assert PruneConfig(r=2, blocks=(1, 2)).changed(r=3).blocks == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "label"),
+    [
+        ({"order": 1.0}, "Shannon"),
+        ({"order": 3.0, "reduction": "fuse"}, "Rényi, order 3, fused"),
+        ({"method": "tome", "keep_rate": 0.5}, "ToMe"),
+        ({"method": "tome", "r": 3}, "ToMe, 3 tokens per block"),
+        ({"method": "tome", "r": (1, 2)}, "ToMe, 1, 2 tokens in its blocks"),
+        ({"schedule": CumulativeImportance(0.8)}, "Rényi, order 2, 0.8 of each image's importance"),
+        ({"criterion": Random(3), "reduction": "merge"}, "Random (seed 3), merged"),
+    ],
+)
+def test_labels_tell_settings_apart(fields: dict[str, Any], label: str) -> None:
+    assert PruneConfig(**fields).label == label

@@ -72,7 +72,8 @@ def test_a_keep_rate_of_one_removes_nothing_under_every_schedule() -> None:
 def test_an_image_keeps_the_fewest_patches_that_hold_the_share(weights: list[float], share: float) -> None:
     mass = torch.tensor([weights], dtype=torch.float64) / math.fsum(weights)
     schedule = CumulativeImportance(share, sizes=(0.25, 0.5, 0.75, 1.0))
-    got = schedule.count(Site(3, 0, 1, exact_rate(0.7), 8, 8), mass.float()).item()
+    site = Site(3, 0, 1, exact_rate(0.7), 8, 8)
+    got = schedule.rounded(schedule.count(site, mass.float()), site).item()
     ranked = sorted((w / math.fsum(weights) for w in weights), reverse=True)
     sums = [math.fsum(ranked[: k + 1]) for k in range(8)]
     # Within rounding of the border either side is right.
@@ -84,9 +85,10 @@ def test_sizes_are_those_of_the_patches_that_entered() -> None:
     """A later stage rounds to the same four sizes, so images of one size meet again; what is left may be less."""
     mass = torch.full((1, 98), 1 / 98)
     site = Site(6, 1, 2, exact_rate(0.7), 98, 196)
-    assert CumulativeImportance(0.3).count(site, mass).tolist() == [49]
-    assert CumulativeImportance(0.9).count(site, mass).tolist() == [98]
-    assert CumulativeImportance(0.9, sizes=(0.1,)).count(site, mass).tolist() == [98]  # more than the largest: all
+    for share, sizes, kept in ((0.3, (0.25, 0.5), 49), (0.9, (0.25, 0.5), 98), (0.9, (0.1,), 98)):
+        schedule = CumulativeImportance(share, sizes)
+        assert schedule.rounded(schedule.count(site, mass), site).tolist() == [kept]
+    assert CumulativeImportance(0.9, sizes=(0.1,)).sizes == (0.1, 1.0)  # an image that wants more keeps all it has
 
 
 @pytest.mark.parametrize(
@@ -99,8 +101,8 @@ def test_sizes_are_those_of_the_patches_that_entered() -> None:
         (lambda: RemovePerBlock(3, 1.5), ValueError, r"inflection must lie in \[-1, 1\], but got 1.5"),
         (lambda: RemovePerBlock((3, 4), 0.5), ValueError, "needs a single r"),
         (lambda: CumulativeImportance(0), ValueError, r"share must be a number in \(0, 1\], but got 0"),
-        (lambda: CumulativeImportance(sizes=()), ValueError, r"one to 4 rates in \(0, 1\]"),
-        (lambda: CumulativeImportance(sizes=(0.1, 0.2, 0.3, 0.4, 0.5)), ValueError, "one to 4 rates"),
+        (lambda: CumulativeImportance(sizes=(0.0, 0.5)), ValueError, r"sizes must be rates in \(0, 1\]"),
+        (lambda: CumulativeImportance(sizes=(0.1, 0.2, 0.3, 0.4)), ValueError, "at most 4 with 1.0"),
         (lambda: PruneConfig(r=(1, 2)).stages(12), ValueError, "one for each of the 12 blocks, but got 2"),
     ],
 )

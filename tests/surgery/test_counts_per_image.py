@@ -66,6 +66,40 @@ def test_a_batch_is_its_images_one_by_one(name: str, kind: str) -> None:
             assert kept == [patch for patch in single.kept[stage][0].tolist() if patch >= 0]
 
 
+@dataclass(frozen=True)
+class Meeting(Schedule):
+    """Images differ after the first stage, are alike after the second, and go on together."""
+
+    per_image = True
+
+    def count(self, site: Site, mass: Tensor | None) -> Tensor:
+        assert mass is not None
+        apart = torch.tensor([13, 19, 25])[torch.arange(len(mass)) % 3] if len(mass) > 1 else torch.tensor([25])
+        return apart if site.stage == 0 else torch.full((len(mass),), 13 if site.stage == 1 else 7)
+
+
+def test_groups_that_meet_again_are_in_the_order_of_the_batch() -> None:
+    """One group at the end, whose images came together out of several."""
+    model = pruned("deit", schedule=Meeting(), blocks=(0, 1, 3), order=2.0)
+    images = photographs(model, batch=7)
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        together = model(images)
+        features = model.forward_features(images)
+    assert trace.counts == [25, [13, 19, 25, 13, 19, 25, 13], 13, 7]
+    dense = entropatch.restore(features, trace)
+    for image in range(7):
+        # The same count at every stage for this image alone: a batch of it, at its place among three.
+        batch = images[[image] * 3]
+        own, single = traced(model, batch)
+        like = image % 3
+        torch.testing.assert_close(together[image], own[like], atol=1e-5, rtol=1e-5)
+        for record, other in zip(trace.stages, single.stages, strict=True):
+            assert record.kept[image].tolist()[:7] == other.kept[like].tolist()[:7]
+        with torch.no_grad(), entropatch.trace(model) as again:
+            expected = entropatch.restore(model.forward_features(batch), again)
+        torch.testing.assert_close(dense[image], expected[like], atol=1e-5, rtol=1e-5)
+
+
 def test_at_most_four_sizes_run_after_every_stage() -> None:
     model = entropatch.prune_(create("deit"), schedule=CumulativeImportance(0.6), order=2.0)
     seen: list[set[int]] = [set() for _ in range(4)]

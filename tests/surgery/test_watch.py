@@ -22,9 +22,7 @@ def test_a_stock_model_is_seen_and_stays_as_it_is(name: str) -> None:
     seen: dict[int, BlockAttention] = {}
     with torch.no_grad():
         expected = model(images)
-        with entropatch.watch(
-            model, look=lambda attention, tokens: seen.update({attention.block: attention})
-        ) as watching:
+        with entropatch.watch(model, None, lambda a, tokens: seen.update({a.block: a})) as watching:
             assert torch.equal(model(images), expected)
         assert watching.grid == (5, 5)
         assert type(model) is kind
@@ -112,8 +110,8 @@ def test_what_cannot_be_watched() -> None:
         entropatch.watch(create("deit"), (4,), print),
     ):
         pass
-    with pytest.raises(ValueError, match="look must be a function"), entropatch.watch(create("deit")):
-        pass
+    with pytest.raises(TypeError, match=r"look must be a function .* but got None"):
+        entropatch.watch(create("deit"), None, None).__enter__()  # type: ignore[arg-type]
     with (
         pytest.raises(entropatch.UnsupportedModelError, match="Linear is not supported"),
         entropatch.watch(torch.nn.Linear(2, 2), None, print),
@@ -135,3 +133,27 @@ def test_a_model_run_again_inside_its_own_pass_leaves_the_outer_record() -> None
     with torch.no_grad(), entropatch.trace(model) as trace:
         model(images)
     assert [kept.shape[0] for kept in trace.kept] == [3, 3, 3]
+
+
+def test_watches_that_overlap_each_see_to_their_end() -> None:
+    model, seen = create("deit"), []
+    kind, images = type(model), photographs(model)
+    first = entropatch.watch(model, (0,), lambda a, tokens: seen.append("first"))
+    second = entropatch.watch(model, (0,), lambda a, tokens: seen.append("second"))
+    first.__enter__()
+    second.__enter__()
+    model(images)
+    first.__exit__(None, None, None)
+    model(images)
+    second.__exit__(None, None, None)
+    assert seen == ["first", "second", "second"]
+    assert type(model) is kind
+
+
+def test_a_model_pruned_while_it_is_watched_stays_pruned() -> None:
+    model, seen = create("deit"), []
+    with entropatch.watch(model, None, lambda a, tokens: seen.append(a.num_patches)):
+        entropatch.prune_(model, keep_rate=0.5)
+        model(photographs(model))
+    assert seen == [25, 25, 13, 7]
+    assert entropatch.pruning_config(model).keep_rate == 0.5

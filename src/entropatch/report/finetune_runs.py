@@ -205,7 +205,8 @@ def _pruning(settings: Mapping[str, Any]) -> str:
         return "dense"
     try:
         config = PruneConfig.from_json(json.dumps(prune))
-        return f"{pruning_label(config)}, keep rate {rates_text(config.keep_rate)}"
+        rate = f", keep rate {rates_text(config.keep_rate)}" if config.schedule.uses_keep_rate else ""
+        return pruning_label(config) + rate
     except (ValueError, TypeError):
         criterion = dict(prune.get("criterion") or {})
         name = criterion.pop("name", "?")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.state import pruning_of, unwrap
 
 
@@ -33,16 +34,19 @@ def enter_blocks(model: nn.Module, images: Tensor, block: int) -> Halfway:
     Raises:
         ValueError: the model is not pruned, or an earlier block reduces.
     """
-    pruning, target = pruning_of(model), unwrap(model)
-    early = [stage.block for stage in pruning.stages if stage is not None and stage.block < block]
-    if early and not pruning.config.keep_rate == 1:
-        raise ValueError(f"block must not lie behind a block that reduces, but got {block}, and block {early[0]} does.")
-    model_: Any = target
-    return model_.run_first(images, block)
+    pruning_of(model)
+    return _halves_of(model).run_first(images, block)
 
 
 def leave_blocks(model: nn.Module, halfway: Halfway) -> Tensor:
     """Run the rest of a pruned model: the normed tokens, as its `forward_features` gives them."""
     pruning_of(model)
-    model_: Any = unwrap(model)
-    return model_.run_last(halfway)
+    return _halves_of(model).run_last(halfway)
+
+
+def _halves_of(model: nn.Module) -> Any:
+    """The pruned model, whose class must have `run_first(images, block)` and `run_last(halfway)`."""
+    target = unwrap(model)
+    if not hasattr(target, "run_first"):
+        raise UnsupportedModelError(f"{type(target).__name__} cannot be run in halves: its adapter does not offer it.")
+    return target

@@ -124,7 +124,7 @@ def _refuse_stock(modules: Sequence[nn.Module], adapter: Adapter) -> None:
 
 def in_order(streams: Sequence[Stream], outputs: Sequence[Any]) -> Any:
     """One output for each stream as one for the batch, in its order; outputs are tensors or nests of them."""
-    if len(streams) == 1:
+    if streams[0].rows is None:  # the whole batch; groups that met again are in an order of their own
         return outputs[0]
     rows = torch.cat([stream.rows for stream in streams if stream.rows is not None]).argsort()
     return tree_map(lambda *parts: torch.cat(parts).index_select(0, rows), *outputs)

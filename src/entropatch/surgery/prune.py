@@ -143,11 +143,6 @@ def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> 
             "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
             'use reduction="drop" with this model.'
         )
-    if config.schedule.per_image and not reduction.needs_scores:
-        raise UnsupportedModelError(
-            f"{config.schedule!r} reads the scores of patches, but reduction {reduction.kind!r} has none; use "
-            'reduction="drop" or "merge".'
-        )
 
 
 def _find_adapter(model: nn.Module) -> Adapter:

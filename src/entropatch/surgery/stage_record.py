@@ -109,7 +109,7 @@ class StageRecord:
 
     def _whole(self, parts: Sequence[Tensor], fill: float) -> Tensor:
         """One tensor for each part as one for the batch, in its order."""
-        if len(parts) == 1:
+        if self.parts[0].rows is None:
             return parts[0]
         longest = max(part.shape[1] for part in parts)
         filled = [_filled(part, longest, fill) for part in parts]

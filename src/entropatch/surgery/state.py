@@ -132,6 +132,7 @@ class Pruning:
         stages: what each block does, by its index; None for a block that only computes.
         observers: the traces and watches open on the model.
         unsound: what is wrong with blocks that must not be given fewer tokens, by their index.
+        temporary: whether the model is pruned only as long as somebody watches it.
     """
 
     config: PruneConfig
@@ -139,6 +140,7 @@ class Pruning:
     stages: tuple[Stage | None, ...]
     observers: Observers
     unsound: Mapping[int, str] = field(default_factory=dict)
+    temporary: bool = False
 
     @property
     def proportional(self) -> bool:

@@ -211,7 +211,8 @@ class Visit:
                 f"{type(self.stage.schedule).__name__}.count must return one whole number for each of the {batch} "
                 f"images, but got {got}."
             )
-        return counts.clamp(max(n - self.stage.reduction.most_removed(n), min(n, 1)), n)
+        rounded = self.stage.schedule.rounded(counts, self._site(self.stage))
+        return rounded.clamp(max(n - self.stage.reduction.most_removed(n), min(n, 1)), n)
 
     def _checked(self, scores: Any, attention: BlockAttention) -> Tensor:
         assert self.stage is not None

@@ -130,7 +130,9 @@ class SplitModel:
     def run_first(self: Any, images: Tensor, block: int) -> Halfway:
         x, rope = self.enter(images)
         grid = _grid(self, images)
-        (stream,) = self.run_blocks(x, rope, grid, {}, range(block)).streams
+        (stream, *others) = self.run_blocks(x, rope, grid, {}, range(block)).streams
+        if others or stream.tokens.positions is not None:
+            raise ValueError(f"block must not lie behind a block that reduces, but got {block}.")
         return Halfway(stream.x, rope, grid, block)
 
     def run_last(self: Any, halfway: Halfway) -> Tensor:
