@@ -12,13 +12,14 @@ from typing import Any
 from entropatch.config_fields import UNSET, check_blocks, check_rate, find_reduction, shortened, written_out
 from entropatch.criteria import Criterion, Renyi
 from entropatch.kernels.choice import check_backend
-from entropatch.methods import Method, method_of, renyi_method
+from entropatch.methods import Method, find_method, method_of, renyi_method
 from entropatch.records.files import write_text
 from entropatch.reductions import Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule, exact_rate
 
 VERSION = 1
 KEEP_RATE = 0.7
+_DEPTH = 12  # of a model on which two schedules are compared by the blocks they would take
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class PruneConfig:
         if not self.schedule.uses_keep_rate and self.keep_rate != KEEP_RATE:
             raise ValueError(
                 f"{self.schedule!r} says by itself how many tokens stay, so keep_rate={self.keep_rate!r} would have no "
-                "effect; leave it out."
+                "effect; leave it out, or give schedule=KeepRate() as well."
             )
 
     @property
@@ -171,12 +172,16 @@ class PruneConfig:
         reduction = fields.get("reduction", kept.get("reduction"))
         if reduction is not None and not find_reduction(reduction).needs_scores:
             kept.pop("criterion", None)
-        schedule = RemovePerBlock(fields["r"]) if fields.get("r") is not None else fields.get("schedule")
+        schedule = fields.get("schedule")
+        if fields.get("r") is not None:
+            schedule = RemovePerBlock(fields["r"])
+        elif fields.get("method") is not None:
+            schedule = find_method(fields["method"]).schedule
         if isinstance(schedule, Schedule):
             if not schedule.uses_keep_rate:
                 kept.pop("keep_rate", None)
-            elif "blocks" in kept and schedule != self.schedule:
-                kept.pop("blocks")
+            if schedule.blocks(_DEPTH) != self.schedule.blocks(_DEPTH):
+                kept.pop("blocks", None)
         return PruneConfig(**{**kept, **fields})
 
     def warmed(self, share: float) -> PruneConfig:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -47,12 +47,12 @@ class Schedule(Kind):
 
     Attributes:
         per_image: whether `count` reads the scores and returns one number per image.
-        uses_keep_rate: whether `PruneConfig.keep_rate` means anything to it.
+        uses_keep_rate: whether `PruneConfig.keep_rate` means anything to it; a property where that depends on a field.
     """
 
     example: ClassVar[str] = '{"name": "RemovePerBlock", "r": 13}'
     per_image: ClassVar[bool] = False
-    uses_keep_rate: ClassVar[bool] = True
+    uses_keep_rate: bool = True
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         """The blocks that reduce where the setting names none: ¼, ½ and ¾ of the depth."""
@@ -92,6 +92,7 @@ class RemovePerBlock(Schedule):
 
     r: int | tuple[int, ...] | None = None
     inflection: float = 0.0
+    _inflection: ClassVar[tuple[int, int]] = (0, 1)  # the same, exactly
 
     def __post_init__(self) -> None:
         given: Any = self.r
@@ -101,12 +102,20 @@ class RemovePerBlock(Schedule):
                 raise TypeError(f"r must be a number of tokens, or one for each block, but got {self.r!r}.")
             if r < 0:
                 raise ValueError(f"r must be at least 0 tokens per block, but got {self.r!r}.")
-        if listed:
-            object.__setattr__(self, "r", tuple(int(r) for r in given))  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        if given is not None:
+            values: Any = given
+            object.__setattr__(self, "r", tuple(int(r) for r in values) if listed else int(values))
+        object.__setattr__(self, "inflection", _number("inflection", self.inflection))
         if not -1 <= self.inflection <= 1:
             raise ValueError(f"inflection must lie in [-1, 1], but got {self.inflection!r}.")
         if self.inflection and (listed or self.r is None):
             raise ValueError("inflection needs a single r to make linear; leave it out with r per block or none.")
+        object.__setattr__(self, "_inflection", exact_rate(self.inflection))
+
+    @property
+    def uses_keep_rate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Only where r does not say how many go."""
+        return self.r is None
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return tuple(range(depth))
@@ -116,18 +125,20 @@ class RemovePerBlock(Schedule):
             raise ValueError(f"r must be one number or one for each of the {stages} blocks, but got {len(self.r)}.")
 
     def count(self, site: Site, mass: Tensor | None) -> int:
-        if self.r is None:
+        r = self.r
+        if r is None:
             left = site.total
             for _ in range(3):
                 left = kept_count(site.rate, left)
             gone = site.total - left
             removed = gone * (site.stage + 1) // site.stages - gone * site.stage // site.stages
-        elif isinstance(self.r, tuple):
-            removed = self.r[site.stage]
+        elif isinstance(r, tuple):
+            removed = r[site.stage]
         else:
-            first = self.r * (1 - self.inflection)
-            step = 2 * (self.r - first) / max(site.stages - 1, 1)
-            removed = int(first + step * site.stage)
+            # In whole numbers, since rounding down a float just below one of them would lose a token.
+            numerator, denominator = self._inflection
+            last = max(site.stages - 1, 1)
+            removed = r * (denominator * last + numerator * (2 * site.stage - last)) // (denominator * last)
         return site.n - removed
 
 
@@ -145,24 +156,28 @@ class CumulativeImportance(Schedule):
     """
 
     per_image: ClassVar[bool] = True
-    uses_keep_rate: ClassVar[bool] = False
+    uses_keep_rate: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleVariableOverride]
 
     share: float = 0.9
     sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
     def __post_init__(self) -> None:
-        if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share <= 1:
+        object.__setattr__(self, "share", _number("share", self.share))
+        if not 0 < self.share <= 1:
             raise ValueError(f"share must be a number in (0, 1], but got {self.share!r}.")
-        sizes = tuple(self.sizes)
+        given: Any = self.sizes
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError(f"sizes must be one to {MOST_SIZES} rates in (0, 1], but got {given!r}.")
+        sizes = {_number("each of sizes", size) for size in given}
         if not 1 <= len(sizes) <= MOST_SIZES or not all(0 < size <= 1 for size in sizes):
             raise ValueError(f"sizes must be one to {MOST_SIZES} rates in (0, 1], but got {self.sizes!r}.")
-        object.__setattr__(self, "sizes", tuple(sorted(float(size) for size in set(sizes))))
+        object.__setattr__(self, "sizes", tuple(sorted(sizes)))
 
     def count(self, site: Site, mass: Tensor | None) -> Tensor:
         assert mass is not None
         held = mass.double().sort(dim=1, descending=True).values.cumsum(1)
-        # Rounding may leave the whole sum short of a share of 1.
-        wanted = (held < self.share - 1e-6).sum(1) + 1
+        # Rounding may leave the whole sum short of a share of 1. Of shares that are no numbers none is known to do.
+        wanted = (~(held >= self.share - 1e-6)).sum(1) + 1
         counts = torch.full_like(wanted, site.n)
         for rate in reversed(self.sizes):
             size = min(kept_count(exact_rate(rate), site.total), site.n)
@@ -173,6 +188,12 @@ class CumulativeImportance(Schedule):
 def default_blocks(depth: int) -> tuple[int, ...]:
     """Blocks at ¼, ½ and ¾ of the depth, 0-based: (3, 6, 9) of 12; fewer for models of under four blocks."""
     return tuple(sorted({depth // 4, depth // 2, 3 * depth // 4}))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, but got {value!r}.")
+    return float(value)  # pyright: ignore[reportArgumentType]
 
 
 def exact_rate(keep_rate: float) -> tuple[int, int]:

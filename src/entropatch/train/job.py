@@ -51,6 +51,11 @@ class Job:
             raise ValueError("distillation needs a teacher: a dense model fine-tuned on the same data (--teacher).")
         if self.runtime.compile and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
             raise ValueError("a keep-rate warm-up changes the number of tokens at every step; run it without compile.")
+        if self.prune is not None and self.warms_up and not self.prune.schedule.uses_keep_rate:
+            raise ValueError(
+                f"a keep-rate warm-up means nothing to {self.prune.schedule!r}, which says by itself how many tokens "
+                "stay; leave out keep_warmup_start and keep_warmup_epochs."
+            )
         if self.prune is not None:
             # Tried and undone: an unsupported model or a setting that does not fit is refused before anything is
             # written.
