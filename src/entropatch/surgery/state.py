@@ -82,6 +82,7 @@ class Observers:
     def __init__(self) -> None:
         self.traces: list[Recorder] = []
         self.watches: list[Watch] = []
+        self.lent: PruneConfig | None = None  # the setting of a stock model, while it is watched
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Observers, ()
