@@ -19,6 +19,7 @@ from entropatch.schedule import RemovePerBlock, Schedule, exact_rate
 
 VERSION = 1
 KEEP_RATE = 0.7
+_DEPTH = 12  # of a model on which two schedules are compared by the blocks they would take
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ class PruneConfig:
             )
         if not self.schedule.uses_keep_rate and self.keep_rate != KEEP_RATE:
             raise _ignored_rate(self.schedule, self.keep_rate)
+        if self.schedule.per_image and len({*self.schedule.sizes, 1.0}) > MOST_SIZES:
+            raise ValueError(
+                f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, which is always one, "
+                f"but {self.schedule!r} has {self.schedule.sizes}."
+            )
         if self.schedule.per_image and not self.reducing.needs_scores:
             raise ValueError(
                 f"{self.schedule!r} reads the scores of patches, but reduction {self.reducing.kind!r} has none; use "

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -111,6 +111,7 @@ class RemovePerBlock(Schedule):
 
     r: int | tuple[int, ...] | None = None
     inflection: float = 0.0
+    _inflection: ClassVar[tuple[int, int]] = (0, 1)  # the same, exactly
 
     def __post_init__(self) -> None:
         given: Any = self.r
@@ -120,15 +121,19 @@ class RemovePerBlock(Schedule):
                 raise TypeError(f"r must be a number of tokens, or one for each block, but got {self.r!r}.")
             if r < 0:
                 raise ValueError(f"r must be at least 0 tokens per block, but got {self.r!r}.")
-        if listed:
-            object.__setattr__(self, "r", tuple(int(r) for r in given))  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        if given is not None:
+            values: Any = given
+            object.__setattr__(self, "r", tuple(int(r) for r in values) if listed else int(values))
+        object.__setattr__(self, "inflection", _number("inflection", self.inflection))
         if not -1 <= self.inflection <= 1:
             raise ValueError(f"inflection must lie in [-1, 1], but got {self.inflection!r}.")
         if self.inflection and (listed or self.r is None):
             raise ValueError("inflection needs a single r to make linear; leave it out with r per block or none.")
+        object.__setattr__(self, "_inflection", exact_rate(self.inflection))
 
     @property
-    def uses_keep_rate(self) -> bool:
+    def uses_keep_rate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Only where r does not say how many go."""
         return self.r is None
 
     @property
@@ -147,18 +152,20 @@ class RemovePerBlock(Schedule):
             raise ValueError(f"r must be one number or one for each of the {stages} blocks, but got {len(self.r)}.")
 
     def count(self, site: Site, mass: Tensor | None) -> int:
-        if self.r is None:
+        r = self.r
+        if r is None:
             left = site.total
             for _ in range(3):
                 left = kept_count(site.rate, left)
             gone = site.total - left
             removed = gone * (site.stage + 1) // site.stages - gone * site.stage // site.stages
-        elif isinstance(self.r, tuple):
-            removed = self.r[site.stage]
+        elif isinstance(r, tuple):
+            removed = r[site.stage]
         else:
-            first = self.r * (1 - self.inflection)
-            step = 2 * (self.r - first) / max(site.stages - 1, 1)
-            removed = int(first + step * site.stage)
+            # In whole numbers, since rounding down a float just below one of them would lose a token.
+            numerator, denominator = self._inflection
+            last = max(site.stages - 1, 1)
+            removed = r * (denominator * last + numerator * (2 * site.stage - last)) // (denominator * last)
         return site.n - removed
 
 
@@ -180,15 +187,18 @@ class CumulativeImportance(Schedule):
     sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
     def __post_init__(self) -> None:
-        if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share <= 1:
+        object.__setattr__(self, "share", _number("share", self.share))
+        if not 0 < self.share <= 1:
             raise ValueError(f"share must be a number in (0, 1], but got {self.share!r}.")
-        sizes = {*self.sizes, 1.0}
+        given: Any = self.sizes
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError(f"sizes must be a sequence of rates in (0, 1], but got {given!r}.")
+        sizes = {*(_number("each of sizes", size) for size in given), 1.0}
         if len(sizes) > MOST_SIZES or not all(0 < size <= 1 for size in sizes):
             raise ValueError(
-                f"sizes must be rates in (0, 1], at most {MOST_SIZES} with 1.0, which is always one, but got "
-                f"{self.sizes!r}."
+                f"sizes must be rates in (0, 1], at most {MOST_SIZES} with 1.0, which is always one, but got {given!r}."
             )
-        object.__setattr__(self, "sizes", tuple(sorted(float(size) for size in sizes)))
+        object.__setattr__(self, "sizes", tuple(sorted(sizes)))
 
     @property
     def label(self) -> str:
@@ -197,13 +207,19 @@ class CumulativeImportance(Schedule):
     def count(self, site: Site, mass: Tensor | None) -> Tensor:
         assert mass is not None
         held = mass.double().sort(dim=1, descending=True).values.cumsum(1)
-        # Rounding may leave the whole sum short of a share of 1.
-        return (held < self.share - 1e-6).sum(1) + 1
+        # Rounding may leave the whole sum short of a share of 1. Of shares that are no numbers none is known to do.
+        return (~(held >= self.share - 1e-6)).sum(1) + 1
 
 
 def default_blocks(depth: int) -> tuple[int, ...]:
     """Blocks at ¼, ½ and ¾ of the depth, 0-based: (3, 6, 9) of 12; fewer for models of under four blocks."""
     return tuple(sorted({depth // 4, depth // 2, 3 * depth // 4}))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, but got {value!r}.")
+    return float(value)  # pyright: ignore[reportArgumentType]
 
 
 def exact_rate(keep_rate: float) -> tuple[int, int]:

@@ -115,7 +115,7 @@ def test_short_forms_in_a_file() -> None:
         ('{"criterion": {"name": "Renyi", "order": ' + "[" * 1000 + "]" * 1000 + "}}", "order|nested too deep"),
         ('{"keep_rate": 0.5', "delimiter"),
         ('{"reduction": {"name": "drop", "proportional": true}}', "fields"),
-        ('{"schedule": {"name": "KeepRates"}}', "schedule must be one of .*CumulativeImportance, .*KeepRate"),
+        ('{"schedule": {"name": "KeepRates"}}', "schedule must be one of .*CumulativeImportance.*KeepRate"),
         ('{"method": "renyi-x"}', "an order must be a number"),
         ('{"r": -1}', "at least 0 tokens per block"),
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -125,3 +127,61 @@ def test_schedules_are_saved_with_a_setting(schedule: Schedule) -> None:
     config = PruneConfig(schedule=schedule)
     assert PruneConfig.from_json(config.to_json()) == config
     assert hash(PruneConfig.from_json(config.to_json())) == hash(config)
+
+
+@given(st.integers(1, 40), st.integers(-10, 10), st.integers(2, 32))
+def test_a_linear_schedule_loses_nothing_to_rounding(r: int, tenths: int, depth: int) -> None:
+    f = Fraction(tenths, 10)
+    left, expected = 10_000, []
+    for i in range(depth):
+        left -= math.floor(r * (1 - f) + 2 * r * f * i / (depth - 1))
+        expected.append(left)
+    assert counts(PruneConfig(schedule=RemovePerBlock(r, tenths / 10)), depth, 10_000) == expected
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5, (0.5, 0.6)])
+@pytest.mark.parametrize("r", [3, 0, (3, 3)])
+def test_a_keep_rate_beside_r_is_refused(rate: Any, r: Any) -> None:
+    """It would have no effect; a rate of 1 above all must not remove anything."""
+    with pytest.raises(ValueError, match=r"says by itself how many tokens stay, so keep_rate=.* would have no effect"):
+        PruneConfig(keep_rate=rate, r=r)
+    with pytest.raises(ValueError, match="would have no effect"):
+        PruneConfig(r=r).changed(keep_rate=rate)
+    assert PruneConfig(r=r).changed(schedule=KeepRate(), keep_rate=rate).keep_rate == rate
+
+
+def test_what_a_new_schedule_makes_meaningless_is_dropped() -> None:
+    listed = PruneConfig(keep_rate=(0.5, 0.6), blocks=(1, 2))
+    assert listed.changed(r=3) == PruneConfig(r=3)
+    assert listed.changed(method="tome", r=3) == PruneConfig(method="tome", r=3)
+    assert PruneConfig(r=3, blocks=(1, 2)).changed(r=5) == PruneConfig(r=5, blocks=(1, 2))
+    assert PruneConfig(blocks=(1, 2)).changed(method="tome") == PruneConfig(method="tome")
+    assert PruneConfig(blocks=(1, 2)).changed(method="evit") == PruneConfig(method="evit", blocks=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RemovePerBlock(np.int64(3)),  # pyright: ignore[reportArgumentType]
+        lambda: RemovePerBlock(np.int64(3), np.float32(0.5)),  # pyright: ignore[reportArgumentType]
+        lambda: CumulativeImportance(np.float32(0.5), (np.float32(0.5),)),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_numpy_numbers_are_saved(make: Any) -> None:
+    config = PruneConfig(schedule=make())
+    assert PruneConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RemovePerBlock(3, "0.5"),  # pyright: ignore[reportArgumentType]
+        lambda: RemovePerBlock(3, True),
+        lambda: CumulativeImportance("0.5"),  # pyright: ignore[reportArgumentType]
+        lambda: CumulativeImportance(0.5, 0.5),  # pyright: ignore[reportArgumentType]
+        lambda: CumulativeImportance(0.5, ("0.5",)),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_what_is_no_number_is_named(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be .*but got"):
+        make()

@@ -214,3 +214,95 @@ def test_a_schedule_that_reads_scores_needs_a_reduction_that_has_them() -> None:
 def test_an_empty_batch() -> None:
     model = pruned("deit")
     assert model(photographs(model)[:0]).shape == (0, 5)
+
+
+@dataclass(frozen=True)
+class MeetsAgain(Schedule):
+    """Different counts first, the same for all later, so that the groups become one batch again."""
+
+    per_image = True
+
+    def count(self, site: Site, mass: Tensor | None) -> Tensor:
+        assert mass is not None
+        if site.stage:
+            return torch.full_like(mass.argmax(1), 6)
+        return torch.tensor([18, 8, 13])[torch.arange(mass.shape[0]) % 3] if mass.shape[0] > 1 else SIZE_ALONE
+
+
+SIZE_ALONE = torch.tensor([8])
+
+
+@pytest.mark.parametrize("name", ["deit", "siglip", "dinov3", "rope mixed"])
+def test_groups_that_become_one_batch_again_are_in_its_order(name: str) -> None:
+    model = pruned(name, schedule=MeetsAgain(), blocks=(0, 1, 2))
+    images = photographs(model, batch=6)
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        features = model.forward_features(images)
+    dense = entropatch.restore(features, trace)
+    with torch.no_grad():
+        together = model(images)
+        maps = model.forward_intermediates(images, indices=[0, 2], intermediates_only=True)
+    assert trace.counts == [25, [19, 13, 13] * 2, 7, 7]  # rounded up to quarters of 25
+    for i, image in enumerate(images):
+        SIZE_ALONE.fill_([18, 8, 13][i % 3])
+        with torch.no_grad(), entropatch.trace(model) as single:
+            own = model.forward_features(image[None])
+        torch.testing.assert_close(features[i], own[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(dense[i], entropatch.restore(own, single)[0], atol=1e-5, rtol=1e-5)
+        assert trace.kept[2][i].tolist() == single.kept[2][0].tolist()
+        with torch.no_grad():
+            torch.testing.assert_close(together[i], model(image[None])[0], atol=1e-5, rtol=1e-5)
+            expected = model.forward_intermediates(image[None], indices=[0, 2], intermediates_only=True)
+        for got, want in zip(maps, expected, strict=True):
+            torch.testing.assert_close(got[i], want[0], atol=1e-5, rtol=1e-5)
+
+
+class _FixedDropout(torch.nn.Module):
+    """Patch dropout as timm's, whose choice is known: each image loses patches of its own."""
+
+    prob = 0.4
+
+    def __init__(self, chosen: Tensor, prefix: int):
+        super().__init__()
+        self.chosen, self.prefix = chosen, prefix
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept = x[:, self.prefix :].gather(1, self.chosen[..., None].expand(-1, -1, x.shape[2]))
+        return torch.cat((x[:, : self.prefix], kept), dim=1), self.chosen
+
+
+@pytest.mark.parametrize("name", ["dinov3", "eva-02"])
+def test_each_image_keeps_its_own_rotary_table_after_patch_dropout(name: str) -> None:
+    model = pruned(name, blocks=(0, 1, 2)).train()
+    images = photographs(model, batch=6)
+    chosen = torch.rand(6, 25, generator=torch.Generator().manual_seed(2)).argsort(1)[:, :15].sort(1).values
+    model.patch_drop = _FixedDropout(chosen, model.num_prefix_tokens)
+    together, trace = traced(model, images)
+    assert any(isinstance(counts, list) for counts in trace.counts)
+    for i, image in enumerate(images):
+        model.patch_drop.chosen = chosen[i : i + 1]
+        alone, _ = traced(model, image[None])
+        torch.testing.assert_close(together[i], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@dataclass(frozen=True)
+class Unbounded(entropatch.Criterion):
+    """Infinite for some patches, or no numbers at all."""
+
+    infinite: int = 0
+    value: float = float("inf")
+
+    def importance(self, attention: entropatch.BlockAttention) -> Tensor:
+        scores = torch.zeros(attention.q.shape[0], attention.num_patches)
+        scores[:, : self.infinite] = self.value
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("criterion", "kept"), [(Unbounded(12), 13), (Unbounded(3), 7), (Unbounded(20, float("nan")), 25)]
+)
+def test_scores_that_are_infinite_or_no_numbers(criterion: Unbounded, kept: int) -> None:
+    """Infinite ones share everything; of what is no number nothing is known, and all patches stay."""
+    model = entropatch.prune_(create("deit"), criterion=criterion, schedule=CumulativeImportance(0.9), blocks=(1,))
+    _, trace = traced(model, photographs(model))
+    assert trace.counts == [25, kept]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -270,3 +271,48 @@ def test_autocast(name):
         loss = loss_of(model, images)
     reached = gradients(model, loss)
     assert all(gradient.isfinite().all() for gradient in reached.values())
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.4])
+@pytest.mark.parametrize("name", ["deit", "eva-02", "dinov3"])
+def test_tokens_added_while_training_are_refused(name, dropped):
+    """Prompt tuning: what a hook adds before the blocks could not be told from patches, in training mode neither."""
+    model = entropatch.prune_(create(name, patch_drop_rate=dropped), keep_rate=0.5).train()
+    model(photographs(model))  # without, it runs
+    model.blocks[0].register_forward_pre_hook(lambda module, args: args)
+    model.norm_pre.register_forward_hook(lambda module, args, x: torch.cat((x, x[:, -3:]), dim=1))
+    with pytest.raises(ValueError, match="tokens were added or removed before the blocks"):
+        model(photographs(model))
+
+
+@dataclass(frozen=True)
+class AnotherEachTime(entropatch.Criterion):
+    """Scores that no second call repeats."""
+
+    def importance(self, attention):
+        CALLS.append(attention.block)
+        generator = torch.Generator().manual_seed(len(CALLS))
+        return torch.rand(attention.q.shape[0], attention.num_patches, generator=generator)
+
+
+CALLS: list[int] = []
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("schedule", [entropatch.KeepRate(), entropatch.CumulativeImportance(0.4)])
+def test_a_recomputed_block_keeps_what_it_kept(schedule, reentrant):
+    """Under gradient checkpointing the gradients are those of the forward pass, whatever a criterion says later."""
+    grads = []
+    timm.layers.set_reentrant_ckpt(reentrant)
+    try:
+        for checkpointing in (False, True):
+            CALLS.clear()
+            model = create("deit").train()
+            entropatch.prune_(model, criterion=AnotherEachTime(), schedule=schedule)
+            model.set_grad_checkpointing(checkpointing)
+            model(photographs(model).requires_grad_()).square().sum().backward()
+            grads.append([weight.grad for weight in model.parameters()])
+    finally:
+        timm.layers.set_reentrant_ckpt(False)
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected)

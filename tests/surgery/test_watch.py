@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import reference
+import timm
 import torch
 from small_models import create, photographs
 
@@ -135,25 +138,81 @@ def test_a_model_run_again_inside_its_own_pass_leaves_the_outer_record() -> None
     assert [kept.shape[0] for kept in trace.kept] == [3, 3, 3]
 
 
-def test_watches_that_overlap_each_see_to_their_end() -> None:
-    model, seen = create("deit"), []
-    kind, images = type(model), photographs(model)
-    first = entropatch.watch(model, (0,), lambda a, tokens: seen.append("first"))
-    second = entropatch.watch(model, (0,), lambda a, tokens: seen.append("second"))
-    first.__enter__()
-    second.__enter__()
-    model(images)
-    first.__exit__(None, None, None)
-    model(images)
-    second.__exit__(None, None, None)
-    assert seen == ["first", "second", "second"]
-    assert type(model) is kind
+def test_nothing_is_scored_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(entropatch.Renyi, "importance", lambda self, attention: asked.append(attention.block))
+    model = create("deit")
+    with torch.no_grad(), entropatch.watch(model, None, lambda a, tokens: None):
+        model(photographs(model))
+    assert asked == []
 
 
 def test_a_model_pruned_while_it_is_watched_stays_pruned() -> None:
     model, seen = create("deit"), []
-    with entropatch.watch(model, None, lambda a, tokens: seen.append(a.num_patches)):
+    with entropatch.watch(model, None, lambda a, tokens: seen.append(tokens.n)):
         entropatch.prune_(model, keep_rate=0.5)
-        model(photographs(model))
+        with torch.no_grad():
+            model(photographs(model))
     assert seen == [25, 25, 13, 7]
     assert entropatch.pruning_config(model).keep_rate == 0.5
+
+
+def test_watches_that_close_in_another_order() -> None:
+    model, first, second = create("deit"), [], []
+    kind = type(model)
+    outer = entropatch.watch(model, (0,), lambda a, tokens: first.append(a.block))
+    inner = entropatch.watch(model, (1,), lambda a, tokens: second.append(a.block))
+    with torch.no_grad():
+        outer.__enter__()
+        inner.__enter__()
+        outer.__exit__(None, None, None)
+        model(photographs(model))
+        inner.__exit__(None, None, None)
+    assert (first, second) == ([], [1])
+    assert type(model) is kind
+
+
+def test_threads_that_watch_one_stock_model() -> None:
+    model, kind, images = create("deit"), None, photographs(create("deit"))
+    kind = type(model)
+    started, seen = threading.Barrier(4), [[] for _ in range(4)]
+
+    def work(number: int) -> None:
+        with torch.no_grad(), entropatch.watch(model, None, lambda a, tokens: seen[number].append(a.block)):
+            started.wait()
+            for _ in range(number + 1):  # they close one after another
+                model(images)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [[0, 1, 2, 3] * (number + 1) for number in range(4)]
+    assert type(model) is kind
+
+
+@pytest.fixture
+def reentrant() -> Iterator[None]:
+    timm.layers.set_reentrant_ckpt(True)
+    yield
+    timm.layers.set_reentrant_ckpt(False)
+
+
+def checkpointed_pass(**watching: Any) -> list[int]:
+    model, seen = entropatch.prune_(create("deit").train(), keep_rate=0.5), []
+    model.set_grad_checkpointing()  # pyright: ignore[reportCallIssue]
+    with entropatch.watch(model, None, lambda a, tokens: seen.append(a.block), **watching):
+        model(photographs(model).requires_grad_()).square().sum().backward()
+    return seen
+
+
+def test_gradient_checkpointing_looks_once() -> None:
+    assert checkpointed_pass() == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("reentrant")
+def test_reentrant_checkpointing_looks_once_and_refuses_gradients() -> None:
+    assert checkpointed_pass() == [0, 1, 2, 3]
+    with pytest.raises(RuntimeError, match="sees no gradients under reentrant gradient checkpointing"):
+        checkpointed_pass(gradients=True)

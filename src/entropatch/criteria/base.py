@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from entropatch.attention import BlockAttention
@@ -30,5 +32,9 @@ class Criterion(Kind):
 
         What a schedule that asks for a share of the importance adds up. Softmax unless the criterion says otherwise;
         for `Renyi`, whose scores are negated entropies, that weighs a patch by exp(-H), one over its perplexity.
+        Patches of infinite score share everything.
         """
-        return scores.float().softmax(dim=1)
+        scores = scores.float()
+        above = scores == math.inf
+        limit = torch.where(above, 0.0, -math.inf)
+        return torch.where(above.any(1, keepdim=True), limit, scores).softmax(dim=1)

@@ -60,7 +60,7 @@ def run_blocks(
     grid: tuple[int, int],
     call: Call | None = None,
     *,
-    complete: bool = True,
+    patches: int | None = None,
     blocks: range | None = None,
     taken: Collection[int] = (),
 ) -> Passed:
@@ -71,7 +71,7 @@ def run_blocks(
         x: the tokens that enter the first block, (batch, prefix + patches, width).
         grid: (H, W), the patch grid of the input.
         call: runs one block; None calls it with its tokens and its visit.
-        complete: whether x must hold all patches of the grid; not under patch dropout.
+        patches: how many must enter; None for all of the grid. Fewer under patch dropout.
         blocks: which blocks; None for all.
         taken: blocks whose output is wanted.
     """
@@ -83,7 +83,7 @@ def run_blocks(
     modules = adapter.blocks(model)
     if not torch.compiler.is_compiling():
         _refuse_stock(modules, adapter)
-    passed = Passed([Stream(x, _entering(x, prefix, grid, complete, recorded))])
+    passed = Passed([Stream(x, _entering(x, prefix, grid, patches, recorded))])
     if recorder is not None:
         recorder.begin(pruning.config, grid, prefix)
     for watch in watches:
@@ -101,6 +101,7 @@ def run_blocks(
                 recorded=recorded,
                 has_class_token=has_class_token,
                 backend=pruning.config.backend,
+                rows=stream.rows,
             )
             y = modules[i](stream.x, visit=visit) if call is None else call(i, stream.x, visit)
             after += _leaving(stream, visit, y, passed.reduced)
@@ -138,13 +139,14 @@ def padded(streams: Sequence[Stream]) -> list[Tensor]:
     ]
 
 
-def _entering(x: Tensor, prefix: int, grid: tuple[int, int], complete: bool, followed: bool) -> Tokens:
+def _entering(x: Tensor, prefix: int, grid: tuple[int, int], patches: int | None, followed: bool) -> Tokens:
     n = x.shape[1] - prefix
-    if complete and n != grid[0] * grid[1]:
+    if n != (grid[0] * grid[1] if patches is None else patches):
+        left = "" if patches is None else f", of which patch dropout leaves {patches}"
         raise ValueError(
             f"{n} tokens beside {prefix} prefix tokens enter the first block, but the grid has {grid[0]} × {grid[1]} "
-            "patches: tokens were added or removed before the blocks (prompt tuning, a hook), and could not be told "
-            "from patches. Remove what does it, or entropatch.unprune_ the model."
+            f"patches{left}: tokens were added or removed before the blocks (prompt tuning, a hook), and could not be "
+            "told from patches. Remove what does it, or entropatch.unprune_ the model."
         )
     return Tokens(prefix, n, n, followed=followed)
 
@@ -188,14 +190,19 @@ def _numbers(batch: Tensor | None, rows: Tensor | None) -> Tensor | None:
 
 
 def _regrouped(streams: list[Stream]) -> list[Stream]:
-    """Streams of one size joined, by rising size."""
+    """Streams of one size joined, by rising size; the whole batch, once it is of one size again, in its order."""
     by_size: dict[int, list[Stream]] = {}
     for stream in streams:
         by_size.setdefault(stream.tokens.n, []).append(stream)
-    joined = []
+    joined: list[Stream] = []
     for _, parts in sorted(by_size.items()):
         xs, rows = [part.x for part in parts], [part.rows for part in parts if part.rows is not None]
         joined.append(
             parts[0] if len(parts) == 1 else Stream(torch.cat(xs), join([p.tokens for p in parts], xs), torch.cat(rows))
         )
-    return joined
+    if len(joined) > 1:
+        return joined
+    (whole,) = joined
+    assert whole.rows is not None
+    order = whole.rows.argsort()
+    return [Stream(whole.x.index_select(0, order), whole.tokens.take(order))]

@@ -82,6 +82,7 @@ class Observers:
     def __init__(self) -> None:
         self.traces: list[Recorder] = []
         self.watches: list[Watch] = []
+        self.lent: PruneConfig | None = None  # the setting of a stock model, while it is watched
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Observers, ()
@@ -132,7 +133,6 @@ class Pruning:
         stages: what each block does, by its index; None for a block that only computes.
         observers: the traces and watches open on the model.
         unsound: what is wrong with blocks that must not be given fewer tokens, by their index.
-        temporary: whether the model is pruned only as long as somebody watches it.
     """
 
     config: PruneConfig
@@ -140,7 +140,6 @@ class Pruning:
     stages: tuple[Stage | None, ...]
     observers: Observers
     unsound: Mapping[int, str] = field(default_factory=dict)
-    temporary: bool = False
 
     @property
     def proportional(self) -> bool:

@@ -106,7 +106,8 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     The trace holds the most recent forward pass and stays readable afterwards; where a hook or a criterion runs the
     model again meanwhile, that of the outer pass. At `keep_rate=1` the scores are recorded too, and the output remains
     the stock model's. Works on a model compiled after pruning. A trace records the forward passes of the thread that
-    opened it. It keeps the tokens of every stage, and their graph where gradients are on, until it is dropped.
+    opened it; of several, the one opened last. It keeps the tokens of every stage, and their graph where gradients
+    are on, until it is dropped.
 
     Args:
         model: a pruned model, or the `torch.compile` of one.

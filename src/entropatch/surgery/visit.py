@@ -44,6 +44,7 @@ class Visit:
         watches: who looks at its attention.
         recorded: whether the scores are wanted even where all tokens stay.
         has_class_token, backend: as in `BlockAttention`.
+        rows: numbers of these images in the batch, (images,); None for the whole batch.
 
     Attributes:
         scores: importance of the patches, (batch, n), once scored; None where no criterion is asked.
@@ -63,8 +64,9 @@ class Visit:
         recorded: bool = False,
         has_class_token: bool = False,
         backend: str = "auto",
+        rows: Tensor | None = None,
     ):
-        self.block, self.tokens, self.stage = block, tokens, stage
+        self.block, self.tokens, self.stage, self.rows = block, tokens, stage, rows
         self.watches, self.recorded, self.has_class_token, self.backend = watches, recorded, has_class_token, backend
         self.key_bias = tokens.key_bias() if proportional else None
         # Known before the scores, unless it depends on them.
@@ -76,6 +78,7 @@ class Visit:
         self.patches: Tensor | None = None
         self._counts: Tensor | None = None
         self._attention: BlockAttention | None = None
+        self._seen = False
 
     @property
     def keeps_all(self) -> bool:
@@ -106,21 +109,30 @@ class Visit:
         )
 
     def see(self, attention: BlockAttention) -> None:
-        """Look at the attention, and score the patches."""
+        """Look at the attention, and score the patches.
+
+        A block that runs again for its gradients keeps what it kept, and is looked at only for gradients' sake.
+        """
+        again, self._seen = self._seen, True
         for watch in self.watches:
+            if again and not watch.gradients:
+                continue
             with torch.set_grad_enabled(watch.gradients and torch.is_grad_enabled()):
                 watch.look(attention, self.tokens)
         self._attention, self.backend = attention, attention.backend
         stage = self.stage
-        if stage is None:
+        if stage is None or (self.keeps_all and not self.recorded):
             return
         with torch.no_grad():
             if stage.reduction.needs_scores:
-                self.scores = self._checked(stage.criterion.importance(attention), attention)
+                # Asked again all the same: it may draw random numbers, and dropout those that follow.
+                scores = self._checked(stage.criterion.importance(attention), attention)
+                self.scores = self.scores if again else scores
             if stage.schedule.per_image:
                 assert self.scores is not None
                 mass = stage.criterion.mass(self.scores)
-                self._counts = self._checked_counts(stage.schedule.count(self._site(stage), mass))
+                counts = self._checked_counts(stage.schedule.count(self._site(stage), mass))
+                self._counts = self._counts if again else counts
 
     def reduce(self, x: Tensor) -> Tensor:
         """The tokens after the attention residual, (batch, prefix + n, width), without those that do not stay."""
@@ -153,6 +165,7 @@ class Visit:
             recorded=self.recorded,
             has_class_token=self.has_class_token,
             backend=self.backend,
+            rows=self.rows,
         )
 
     def pack(self) -> tuple[Tensor | None, ...]:
@@ -239,7 +252,17 @@ def checkpointed(
         x, inputs: what the block is given.
     """
     if not torch.compiler.is_compiling():
-        return checkpoint(lambda x, *inputs: run(visit, x, *inputs), x, *inputs)
+        differentiated = torch.is_grad_enabled()
+
+        def once(x: Tensor, *inputs: Tensor) -> Tensor:
+            if differentiated and not torch.is_grad_enabled() and any(watch.gradients for watch in visit.watches):
+                raise RuntimeError(
+                    "watch(…, gradients=True) sees no gradients under reentrant gradient checkpointing, which runs the "
+                    "blocks without any; use the other kind (timm.layers.set_reentrant_ckpt(False)), or none."
+                )
+            return run(visit, x, *inputs)
+
+        return checkpoint(once, x, *inputs)
 
     def packed(x: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
         # A compiled region that is computed again must change nothing outside it, so its findings are outputs.

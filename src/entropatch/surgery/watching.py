@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from torch import nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig
 from entropatch.surgery.prune import block_count, prune_, unprune_
-from entropatch.surgery.state import ATTRIBUTE, Watch, among, is_pruned, pruning_of, this_thread, unwrap
+from entropatch.surgery.state import Observers, Watch, is_pruned, pruning_of, this_thread
 from entropatch.tokens import Tokens
+
+_LOCK = threading.RLock()  # watches of one stock model may open and close in several threads
 
 
 @contextmanager
@@ -26,8 +28,10 @@ def watch(
     """Call `look` with each block's attention whenever the model runs inside the `with` block.
 
     A pruned model is watched as it prunes; a stock model keeps all its patches and its outputs, and is a stock model
-    again when the last watch ends, unless it was pruned meanwhile. What `look` does not ask the attention for is never
-    computed. Forward passes of the thread that opened the watch are seen.
+    again after its last watch, unless it was pruned meanwhile. What `look` does not ask the attention for is never
+    computed. Forward passes of the thread that opened the watch are seen; no other thread may run a stock model while
+    its first watch opens or its last one closes. Under gradient checkpointing a block runs again for its gradients:
+    with `gradients` it is looked at again then, otherwise not.
 
     Args:
         model: as `entropatch.prune_` takes it, stock or pruned.
@@ -52,13 +56,30 @@ def watch(
     depth = block_count(model)
     if blocks is not None and any(block not in range(depth) for block in blocks):
         raise ValueError(f"blocks must lie in 0 … {depth - 1}, but got {tuple(blocks)}.")
-    if not is_pruned(model):
-        prune_(model, PruneConfig(keep_rate=1.0))
-        vars(unwrap(model))[ATTRIBUTE] = replace(pruning_of(model), temporary=True)
+    watching = Watch(look, None if blocks is None else frozenset(blocks), gradients, this_thread())
+    observers = _open(model, watching)
     try:
-        wanted = None if blocks is None else frozenset(blocks)
-        with among(pruning_of(model).observers.watches, Watch(look, wanted, gradients, this_thread())) as watching:
-            yield watching
+        yield watching
     finally:
-        if is_pruned(model) and pruning_of(model).temporary and not pruning_of(model).observers.watches:
+        _close(model, observers, watching)
+
+
+def _open(model: nn.Module, watching: Watch) -> Observers:
+    with _LOCK:
+        if not is_pruned(model):
+            lent = PruneConfig(keep_rate=1.0)
+            prune_(model, lent)
+            pruning_of(model).observers.lent = lent
+        observers = pruning_of(model).observers
+        observers.watches.append(watching)
+    return observers
+
+
+def _close(model: nn.Module, observers: Observers, watching: Watch) -> None:
+    """The last watch of a stock model gives it back, unless somebody pruned it meanwhile."""
+    with _LOCK:
+        # By identity: equal watches may be open at once.
+        observers.watches[:] = [other for other in observers.watches if other is not watching]
+        lent = observers.lent
+        if lent is not None and not observers.watches and is_pruned(model) and pruning_of(model).config is lent:
             unprune_(model)

@@ -36,9 +36,11 @@ class RotaryTables:
         self.table, self.mixed = table, mixed
         self._narrowed: tuple[Tensor, Tensor] | None = None  # the positions, and the table there
 
-    def at(self, block: int, tokens: Tokens) -> Tensor:
-        """The table for the tokens that enter a block."""
+    def at(self, block: int, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
+        """The table for the tokens that enter a block; `rows` are the numbers of their images, None for the batch."""
         table = self.table[block] if self.mixed else self.table
+        if rows is not None and table.ndim == 4 and table.shape[0] > 1:  # patch dropout left each image other patches
+            table = table.index_select(0, rows)
         positions = tokens.positions
         if positions is None:
             return table
@@ -110,7 +112,7 @@ class SplitModel:
         modules = list(self.blocks)
 
         def call(i: int, x: Tensor, visit: Visit) -> Tensor:
-            table = () if rope is None else (rope.at(i, visit.tokens),)
+            table = () if rope is None else (rope.at(i, visit.tokens, visit.rows),)
 
             def run(visit: Visit, x: Tensor, *table: Tensor) -> Tensor:
                 return modules[i](x, *table, **given, visit=visit)
@@ -119,8 +121,8 @@ class SplitModel:
                 return checkpointed(checkpoint, run, visit, x, *table)
             return run(visit, x, *table)
 
-        loses_patches = self.training and getattr(self, "patch_drop", None) is not None
-        return run_blocks(self, x, grid, call, complete=not loses_patches, blocks=blocks, taken=taken)
+        left = _left_by_dropout(self, grid[0] * grid[1])
+        return run_blocks(self, x, grid, call, patches=left, blocks=blocks, taken=taken)
 
     def join_streams(self: Any, streams: Sequence[Stream]) -> Tensor:
         """The normed tokens of the whole batch, in its order."""
@@ -194,6 +196,13 @@ def _pruning(model: nn.Module) -> Pruning:
 
 def _grid(model: Any, images: Tensor) -> tuple[int, int]:
     return model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
+
+
+def _left_by_dropout(model: Any, patches: int) -> int | None:
+    """How many patches timm's patch dropout leaves; None where there is none."""
+    drop = getattr(model, "patch_drop", None)
+    prob = getattr(drop, "prob", 0.0) if drop is not None and drop.training else 0.0
+    return max(1, int(patches * (1.0 - prob))) if prob else None
 
 
 def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
