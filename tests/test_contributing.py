@@ -22,7 +22,7 @@ from entropatch.methods import METHODS
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.loop import in_order, run_blocks
 from entropatch.surgery.registry import LIBRARIES
-from entropatch.surgery.visit import SplitBlock
+from entropatch.surgery.split_block import SplitBlock
 from entropatch.tokens import select
 
 pytestmark = pytest.mark.usefixtures("one_thread")

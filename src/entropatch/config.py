@@ -15,7 +15,7 @@ from entropatch.kernels.choice import check_backend
 from entropatch.methods import Method, find_method, method_of, renyi_method
 from entropatch.records.files import write_text
 from entropatch.reductions import Reduction
-from entropatch.schedule import RemovePerBlock, Schedule, exact_rate
+from entropatch.schedule import MOST_SIZES, RemovePerBlock, Schedule, exact_rate
 
 VERSION = 1
 KEEP_RATE = 0.7
@@ -113,8 +113,8 @@ class PruneConfig:
             raise _ignored_rate(self.schedule, self.keep_rate)
         if self.schedule.per_image and len({*self.schedule.sizes, 1.0}) > MOST_SIZES:
             raise ValueError(
-                f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, which is always one, "
-                f"but {self.schedule!r} has {self.schedule.sizes}."
+                f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, but "
+                f"{self.schedule!r} has {self.schedule.sizes}."
             )
         if self.schedule.per_image and not self.reducing.needs_scores:
             raise ValueError(

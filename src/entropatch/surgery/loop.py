@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
-from entropatch.surgery.visit import SplitBlock, Visit
+from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens, join
 
 # Runs block number i on tokens x, which stand for `tokens`: call(i, x, visit).

@@ -12,7 +12,8 @@ from timm.models import eva as timm_eva
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
-from entropatch.surgery.visit import SplitBlock, Visit
+from entropatch.surgery.split_block import SplitBlock
+from entropatch.surgery.visit import Visit
 
 
 def refuse_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
