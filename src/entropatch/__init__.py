@@ -25,7 +25,7 @@ from entropatch.surgery import (
 )
 from entropatch.tokens import Plan, Tokens
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "BipartiteMerge",

@@ -113,8 +113,8 @@ class PruneConfig:
             raise _ignored_rate(self.schedule, self.keep_rate)
         if self.schedule.per_image and len({*self.schedule.sizes, 1.0}) > MOST_SIZES:
             raise ValueError(
-                f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, but "
-                f"{self.schedule!r} has {self.schedule.sizes}."
+                f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, "
+                f"but {self.schedule!r} has {self.schedule.sizes}."
             )
         if self.schedule.per_image and not self.reducing.needs_scores:
             raise ValueError(
