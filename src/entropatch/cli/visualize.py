@@ -36,11 +36,18 @@ def visualize(
     image_size: parameters.ImageSize = None,
     order: Annotated[
         list[str] | None,
-        typer.Option(help="Rényi orders in (0, inf], commas between; 1 is Shannon. Default: 2", metavar="O[,O]..."),
+        typer.Option(
+            "--order",
+            "--orders",
+            help="Rényi orders in (0, inf], commas between; 1 is Shannon. Default: 2",
+            metavar="O[,O]...",
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
+            "--method",
+            "--methods",
             help=f"Methods to show beside them, {parameters.PICTURED_HELP} Default: "
             f"{','.join(pictured_methods((1.0,)))} and compared ones of imported modules, as far as the model allows.",
             metavar="M[,M]...",
