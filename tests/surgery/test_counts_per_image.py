@@ -306,3 +306,16 @@ def test_scores_that_are_infinite_or_no_numbers(criterion: Unbounded, kept: int)
     model = entropatch.prune_(create("deit"), criterion=criterion, schedule=CumulativeImportance(0.9), blocks=(1,))
     _, trace = traced(model, photographs(model))
     assert trace.counts == [25, kept]
+
+
+def test_gradient_checkpointing_in_a_compiled_model() -> None:
+    torch.compiler.reset()
+    model = pruned("deit").train()
+    images, grads = photographs(model, batch=5), []
+    model.set_grad_checkpointing()
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        run(images).square().sum().backward()
+        grads.append([weight.grad.clone() for weight in model.parameters()])
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)

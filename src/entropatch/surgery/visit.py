@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -238,37 +238,3 @@ class Visit:
         if not scores.is_floating_point():
             raise ValueError(f"{what}, floating point, but got {scores.dtype}; use scores.float().")
         return scores
-
-
-def checkpointed(
-    checkpoint: Callable[..., Any], run: Callable[..., Tensor], visit: Visit, x: Tensor, *inputs: Tensor
-) -> Tensor:
-    """`run(visit, x, *inputs)` under gradient checkpointing.
-
-    Args:
-        checkpoint: the library's, called with a function and its tensors.
-        run: runs the block.
-        visit: of the block; what is found out is there afterwards.
-        x, inputs: what the block is given.
-    """
-    if not torch.compiler.is_compiling():
-        differentiated = torch.is_grad_enabled()
-
-        def once(x: Tensor, *inputs: Tensor) -> Tensor:
-            if differentiated and not torch.is_grad_enabled() and any(watch.gradients for watch in visit.watches):
-                raise RuntimeError(
-                    "watch(…, gradients=True) sees no gradients under reentrant gradient checkpointing, which runs the "
-                    "blocks without any; use the other kind (timm.layers.set_reentrant_ckpt(False)), or none."
-                )
-            return run(visit, x, *inputs)
-
-        return checkpoint(once, x, *inputs)
-
-    def packed(x: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
-        # A compiled region that is computed again must change nothing outside it, so its findings are outputs.
-        inner = visit.again()
-        return (run(inner, x, *inputs), *inner.pack())
-
-    y, *found = checkpoint(packed, x, *inputs)
-    visit.unpack(found)
-    return y

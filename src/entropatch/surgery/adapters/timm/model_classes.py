@@ -15,12 +15,13 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from entropatch.surgery.adapters.timm.block_classes import Sequential
+from entropatch.surgery.checkpointing import checkpointed
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.halves import Halfway
 from entropatch.surgery.loop import Passed, Stream, in_order, padded, run_blocks
 from entropatch.surgery.restoring import to_grid
 from entropatch.surgery.state import ATTRIBUTE, Pruning
-from entropatch.surgery.visit import Visit, checkpointed
+from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens
 
 
