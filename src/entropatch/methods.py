@@ -206,7 +206,7 @@ def find_method(name: str) -> Method:
     Raises:
         ValueError: no such method, or an order that is no number in (0, ∞].
     """
-    if name in METHODS:
+    if isinstance(name, str) and name in METHODS:
         return METHODS[name]
     kind, _, order = name.partition("-") if isinstance(name, str) else ("", "", "")
     if kind != "renyi" or not order:

@@ -19,6 +19,7 @@ from torch import Tensor
 from entropatch.kinds import Kind
 
 MOST_SIZES = 4
+MOST_REMOVED = 10**9  # per block; no model has as many, and arithmetic with floats must hold
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,9 @@ class RemovePerBlock(Schedule):
                 raise TypeError(f"r must be a number of tokens, or one for each block, but got {self.r!r}.")
             if r < 0:
                 raise ValueError(f"r must be at least 0 tokens per block, but got {self.r!r}.")
+            if int(r) > MOST_REMOVED:
+                digits = len(str(r))
+                raise ValueError(f"r must be at most {MOST_REMOVED} tokens per block, but got one of {digits} digits.")
         if given is not None:
             values: Any = given
             object.__setattr__(self, "r", tuple(int(r) for r in values) if listed else int(values))

@@ -164,8 +164,8 @@ def test_is_frozen_comparable_and_hashable() -> None:
         ({"blocks": (3, 3)}, ValueError, r"different.*\(3, 3\)"),
         ({"blocks": (3.0, 6)}, TypeError, r"integers, but got 3\.0"),
         ({"blocks": (True,)}, TypeError, r"integers, but got True"),
-        ({"reduction": "melt"}, ValueError, r"reduction must be one of bipartite, drop, fuse, .* but got 'melt'"),
-        ({"reduction": None}, ValueError, r"reduction must be one of bipartite, drop, fuse, .* but got None"),
+        ({"reduction": "melt"}, ValueError, r"reduction must be one of .*bipartite, .*drop, .*fuse, .* but got 'melt'"),
+        ({"reduction": None}, ValueError, r"reduction must be one of .*bipartite, .*drop, .*fuse, .* but got None"),
         ({"reduction": ["drop"]}, ValueError, r"but got \['drop'\]"),
     ],
 )

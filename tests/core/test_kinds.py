@@ -118,6 +118,9 @@ def test_short_forms_in_a_file() -> None:
         ('{"schedule": {"name": "KeepRates"}}', "schedule must be one of .*CumulativeImportance.*KeepRate"),
         ('{"method": "renyi-x"}', "an order must be a number"),
         ('{"r": -1}', "at least 0 tokens per block"),
+        ('{"r": 1' + "0" * 400 + "}", "at most 1000000000 tokens per block, but got one of 401 digits"),
+        ('{"schedule": {"name": "RemovePerBlock", "r": [2, 1' + "0" * 400 + "]}}", "at most 1000000000 tokens"),
+        ('{"method": {"name": "evit"}}', "a method is one of .*, but got {'name': 'evit'}"),
     ],
 )
 def test_errors_of_load_name_the_file(text: str, message: str, tmp_path: Any) -> None:

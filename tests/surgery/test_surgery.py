@@ -9,6 +9,7 @@ import pickle
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 
 import entropatch
 from entropatch import ClassAttention, PruneConfig, Random, Renyi, UnsupportedModelError
+from entropatch.reductions import Drop
+from entropatch.schedule import CumulativeImportance, Schedule
+from entropatch.tokens import Plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -337,6 +341,78 @@ def test_a_criterion_must_return_a_floating_point_tensor(returned, got):
 
     model = entropatch.prune_(create("deit"), keep_rate=0.5, criterion=Strange())
     with pytest.raises(ValueError, match=rf"Strange.importance must return \(batch, patches\) .* but got {got}"):
+        model(photographs(model))
+
+
+class Sparing(Schedule):
+    """Returns what a schedule must not."""
+
+    returned: Any = None
+
+    def count(self, site, mass):
+        return self.returned
+
+
+@pytest.mark.parametrize("returned", [None, 12.5, float("nan"), "3", [3, 4], True, torch.tensor([5, 6])])
+def test_a_schedule_must_return_a_whole_number(monkeypatch, returned):
+    monkeypatch.setattr(Sparing, "returned", returned)
+    model = entropatch.prune_(create("deit"), schedule=Sparing())
+    with pytest.raises(ValueError, match=r"Sparing.count must return a whole number of tokens, but got "):
+        model(photographs(model))
+
+
+def test_a_schedule_may_count_in_numpys_integers(monkeypatch):
+    monkeypatch.setattr(Sparing, "returned", np.int64(7))
+    model = entropatch.prune_(create("deit"), schedule=Sparing())
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        model(photographs(model))
+    assert trace.counts == [25, 7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("returned", "wrong"),
+    [
+        (lambda kept: None, "an entropatch Plan, but got NoneType"),
+        (lambda kept: kept, "an entropatch Plan, but got Tensor"),
+        (lambda kept: Plan(kept.tolist()), r"a Plan with kept int64 \(2, 13\), but got list"),
+        (lambda kept: Plan(kept.float()), r"a Plan with kept int64 \(2, 13\), but got torch.float32 \(2, 13\)"),
+        (lambda kept: Plan(kept[:1]), r"a Plan with kept int64 \(2, 13\), but got torch.int64 \(1, 13\)"),
+        (lambda kept: Plan(kept[:, :4]), r"a Plan with kept int64 \(2, 13\), but got torch.int64 \(2, 4\)"),
+        (lambda kept: Plan(kept[0]), r"a Plan with kept int64 \(2, 13\), but got torch.int64 \(13,\)"),
+        (lambda kept: Plan(kept, sources=kept), "a Plan with all of sources, targets, weights, shares, or without"),
+        (
+            lambda kept: Plan(kept, kept[:, :2], kept[:, :1], torch.ones(2, 13), torch.ones(2, 2)),
+            r"a Plan with targets int64 \(2, 2\), but got torch.int64 \(2, 1\)",
+        ),
+        (
+            lambda kept: Plan(kept, kept[:, :2], kept[:, :2], torch.ones(2, 1), torch.ones(2, 2)),
+            r"a Plan with weights floating point \(2, 13\), but got torch.float32 \(2, 1\)",
+        ),
+        (
+            lambda kept: Plan(kept, appended=torch.ones(2, 25)),
+            r"a Plan with appended floating point \(2, m, 25\), but got torch.float32 \(2, 25\)",
+        ),
+    ],
+)
+def test_a_reduction_must_return_a_plan_that_fits(returned, wrong):
+    class Unfit(Drop):
+        def plan(self, attention, tokens, scores, k):
+            kept = super().plan(attention, tokens, scores, k).kept
+            return returned(kept) if len(kept) == 2 else Plan(kept)
+
+    model = entropatch.prune_(create("deit"), keep_rate=0.5, reduction=Unfit())
+    with pytest.raises(ValueError, match=f"Unfit.plan must return {wrong}"):
+        model(photographs(model))
+
+
+@pytest.mark.parametrize(("returned", "got"), [(None, "NoneType"), ([], "list"), (torch.ones(2, 3), r"\(2, 3\)")])
+def test_a_criterions_mass_must_be_one_share_per_patch(returned, got):
+    class Massless(Renyi):
+        def mass(self, scores):
+            return returned if len(scores) == 2 else super().mass(scores)
+
+    model = entropatch.prune_(create("deit"), criterion=Massless(), schedule=CumulativeImportance())
+    with pytest.raises(ValueError, match=rf"Massless.mass must return \(batch, patches\) .* but got {got}"):
         model(photographs(model))
 
 

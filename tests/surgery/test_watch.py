@@ -14,6 +14,7 @@ from small_models import create, photographs
 
 import entropatch
 from entropatch import BlockAttention, Tokens
+from entropatch.schedule import CumulativeImportance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -216,3 +217,35 @@ def test_reentrant_checkpointing_looks_once_and_refuses_gradients() -> None:
     assert checkpointed_pass() == [0, 1, 2, 3]
     with pytest.raises(RuntimeError, match="sees no gradients under reentrant gradient checkpointing"):
         checkpointed_pass(gradients=True)
+
+
+@pytest.mark.parametrize("place", ["patch_embed", "blocks.2", "norm", "fc_norm", "head_drop", "head"])
+@pytest.mark.parametrize("setting", [{"keep_rate": 0.5}, {"schedule": CumulativeImportance(0.5)}])
+def test_a_hook_anywhere_that_runs_the_model_on_another_size_leaves_the_outer_record(place: str, setting: Any) -> None:
+    model: Any = create("deit", dynamic_img_size=True).eval()
+    entropatch.prune_(model, **setting)
+    images, inner, grids = photographs(model, batch=3), [], []
+    small = photographs(model, batch=1, size=(48, 48))
+    with torch.no_grad(), entropatch.trace(model) as expected:
+        tokens = model.forward_features(images)
+
+    def again(module: Any, args: Any, output: Any) -> None:
+        if not inner:
+            inner.append(True)
+            with entropatch.trace(model):
+                model(small)
+            model(small)
+
+    model.get_submodule(place).register_forward_hook(again)
+    with (
+        torch.no_grad(),
+        entropatch.trace(model) as trace,
+        entropatch.watch(model, None, lambda attention, _: grids.append((attention.q.shape[0], watch.grid))) as watch,
+    ):
+        model(images)
+    assert inner
+    assert trace.grid == expected.grid != (3, 3)
+    assert all(torch.equal(a, b) for a, b in zip(trace.kept, expected.kept, strict=True))
+    if "keep_rate" in setting:
+        assert torch.equal(entropatch.restore(tokens, trace), entropatch.restore(tokens, expected))
+        assert {grid for batch, grid in grids if batch == 3} == {expected.grid}

@@ -1,4 +1,10 @@
-"""From labelled images to batches of tensors: timm's transforms, PyTorch's loader, damaged images counted."""
+"""From labelled images to batches of tensors: timm's transforms, PyTorch's loader, damaged images counted.
+
+With `workers` above 0 images are read by processes of PyTorch's `DataLoader`. On Linux it forks them (before Python
+3.14), and each computes on one thread: in a forked process an operator on several OpenMP threads hangs for ever in
+PyTorch itself, once the parent has run a forward pass. A transform or data set of one's own must therefore not call
+`torch.set_num_threads` there; `torch.multiprocessing.set_start_method("spawn")` before the first loader avoids forks.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +86,8 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
 class TrainingImages(Dataset):
     """Augmented images by (epoch, number), each with random numbers of its own, so that order and place do not matter.
 
-    A damaged image is replaced by the next sound one of the list, and its name comes along.
+    A damaged image is replaced by the next sound one of the list, and its name comes along. Ten next to each other
+    (`MOST_IN_A_ROW`) raise `DataError`, since then the data set is at fault.
     """
 
     def __init__(self, images: LabelledImages, transform: Transform, seed: int):
@@ -121,7 +128,7 @@ class EvaluationImages(Dataset):
 def training_loader(
     images: LabelledImages, transform: Transform, batches: TrainingBatches, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Yields a `Batch` for each piece that `batches` plans."""
+    """Yields a `Batch` for each piece that `batches` plans; `workers` processes read ahead (see above on forks)."""
     return DataLoader(
         TrainingImages(images, transform, batches.seed),
         batch_sampler=batches,
@@ -142,7 +149,10 @@ def evaluation_loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Yields each image once, in order; with several processes each gets every `processes`-th, none twice."""
+    """Yields each image once, in order; with several processes each gets every `processes`-th, none twice.
+
+    `workers` processes read ahead (see above on forks).
+    """
     return DataLoader(
         EvaluationImages(images, transform),
         batch_size=batch_size,

@@ -4,6 +4,13 @@ By default PyTorch spreads every operator over its OpenMP threads, which wait fo
 sleep in between instead (OMP_WAIT_POLICY=PASSIVE, as on shared machines), waking them costs more than a small operator:
 then whole chains of operators are given to threads of our own, which are woken once. Where OpenMP's threads loop, they
 would take the cores from ours.
+
+A process that is forked (`os.fork`, multiprocessing's "fork", which Linux uses by default before Python 3.14) has none
+of its parent's threads. The pool here is started anew in it; PyTorch's OpenMP threads are not: once the parent has run
+an operator on several of them, such as a forward pass, an operator that wants them hangs for ever in the child. That is
+PyTorch's and holds without this package. Start such processes by "spawn" or "forkserver", or fork before the first
+forward pass, or call `torch.set_num_threads(1)` in the child before its first operator, as PyTorch's `DataLoader` does
+in its workers.
 """
 
 from __future__ import annotations

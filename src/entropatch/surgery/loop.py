@@ -87,10 +87,10 @@ def run_blocks(
     passed = Passed([Stream(x, _entering(x, prefix, grid, patches, recorded))])
     if recorder is not None:
         recorder.begin(pruning.config, grid, prefix)
-    for watch in watches:
-        watch.grid = grid
     for i in range(len(modules)) if blocks is None else blocks:
         looking = [watch for watch in watches if watch.blocks is None or i in watch.blocks]
+        for watch in looking:  # at each block, since a hook may have run the model on another input meanwhile
+            watch.grid = grid
         after: list[Stream] = []
         for stream in passed.streams:
             visit = Visit(
@@ -109,8 +109,10 @@ def run_blocks(
         passed.streams = after if len(after) == 1 else _regrouped(after)
         if i in taken:
             passed.taken[i] = passed.streams
+    for watch in watches:
+        watch.grid = grid
     if recorder is not None:
-        recorder.end(passed.reduced)
+        recorder.end(pruning.config, grid, prefix, passed.reduced)
     return passed
 
 

@@ -50,7 +50,10 @@ class Recorder(Protocol):
     thread: int
 
     def begin(self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int) -> None: ...
-    def end(self, reduced: list[Reduced]) -> None: ...
+    def end(
+        self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int, reduced: list[Reduced]
+    ) -> None: ...
+    def again(self) -> Callable[[], None]: ...
 
 
 @dataclass
@@ -91,6 +94,19 @@ class Observers:
         """The trace this thread opened last."""
         mine = _of_this_thread(self.traces)
         return mine[-1] if mine else None
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """What was recorded stays so, although hooks of what follows the blocks may run the model again."""
+        recorder = self.recorder()
+        if recorder is None:
+            yield
+            return
+        bring_back = recorder.again()
+        try:
+            yield
+        finally:
+            bring_back()
 
     def watching(self) -> list[Watch]:
         """The watches this thread opened."""

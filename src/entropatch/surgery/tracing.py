@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -44,9 +44,15 @@ class Trace:
         self.config, self.grid, self.num_prefix_tokens = config, grid, num_prefix_tokens
         self._reduced = []
 
-    def end(self, reduced: list[Reduced]) -> None:
+    def end(self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int, reduced: list[Reduced]) -> None:
         """Used by the model: what the stages did. Of passes inside one another the outermost ends last, and counts."""
+        self.config, self.grid, self.num_prefix_tokens = config, grid, num_prefix_tokens
         self._reduced = reduced
+
+    def again(self) -> Callable[[], None]:
+        """Used by the model: a function that brings back what is recorded now, whatever runs in between."""
+        config, grid, prefix, reduced = self.config, self.grid, self.num_prefix_tokens, self._reduced
+        return lambda: None if grid is None else self.end(config, grid, prefix, reduced)
 
     @property
     def stages(self) -> list[StageRecord]:
@@ -103,8 +109,9 @@ class Trace:
 def trace(model: nn.Module) -> Iterator[Trace]:
     """Record the scores, kept patches and counts of every pruning stage while the block runs.
 
-    The trace holds the most recent forward pass and stays readable afterwards; where a hook or a criterion runs the
-    model again meanwhile, that of the outer pass. At `keep_rate=1` the scores are recorded too, and the output remains
+    The trace holds the most recent forward pass and stays readable afterwards; where a criterion, or a hook inside the
+    model, runs the model again meanwhile, that of the outer pass. (A hook on the model itself is called when the pass
+    is over: one that it runs is the most recent.) At `keep_rate=1` the scores are recorded too, and the output remains
     the stock model's. Works on a model compiled after pruning. A trace records the forward passes of the thread that
     opened it; of several, the one opened last. It keeps the tokens of every stage, and their graph where gradients
     are on, until it is dropped.

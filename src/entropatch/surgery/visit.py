@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.config import Stage
 from entropatch.schedule import Site
+from entropatch.surgery.plan_check import checked_plan
 from entropatch.surgery.state import Watch
 from entropatch.tokens import Plan, Tokens
 
 PLAN = tuple(field.name for field in fields(Plan))
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class Visit:
                 self.scores = self.scores if again else scores
             if stage.schedule.per_image:
                 assert self.scores is not None
-                mass = stage.criterion.mass(self.scores)
+                mass = self._checked(stage.criterion.mass(self.scores), attention, "mass")
                 counts = self._checked_counts(stage.schedule.count(self._site(stage), mass))
                 self._counts = self._counts if again else counts
 
@@ -150,7 +153,7 @@ class Visit:
         assert self.k is not None
         if self.k == self.tokens.n:
             return x
-        plan = stage.reduction.plan(attention, self.tokens, self.scores, self.k)
+        plan = checked_plan(stage.reduction, attention, self.tokens, self.scores, self.k)
         self.outcomes = [Outcome(None, plan, plan.n)]
         return torch.cat((x[:, :prefix], plan.apply(patches)), dim=1)
 
@@ -193,7 +196,7 @@ class Visit:
             plan = None
             if k < n:
                 scores = None if self.scores is None else self.scores.index_select(0, rows)
-                plan = stage.reduction.plan(attention.take(rows), self.tokens.take(rows), scores, k)
+                plan = checked_plan(stage.reduction, attention.take(rows), self.tokens.take(rows), scores, k)
                 group = torch.cat((group[:, :prefix], plan.apply(group[:, prefix:])), dim=1)
             outcomes.append(Outcome(rows, plan, group.shape[1] - prefix))
             parts.append(group)
@@ -211,6 +214,13 @@ class Visit:
     def _allowed(self, k: Any) -> Any:
         """The count, at least what the reduction must leave and at most what there is."""
         assert self.stage is not None
+        # A tensor of one number is what torch.jit.trace, which counts multiply-adds, has for sizes.
+        one = isinstance(k, Tensor) and k.ndim == 0 and k.dtype in WHOLE
+        if not (one or isinstance(k, (int, torch.SymInt, Integral))) or isinstance(k, bool):
+            raise ValueError(
+                f"{type(self.stage.schedule).__name__}.count must return a whole number of tokens, but got {k!r}; "
+                "round it, or say per_image = True where it is one for each image."
+            )
         n = self.tokens.n
         least = max(n - self.stage.reduction.most_removed(n), min(n, 1))
         return min(max(k, least), n)
@@ -218,7 +228,7 @@ class Visit:
     def _checked_counts(self, counts: Any) -> Tensor:
         assert self.stage is not None
         batch, n = self.scores.shape if self.scores is not None else (0, 0)
-        if not isinstance(counts, Tensor) or counts.shape != (batch,) or counts.is_floating_point():
+        if not isinstance(counts, Tensor) or counts.shape != (batch,) or counts.dtype not in WHOLE:
             got = f"{counts.dtype} {tuple(counts.shape)}" if isinstance(counts, Tensor) else repr(counts)
             raise ValueError(
                 f"{type(self.stage.schedule).__name__}.count must return one whole number for each of the {batch} "
@@ -227,10 +237,10 @@ class Visit:
         rounded = self.stage.schedule.rounded(counts, self._site(self.stage))
         return rounded.clamp(max(n - self.stage.reduction.most_removed(n), min(n, 1)), n)
 
-    def _checked(self, scores: Any, attention: BlockAttention) -> Tensor:
+    def _checked(self, scores: Any, attention: BlockAttention, method: str = "importance") -> Tensor:
         assert self.stage is not None
         expected = (attention.q.shape[0], self.tokens.n)
-        what = f"{type(self.stage.criterion).__name__}.importance must return (batch, patches) = {expected}"
+        what = f"{type(self.stage.criterion).__name__}.{method} must return (batch, patches) = {expected}"
         if not isinstance(scores, Tensor):
             raise ValueError(f"{what}, a floating-point tensor, but got {type(scores).__name__}.")
         if scores.shape != expected:

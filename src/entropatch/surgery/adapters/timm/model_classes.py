@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +68,12 @@ class SplitModel:
         if not _pruning(self).config.schedule.per_image:
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         streams = self.run_streams(x, *args, **kwargs)
-        return in_order(streams, [self.forward_head(self.norm(stream.x)) for stream in streams])
+        with _undisturbed(self):
+            return in_order(streams, [self.forward_head(self.norm(stream.x)) for stream in streams])
+
+    def forward_head(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _undisturbed(self):
+            return super().forward_head(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward_features(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """timm's `forward_features`. Where images keep different numbers of tokens, rows end in NaN."""
@@ -127,7 +133,8 @@ class SplitModel:
 
     def join_streams(self: Any, streams: Sequence[Stream]) -> Tensor:
         """The normed tokens of the whole batch, in its order."""
-        normed = [replace(stream, x=self.norm(stream.x)) for stream in streams]
+        with _undisturbed(self):
+            normed = [replace(stream, x=self.norm(stream.x)) for stream in streams]
         return in_order(normed, padded(normed))
 
     def run_first(self: Any, images: Tensor, block: int) -> Halfway:
@@ -193,6 +200,11 @@ class Eva(SplitModel, timm_eva.Eva):  # pyright: ignore[reportIncompatibleMethod
 
 def _pruning(model: nn.Module) -> Pruning:
     return vars(model)[ATTRIBUTE]
+
+
+def _undisturbed(model: nn.Module) -> AbstractContextManager[None]:
+    # Compiled code runs no hooks of that kind, and knows few context managers.
+    return nullcontext() if torch.compiler.is_compiling() else _pruning(model).observers.undisturbed()
 
 
 def _grid(model: Any, images: Tensor) -> tuple[int, int]:

@@ -1,0 +1,55 @@
+"""What a reduction returned is a plan for the tokens it was given; refused by name otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropatch.attention import BlockAttention
+from entropatch.reductions import Reduction
+from entropatch.tokens import Plan, Tokens
+
+
+def checked_plan(
+    reduction: Reduction, attention: BlockAttention, tokens: Tokens, scores: Tensor | None, k: int
+) -> Plan:
+    """`reduction.plan(attention, tokens, scores, k)`, once its kinds and shapes are right.
+
+    Indices out of range are left to the operators that gather by them: to look at each would wait for the GPU.
+
+    Raises:
+        ValueError: no `Plan`, or one whose tensors do not fit the tokens or each other.
+    """
+    plan: Any = reduction.plan(attention, tokens, scores, k)
+    what = f"{type(reduction).__name__}.plan must return"
+    if not isinstance(plan, Plan):
+        raise ValueError(f"{what} an entropatch Plan, but got {type(plan).__name__}.")
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # sizes are tensors there, and a comparison of them would be noted as a hazard
+        return plan
+    batch = attention.q.shape[0]
+    _check(what, "kept", plan.kept, (batch, k), whole=True)
+    parts = {name: getattr(plan, name) for name in ("sources", "targets", "weights", "shares")}
+    missing = [name for name, part in parts.items() if part is None]
+    if missing and len(missing) < len(parts):
+        raise ValueError(
+            f"{what} a Plan with all of {', '.join(parts)}, or without any, but {', '.join(missing)} had none."
+        )
+    if not missing:
+        sources = parts["sources"].shape[1] if getattr(parts["sources"], "ndim", 0) == 2 else -1
+        for name, part in parts.items():
+            _check(what, name, part, (batch, k if name == "weights" else sources), whole=name in ("sources", "targets"))
+    if plan.appended is not None:
+        extra = plan.appended.shape[1] if getattr(plan.appended, "ndim", 0) == 3 else -1
+        _check(what, "appended", plan.appended, (batch, extra, tokens.n), whole=False)
+    return plan
+
+
+def _check(what: str, name: str, part: Any, shape: tuple[int, ...], *, whole: bool) -> None:
+    fits = isinstance(part, Tensor) and part.shape == shape
+    if fits and (part.dtype == torch.int64 if whole else part.is_floating_point()):
+        return
+    wanted = f"{'int64' if whole else 'floating point'} {str(shape).replace('-1', 'm')}"
+    got = f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+    raise ValueError(f"{what} a Plan with {name} {wanted}, but got {got}.")
