@@ -102,7 +102,7 @@ class RemovePerBlock(Schedule):
                 raise TypeError(f"r must be a number of tokens, or one for each block, but got {self.r!r}.")
             if r < 0:
                 raise ValueError(f"r must be at least 0 tokens per block, but got {self.r!r}.")
-            if r > MOST_REMOVED:
+            if int(r) > MOST_REMOVED:
                 digits = len(str(r))
                 raise ValueError(f"r must be at most {MOST_REMOVED} tokens per block, but got one of {digits} digits.")
         if listed:
