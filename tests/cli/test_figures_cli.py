@@ -114,12 +114,13 @@ def test_every_figure_and_the_numbers_behind_it(run, images, network, tmp_path):
     assert about["model"] == "test_vit"
 
 
-def test_a_folder_fewer_pictures_and_a_damaged_image(run, images, tmp_path):
-    (images[0].parent / "c.png").write_bytes(b"no picture")
+@pytest.mark.parametrize("damaged", ["c.png", "0.png"])  # after those that are drawn, and before
+def test_a_folder_fewer_pictures_and_a_damaged_image(run, images, tmp_path, damaged):
+    (images[0].parent / damaged).write_bytes(b"no picture")
     (images[0].parent / "notes.txt").write_text("no picture either")
     result = run(images[0].parent, "--pictures", 1, "--keep-rates", "0.5", "--methods", "random", "--orders", "2")
     assert result.exit_code == 1
-    assert "c.png: not an image file" in result.stderr
+    assert f"{damaged}: not an image file" in result.stderr
     assert "notes" not in result.stderr
     assert names(tmp_path / "out") == {name.format("a") for name in PER_IMAGE} | OF_ALL
     assert json.loads((tmp_path / "out" / "entropy-distance.json").read_text())["about"]["images"] == 2

@@ -141,6 +141,8 @@ def test_the_title_of_an_overview_tells_the_rate_from_what_remains():
     assert remaining_title(seen, 0.7, 1) == "8 of 16 patches (50 %) after block 6: keep rate 0.7 at each of 2 stages"
     assert remaining_title(inspection(blocks=(3,)), 0.5) == "8 of 16 patches (50 %) after block 3: keep rate 0.5"
     assert "a model." in words(overview({"a": seen}, note="a model."))
+    seen.stages["evit"].kept[2].reshape(-1)[seen.stages["evit"].kept[2].reshape(-1).argmax()] = False
+    assert remaining_title(seen, 0.7) == "3–4 of 16 patches (19–25 %) after block 9: keep rate 0.7 at each of 3 stages"
 
 
 def test_the_mean_colour_of_a_patch_is_that_of_its_entropy_on_one_scale():

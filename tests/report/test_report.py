@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -583,7 +584,9 @@ def test_only_reports_are_replaced(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "is no report" in refused.output
     assert output.read_text() == "<html>my own page</html>"
-    assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
+    written = CliRunner().invoke(app, [*command, "--force"])
+    assert written.exit_code == 0
+    assert re.search(r"page\.html: 1 run, [1-9]\d* kB\n|page\.html: 1 run, \d+\.\d MB\n", written.output)
     first = output.read_bytes()
     again = CliRunner().invoke(app, [*command, "--title", "Again"])
     assert again.exit_code == 0, again.output

@@ -331,3 +331,12 @@ def test_two_spellings_of_one_path_are_no_difference(tmp_path, monkeypatch):
         "weights is 'd/best.safetensors' there and 'd/copy.safetensors' here"
     ]
     assert differences({"a": "gone"}, {"a": "./gone"}) == ["a is 'gone' there and './gone' here"]
+
+
+def test_a_users_file_where_a_checkpoint_goes_is_said_to_be_in_the_way(tmp_path):
+    notes = tmp_path / "run/checkpoints/update-000000002/notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    with pytest.raises(CheckpointError, match=r"move what .*update-000000002 holds elsewhere and start"):
+        run(tmp_path / "run")
+    assert notes.read_text() == "mine"

@@ -151,11 +151,12 @@ def _draw(gallery: Gallery, files: Sequence[Path], pictures: int | None, console
     written, failed, say = 0, 0, printer(console)
     with progress_bar("drawing", len(files), console, unit="images") as step:
         for number, path in enumerate(files):
+            wanted = pictures is None or number - failed < pictures
             try:
                 image, remarks = read_image(path)
                 name = path.stem.encode("utf-8", "replace").decode("utf-8")
                 remarks = [*remarks, *remarks_on(image, gallery.model, name)]
-                written += len(gallery.add(name, image, draw=pictures is None or number < pictures))
+                written += len(gallery.add(name, image, draw=wanted))
                 for remark in remarks:
                     say(f"{printable(path)}: {remark}")
             except ImageError as error:

@@ -39,4 +39,6 @@ def report(
         path = write_report(runs, output, title=title, most_pictures=pictures, force=force)
     except (ReportError, ImportError, OSError) as error:
         fail("report", error, 1)
-    typer.echo(f"{path.resolve()}: {len(dict.fromkeys(runs))} runs, {path.stat().st_size / 1e6:.1f} MB")
+    count, size = len(dict.fromkeys(runs)), path.stat().st_size
+    shown = f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.0f} kB"
+    typer.echo(f"{path.resolve()}: {count} run{'s' * (count != 1)}, {shown}")

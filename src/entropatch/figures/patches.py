@@ -125,10 +125,15 @@ def overview(
 def remaining_title(inspection: Inspection, keep_rate: float, stage: int = -1) -> str:
     """What an overview shows, in a line: what a stage leaves of how many patches, and what the rate means."""
     stages = next(iter(inspection.stages.values()))
-    kept, total = stages.kept[stage].sum(), stages.kept[stage].size
+    total = stages.kept[stage].size
+    left = [int(one.kept[stage].sum()) for one in inspection.stages.values()]
+    # A fused token may take a patch's place, so that methods differ by a few.
+    ends = (min(left), max(left))
+    patches = "–".join(dict.fromkeys(str(kept) for kept in ends))
+    share = "–".join(dict.fromkeys(f"{100 * kept / total:.0f}" for kept in ends))
     count = len(stages.blocks) if stage == -1 else stage + 1
     each = f"keep rate {keep_rate:g} at each of {count} stages" if count > 1 else f"keep rate {keep_rate:g}"
-    return f"{kept} of {total} patches ({100 * kept / total:.0f} %) after block {inspection.blocks[stage]}: {each}"
+    return f"{patches} of {total} patches ({share} %) after block {inspection.blocks[stage]}: {each}"
 
 
 def range_text(limits: tuple[float, float]) -> str:

@@ -26,7 +26,8 @@ def checked_plan(
     what = f"{type(reduction).__name__}.plan must return"
     if not isinstance(plan, Plan):
         raise ValueError(f"{what} an entropatch Plan, but got {type(plan).__name__}.")
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # sizes are tensors there, and a comparison of them would be noted as a hazard
+    # Sizes are tensors there, and a comparison of them would be noted as a hazard.
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return plan
     batch = attention.q.shape[0]
     _check(what, "kept", plan.kept, (batch, k), whole=True)

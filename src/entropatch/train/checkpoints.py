@@ -7,6 +7,7 @@ one that was damaged afterwards is noticed, and the run goes on from the one bef
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,9 +144,12 @@ class Checkpoints:
                 remove(draft)
             left = self.latest()
             intact = f"The last good one, {left}, is intact" if left else "There is no earlier one"
+            # Left by `remove`, which takes no files that are not a checkpoint's.
+            in_the_way = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            remedy = f"move what {final} holds elsewhere" if in_the_way else "free the disk"
             raise CheckpointError(
-                f"the checkpoint {final} could not be written: {error}. {intact}; free the disk and start the same "
-                "command again."
+                f"the checkpoint {final} could not be written: {error}. {intact}; {remedy} and start the same command "
+                "again."
             ) from error
         return final
 
