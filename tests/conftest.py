@@ -12,6 +12,8 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
+from entropatch import Criterion, Reduction, Schedule
+
 # Wall-clock limits per example make a busy machine fail; `CI` replays the same examples on every run.
 settings.register_profile("entropatch", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -22,6 +24,17 @@ settings.load_profile("ci" if os.environ.get("CI") else "entropatch")
 def _seeded() -> None:
     """Every test draws the same random numbers, alone or in company."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _kinds_end_with_their_test() -> Iterator[None]:
+    """A criterion, reduction or schedule that a test defines is known until its end."""
+    families = (Criterion, Reduction, Schedule)
+    before = [{kind: dict(classes) for kind, classes in family._known.items()} for family in families]
+    yield
+    for family, known in zip(families, before, strict=True):
+        family._known.clear()
+        family._known.update(known)
 
 
 @pytest.fixture(scope="session")

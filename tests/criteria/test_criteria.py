@@ -165,7 +165,7 @@ def test_seeds_that_are_not_integers_are_refused(seed) -> None:
 
 
 @dataclass(frozen=True)
-class KeyNorm(Criterion):
+class KeyLength(Criterion):
     power: float = 2.0
     heads: tuple[int, ...] = (0, 1)
     note: str | None = None
@@ -202,7 +202,7 @@ class Derived(Criterion):
 
 def test_a_criterion_of_ones_own_scores() -> None:
     attention = block_attention()
-    got = KeyNorm(math.inf).importance(attention)
+    got = KeyLength(math.inf).importance(attention)
     keys = attention.k[:, :2, 2:].numpy()
     torch.testing.assert_close(got, torch.from_numpy(abs(keys).max(-1).mean(1)))
 
@@ -216,9 +216,9 @@ def test_a_criterion_of_ones_own_scores() -> None:
         ClassAttention(),
         Random(3),
         Random(None),
-        KeyNorm(),
-        KeyNorm(math.inf, heads=(2,), note="infinity"),
-        KeyNorm(-math.inf),
+        KeyLength(),
+        KeyLength(math.inf, heads=(2,), note="infinity"),
+        KeyLength(-math.inf),
         Derived(5),
     ],
 )
@@ -249,7 +249,7 @@ def test_a_criterion_without_importance_is_refused() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"name": "Entropy"}, r"one of .*ClassAttention.*KeyNorm.*Renyi.*but got 'Entropy'; import the module"),
+        ({"name": "Entropy"}, r"one of .*ClassAttention.*KeyLength.*Renyi.*but got 'Entropy'; import the module"),
         ({"order": 2.0}, r"one of .*Renyi.*but got None"),
         ({"name": ["Renyi"]}, r"but got \['Renyi'\]"),
         ({"name": "Renyi", "alpha": 2.0}, r"Renyi has the fields order, but got alpha"),

@@ -437,7 +437,10 @@ def test_settings_out_of_range_are_refused(fields, message):
         ({"recipe": recipe(batch_size=100)}, "must not exceed the 88"),
         ({"recipe": recipe(batch_size=15)}, "multiple of 2"),
         ({"runtime": Runtime(device="cpu", compile=True), "recipe": recipe(keep_warmup_epochs=1)}, "without compile"),
-        ({"prune": PruneConfig(r=3), "recipe": recipe(keep_warmup_epochs=1)}, "keep-rate warm-up means nothing to"),
+        (
+            {"prune": PruneConfig(r=3), "recipe": recipe(keep_warmup_epochs=1)},
+            "keep-rate warm-up needs a schedule with a keep rate",
+        ),
         ({"prune": PruneConfig(keep_rate=0.5, blocks=(7,))}, "blocks must lie in 0 … 3"),
     ],
 )
