@@ -80,7 +80,7 @@ def run_blocks(
     adapter, observers = pruning.adapter, pruning.observers
     recorder, watches = observers.recorder(), observers.watching()
     prefix, has_class_token = adapter.num_prefix_tokens(model), adapter.has_class_token(model)
-    recorded = recorder is not None or len(taken) > 0
+    recorded, proportional = recorder is not None or len(taken) > 0, pruning.proportional
     modules = adapter.blocks(model)
     if not torch.compiler.is_compiling():
         _refuse_stock(modules, adapter)
@@ -97,7 +97,7 @@ def run_blocks(
                 i,
                 stream.tokens,
                 pruning.stage(i),
-                proportional=pruning.proportional,
+                proportional=proportional,
                 watches=looking,
                 recorded=recorded,
                 has_class_token=has_class_token,
