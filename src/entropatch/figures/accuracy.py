@@ -12,7 +12,7 @@ import numpy as np
 from entropatch.figures.canvas import Page
 from entropatch.figures.fonts import families_for, legible
 from entropatch.figures.labels import label_points
-from entropatch.figures.style import COLOURS, INK, LINE, MARGIN, MARKERS, SMALL, dress, style
+from entropatch.figures.style import COLOURS, ERROR_BARS, INK, LINE, MARGIN, MARKERS, SMALL, dress, style
 from entropatch.records.pareto import pareto_front
 
 if TYPE_CHECKING:
@@ -127,12 +127,7 @@ def _draw_curve(axes: Axes, curve: Sequence[Record], x: str, number: int) -> np.
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],
         linestyle=("-", "--", ":")[number // len(COLOURS) % 3],
-        markersize=4.5,
-        linewidth=1.1,
-        elinewidth=0.8,
-        capsize=2,
-        markeredgecolor="white",
-        markeredgewidth=0.4,
+        **ERROR_BARS,
         zorder=3,
         label=textwrap.fill(_literal(curve[0]["label"]), 24),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from entropatch.figures.canvas import Page
 from entropatch.figures.fonts import families_for, legible
-from entropatch.figures.style import COLOURS, INK, LINE, MARGIN, MARKERS, SMALL, SOFT_INK, dress, style
+from entropatch.figures.style import COLOURS, ERROR_BARS, INK, LINE, MARGIN, MARKERS, SMALL, SOFT_INK, dress, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,11 +85,6 @@ def _draw_curve(axes: Axes, label: str, curve: Sequence[Mapping[str, Any]], numb
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],
         linestyle=("-", "--", "-.", ":")[number % 4],
-        markersize=4.5,
-        linewidth=1.1,
-        elinewidth=0.8,
-        capsize=2,
-        markeredgecolor="white",
-        markeredgewidth=0.4,
+        **ERROR_BARS,
         label=label,
     )

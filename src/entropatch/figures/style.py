@@ -30,6 +30,15 @@ MARGIN, LINE = 0.12, 0.16  # inches
 # Okabe and Ito's colours, which colour-blind eyes tell apart; their yellow is too light for a line and comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+# Points with error bars, joined by a line.
+ERROR_BARS: dict[str, Any] = {
+    "markersize": 4.5,
+    "linewidth": 1.1,
+    "elinewidth": 0.8,
+    "capsize": 2,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.4,
+}
 
 
 def style() -> AbstractContextManager[None]:

@@ -22,8 +22,8 @@ from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, p
 
 def block_count(model: nn.Module) -> int:
     """How many transformer blocks a supported model has, stock or pruned. Raises UnsupportedModelError for others."""
-    target = unwrap(model) if is_pruned(model) else model
-    adapter = pruning_of(target).adapter if is_pruned(target) else _find_adapter(target)
+    target, pruning = _as_found(model)
+    adapter = pruning.adapter if pruning else _find_adapter(target)
     return len(adapter.blocks(target))
 
 
@@ -55,8 +55,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
-    target = unwrap(model) if is_pruned(model) else model
-    before = pruning_of(target) if is_pruned(target) else None
+    target, before = _as_found(model)
     config = _settle(config, fields, before.config if before else PruneConfig())
     adapter = before.adapter if before else _find_adapter(target)
     adapter.refuse_parts(target)
@@ -98,6 +97,11 @@ def unprune_(model: nn.Module) -> nn.Module:
     adapter.unswap(target)
     vars(target).pop(ATTRIBUTE)
     return model
+
+
+def _as_found(model: nn.Module) -> tuple[nn.Module, Pruning | None]:
+    """The pruned module inside the wrappers, with what it carries; the model itself and None if it is not pruned."""
+    return (unwrap(model), pruning_of(model)) if is_pruned(model) else (model, None)
 
 
 def _stages(model: nn.Module, adapter: Adapter, config: PruneConfig) -> tuple[Stage | None, ...]:

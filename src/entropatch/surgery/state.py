@@ -135,8 +135,12 @@ def among(observers: list[Observer], observer: Observer) -> Iterator[Observer]:
     try:
         yield observer
     finally:
-        # By identity: equal observers may be open at once.
-        observers[:] = [other for other in observers if other is not observer]
+        remove(observers, observer)
+
+
+def remove(observers: list[Observer], observer: Observer) -> None:
+    """Take one out by identity, since equal observers may be open at once."""
+    observers[:] = [other for other in observers if other is not observer]
 
 
 @dataclass(frozen=True)

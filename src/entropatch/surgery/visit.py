@@ -221,13 +221,16 @@ class Visit:
                 f"{type(self.stage.schedule).__name__}.count must return a whole number of tokens, but got {k!r}; "
                 "round it, or say per_image = True where it is one for each image."
             )
+        return min(max(k, self._least(self.stage)), self.tokens.n)
+
+    def _least(self, stage: Stage) -> Any:
+        """The fewest tokens that the reduction can leave."""
         n = self.tokens.n
-        least = max(n - self.stage.reduction.most_removed(n), min(n, 1))
-        return min(max(k, least), n)
+        return max(n - stage.reduction.most_removed(n), min(n, 1))
 
     def _checked_counts(self, counts: Any) -> Tensor:
         assert self.stage is not None
-        batch, n = self.scores.shape if self.scores is not None else (0, 0)
+        batch = 0 if self.scores is None else self.scores.shape[0]
         if not isinstance(counts, Tensor) or counts.shape != (batch,) or counts.dtype not in WHOLE:
             got = f"{counts.dtype} {tuple(counts.shape)}" if isinstance(counts, Tensor) else repr(counts)
             raise ValueError(
@@ -235,7 +238,7 @@ class Visit:
                 f"images, but got {got}."
             )
         rounded = self.stage.schedule.rounded(counts, self._site(self.stage))
-        return rounded.clamp(max(n - self.stage.reduction.most_removed(n), min(n, 1)), n)
+        return rounded.clamp(self._least(self.stage), self.tokens.n)
 
     def _checked(self, scores: Any, attention: BlockAttention, method: str = "importance") -> Tensor:
         assert self.stage is not None

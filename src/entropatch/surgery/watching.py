@@ -11,7 +11,7 @@ from torch import nn
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig
 from entropatch.surgery.prune import block_count, prune_, unprune_
-from entropatch.surgery.state import Observers, Watch, is_pruned, pruning_of, this_thread
+from entropatch.surgery.state import Observers, Watch, is_pruned, pruning_of, remove, this_thread
 from entropatch.tokens import Tokens
 
 _LOCK = threading.RLock()  # watches of one stock model may open and close in several threads
@@ -78,8 +78,7 @@ def _open(model: nn.Module, watching: Watch) -> Observers:
 def _close(model: nn.Module, observers: Observers, watching: Watch) -> None:
     """The last watch of a stock model gives it back, unless somebody pruned it meanwhile."""
     with _LOCK:
-        # By identity: equal watches may be open at once.
-        observers.watches[:] = [other for other in observers.watches if other is not watching]
+        remove(observers.watches, watching)
         lent = observers.lent
         if lent is not None and not observers.watches and is_pruned(model) and pruning_of(model).config is lent:
             unprune_(model)

@@ -21,11 +21,10 @@ class _SplitAttention:
     def forward(self: Any, x: Tensor, *args: Any, visit: Visit | None = None, **kwargs: Any) -> Tensor:
         if visit is None:
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        if visit.keeps_all:
-            visit.see(self.shown(x, kwargs.get("rope"), visit))
-            return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         attention = self.shown(x, kwargs.get("rope"), visit)
         visit.see(attention)
+        if visit.keeps_all:
+            return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         return self.merge_heads(x, self.attend(attention))
 
     def shown(self: Any, x: Tensor, rope: Tensor | None, visit: Visit) -> BlockAttention:
