@@ -8,7 +8,7 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 
 from entropatch.attention import BlockAttention, attention_entropy
 from entropatch.config import PruneConfig
-from entropatch.criteria import ClassAttention, Criterion, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, Mix, Product, Random, Renyi
 from entropatch.entropy import renyi_entropy
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
@@ -38,7 +38,9 @@ __all__ = [
     "KeepRate",
     "Merge",
     "Method",
+    "Mix",
     "Plan",
+    "Product",
     "PruneConfig",
     "Random",
     "Reduction",
