@@ -91,24 +91,21 @@ def test_the_error_is_that_of_repeated_experiments(seeds, by_seed):
 
 
 def test_the_bootstrap_draws_images_and_seeds():
-    """Against a loop that draws whole images by their numbers."""
-    rng = np.random.default_rng(2)
-    a = outcomes(rng, 3, 80, 1.0)[0]
-    found = accuracy(a, resamples=20_000)
+    """Against whole images and seeds drawn by their numbers, the seeds' effects shrunk."""
+    rng = np.random.default_rng(5)
+    a = outcomes(rng, 3, 80, 0.3)[0]
+    found = accuracy(a, resamples=40_000)
     by_image, by_seed = a.mean(0), a.mean(1)
     mean = a.mean()
     of_seeds = 80 * ((by_seed - mean) ** 2).sum() / 2
     rest = ((a - by_image - by_seed[:, None] + mean) ** 2).sum() / (2 * 79)
     shrink = math.sqrt(max(0.0, of_seeds - rest) / of_seeds)
-    assert shrink > 0.5  # else this would not see the seeds
-    drawn = []
-    for _ in range(2000):
-        images = [by_image[rng.integers(80)] for _ in range(80)]
-        seeds = [shrink * (by_seed[rng.integers(3)] - mean) for _ in range(2)]
-        drawn.append(statistics.fmean(images) + statistics.fmean(seeds))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    assert (found.low, found.high) == pytest.approx((100 * low, 100 * high), abs=1.2)
-    assert 100 * statistics.stdev(drawn) == pytest.approx(found.standard_error, rel=0.08)
+    assert 0.4 < shrink < 0.8  # else this would see neither the seeds nor how they are shrunk
+    images = by_image[rng.integers(80, size=(40_000, 80))].mean(1)
+    seeds = shrink * (by_seed - mean)[rng.integers(3, size=(40_000, 2))].mean(1)
+    low, high = np.quantile(100 * (images + seeds), [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.021 * (high - low))
+    assert 100 * np.std(images + seeds) == pytest.approx(found.standard_error, rel=0.02)
     assert accuracy(a, resamples=50, seed=1) == accuracy(a, resamples=50, seed=1) != accuracy(a, resamples=50)
 
 
