@@ -8,7 +8,7 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 
 from entropatch.attention import BlockAttention, attention_entropy
 from entropatch.config import PruneConfig
-from entropatch.criteria import ClassAttention, Criterion, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, Mix, Product, Random, Renyi
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.methods import Method, register_method
@@ -20,6 +20,7 @@ from entropatch.surgery import (
     prune_,
     pruning_config,
     restore,
+    tower_name,
     trace,
     unprune_,
     watch,
@@ -38,7 +39,9 @@ __all__ = [
     "KeepRate",
     "Merge",
     "Method",
+    "Mix",
     "Plan",
+    "Product",
     "PruneConfig",
     "Random",
     "Reduction",
@@ -56,6 +59,7 @@ __all__ = [
     "register_method",
     "renyi_entropy",
     "restore",
+    "tower_name",
     "trace",
     "unprune_",
     "watch",

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from entropatch.criteria import ClassAttention, Criterion, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, Product, Random, Renyi
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
 
@@ -194,6 +194,14 @@ _OWN: dict[str, Method] = {
             rank=60,
             compared=False,
         ),
+        Method(
+            "class-renyi-2",
+            "Class attention × Rényi, order 2",
+            "Keeps the patches of the most class attention over the perplexity, of order 2, of their own attention.",
+            Product(ClassAttention(), Renyi(2.0)),
+            rank=61,
+            compared=False,
+        ),
     )
 }
 for _method in _OWN.values():
@@ -246,11 +254,7 @@ def methods_text() -> str:
 
 
 def compared_methods(orders: Iterable[float] = ()) -> list[str]:
-    """The methods that a comparison shows when it is not told which, in the order of their ranks.
-
-    Args:
-        orders: of Rényi entropies to be among them.
-    """
+    """The methods that a comparison shows when it is not told which, with these orders, in the order of their ranks."""
     methods = {name: method for name, method in METHODS.items() if method.compared}
     methods |= {method.name: method for method in map(renyi_method, orders)}
     return sorted(methods, key=lambda name: methods[name].sort_key)
@@ -259,8 +263,7 @@ def compared_methods(orders: Iterable[float] = ()) -> list[str]:
 def pictured_methods(orders: Iterable[float]) -> list[str]:
     """The methods that pictures show side by side when they are not told which: one stage beside the same of others.
 
-    These are the compared ones that keep a share of the patches and choose by neither chance nor entropy, then the
-    entropies of these orders.
+    The compared ones that keep a share of the patches by neither chance nor entropy, then entropies of these orders.
     """
     others = [
         name
@@ -271,10 +274,7 @@ def pictured_methods(orders: Iterable[float]) -> list[str]:
 
 
 def stand_in(name: str) -> str | None:
-    """The method that scores alike but drops, for a model that another reduction does not fit; None if there is none.
-
-    Raises ValueError for an unknown name.
-    """
+    """The method that scores alike but drops, for a model that another reduction does not fit; None without one."""
     method = find_method(name)
     if not method.reduction.needs_scores or method.reduction == Drop():
         return None

@@ -22,6 +22,20 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return next((adapter for adapter in there if adapter.recognises(model)), None)
 
 
+def stock_tower(model: nn.Module) -> nn.Module:
+    """The model that is pruned inside a larger one of a library; the last one found, pruned or not, or itself.
+
+    Raises UnsupportedModelError where the larger model must not be pruned.
+    """
+    while adapter_of(model) is None:
+        names = (_made(*where).tower(model) for package, where in LIBRARIES.items() if package in sys.modules)
+        name = next((name for name in names if name is not None), None)
+        if name is None:
+            break
+        model = model.get_submodule(name)
+    return model
+
+
 def installed() -> list[Adapter]:
     """One adapter for each model library that is installed."""
     return [_made(*where) for package, where in LIBRARIES.items() if find_spec(package) is not None]

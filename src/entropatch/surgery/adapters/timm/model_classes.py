@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from entropatch.surgery.adapters.timm.block_classes import Sequential
 from entropatch.surgery.checkpointing import checkpointed
+from entropatch.surgery.dense_maps import dense_maps
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.halves import Halfway
 from entropatch.surgery.loop import Passed, Stream, in_order, padded, run_blocks
-from entropatch.surgery.restoring import to_grid
 from entropatch.surgery.state import ATTRIBUTE, Pruning
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens
@@ -173,7 +173,7 @@ class SplitModel:
         grid, (tokens, rope) = _grid(self, x), self.enter(x)
         blocks = range(last + 1) if stop_early else None
         passed = self.run_blocks(tokens, rope, grid, _given(attn_mask, is_causal), blocks, wanted)
-        maps, prefixes = _dense_maps(passed, wanted, self.num_prefix_tokens, self.norm if norm else nn.Identity())
+        maps, prefixes = dense_maps(passed, wanted, self.num_prefix_tokens, self.norm if norm else nn.Identity())
         if output_fmt == "NCHW":
             maps = [y.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() for y in maps]
         with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
@@ -221,15 +221,3 @@ def _left_by_dropout(model: Any, patches: int) -> int | None:
 def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
     """The mask arguments in use, as keywords; left out otherwise, since older timm blocks lack `is_causal`."""
     return ({} if attn_mask is None else {"attn_mask": attn_mask}) | ({"is_causal": True} if is_causal else {})
-
-
-def _dense_maps(passed: Passed, wanted: list[int], prefix: int, norm: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Patch maps (batch, H·W, width) and prefix tokens of each block wanted, both normed."""
-    maps, prefixes = [], []
-    for block in wanted:
-        streams = passed.taken[block]
-        tokens = in_order(streams, padded(streams))
-        reduced = [part for part in passed.reduced if part.stage.block <= block]
-        maps.append(norm(to_grid(tokens[:, prefix:], reduced, None, nn.Identity())))
-        prefixes.append(norm(tokens[:, :prefix]))
-    return maps, prefixes
