@@ -195,5 +195,6 @@ def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:
         hint = " It was sharded, parametrized or wrapped already: prune it before." + hint
     supported = "; ".join(adapter.supported for adapter in installed())
     raise UnsupportedModelError(
-        f"{what}{kind.__module__}.{kind.__qualname__}{',' if what else ''} is not supported.{hint} Supported: {supported}."
+        f"{what}{kind.__module__}.{kind.__qualname__}{',' if what else ''} is not supported.{hint} "
+        f"Supported: {supported}."
     )
