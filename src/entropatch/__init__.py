@@ -8,8 +8,9 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 
 from entropatch.attention import BlockAttention, attention_entropy
 from entropatch.config import PruneConfig
-from entropatch.criteria import ClassAttention, Criterion, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, Mix, Product, Random, Renyi
 from entropatch.entropy import renyi_entropy
+from entropatch.export import export
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
@@ -25,8 +26,7 @@ from entropatch.surgery import (
     watch,
 )
 from entropatch.tokens import Plan, Tokens
-
-__version__ = "0.2.0.dev0"
+from entropatch.version import __version__
 
 __all__ = [
     "BipartiteMerge",
@@ -39,7 +39,9 @@ __all__ = [
     "KeepRate",
     "Merge",
     "Method",
+    "Mix",
     "Plan",
+    "Product",
     "PruneConfig",
     "Random",
     "Reduction",
@@ -49,7 +51,9 @@ __all__ = [
     "Tokens",
     "Trace",
     "UnsupportedModelError",
+    "__version__",
     "attention_entropy",
+    "export",
     "prune_",
     "pruning_config",
     "register_method",

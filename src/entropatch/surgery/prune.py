@@ -51,8 +51,8 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
             understood is refused, and the message lists what is. Prune before `torch.compile` and before wrapping. To
             change the setting later pass the pruned model, its wrapper, or a model that holds it.
         config: a complete setting; or None, and its fields as keywords.
-        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, schedule, backend), and its short
-            forms: `method="evit"`, `order=2.0`, `r=13`.
+        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, schedule, coverage, backend), and
+            its short forms: `method="evit"`, `order=2.0`, `r=13`.
 
     Returns:
         The model.
@@ -156,18 +156,18 @@ def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneCo
 
 def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> None:
     """Raise UnsupportedModelError for a criterion or reduction that makes no sense on this model."""
-    criterion, reduction = config.criterion, config.reducing
-    needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
-    if needs_class and not adapter.has_class_token(model):
-        raise UnsupportedModelError(
-            f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
-            f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
-        )
-    if reduction.appends and adapter.is_rotary(model):
-        raise UnsupportedModelError(
-            "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
-            'use reduction="drop" with this model.'
-        )
+    for criterion, reduction, _ in config.parts:
+        needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
+        if needs_class and not adapter.has_class_token(model):
+            raise UnsupportedModelError(
+                f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
+                f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
+            )
+        if reduction.appends and adapter.is_rotary(model):
+            raise UnsupportedModelError(
+                "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
+                'use reduction="drop" with this model.'
+            )
 
 
 def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:
