@@ -33,6 +33,7 @@ from entropatch.data.batches import TrainingBatches
 from entropatch.data.loaders import data_config
 from entropatch.data.seeding import derived_seed, set_seeds
 from entropatch.measure import environment
+from entropatch.models.checkpoint import save_weights
 from entropatch.models.spec import ModelSpec
 from entropatch.train.loss import TrainingLoss
 from entropatch.train.optimisation import optimizer_of, schedule_of
@@ -65,6 +66,7 @@ class Bench:
     """What all cells of one process share: the dense classifier on the device, the images there, and the recipe; with
     a weight, also an `entropatch.entropy_penalty` of the given settings."""
 
+    spec: ModelSpec
     model: nn.Module
     pixels: dict[str, Tensor]
     recipe: Recipe
@@ -89,12 +91,14 @@ class Bench:
             found = [model(images.to(self.device)).argmax(1).cpu() for images in self.pixels["test"].split(TEST_BATCH)]
         return torch.cat(found) == self.pixels["test_labels"]
 
-    def run(self, config: PruneConfig | None, seed: int | None) -> dict[str, Any]:
-        """A cell's results."""
+    def run(self, config: PruneConfig | None, seed: int | None, saved: Path | None = None) -> dict[str, Any]:
+        """A cell's results; the trained weights are written to the file `saved`."""
         model = copy.deepcopy(self.model)
         started, curve = time.monotonic(), []
         if seed is not None:
             curve = list(self.train(model, seed, chance(config, None), chance(config, seed)))
+        if saved is not None:
+            save_weights(model, saved, {"model": self.spec.to_dict()})
         return {**self.test(model, config, seed or 0), "seconds": time.monotonic() - started, "curve": curve}
 
     def test(self, model: nn.Module, config: PruneConfig | None, seed: int) -> dict[str, Any]:
@@ -209,11 +213,12 @@ def opened(
     """The dense classifier and the images, on the device."""
     torch.backends.cuda.matmul.allow_tf32 = False
     place = torch.device(device)
-    dense = ModelSpec(model, str(weights), 0.0).build(None, recipe.image_size, strict=True).to(place)
+    spec = ModelSpec(model, str(weights), 0.0)
+    dense = spec.build(None, recipe.image_size, strict=True).to(place)
     pixels = dict(packed(cache, data, root, recipe.image_size, dense, workers))
     if place.type == "cuda":
         pixels = {name: tensor.to(place) if name in ("train", "test") else tensor for name, tensor in pixels.items()}
-    return Bench(dense, pixels, recipe, place, curve)
+    return Bench(spec, dense, pixels, recipe, place, curve)
 
 
 def main(
@@ -246,6 +251,10 @@ def main(
     tag: Annotated[str, typer.Option(help="Part of the record files' name.")] = "grid",
     cache: Annotated[Path, typer.Option(help="Where the images' pixels are kept.")] = Path("/tmp/entropatch-pixels"),
     workers: int = 0,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help='A cell, such as "shannon-0.5", whose weights of seed 0 to save; repeatable.'),
+    ] = None,
 ) -> None:
     """Compute the cells that have no record yet."""
     began = time.monotonic()
@@ -279,7 +288,9 @@ def main(
                 typer.echo(f"lane {lane}: the deadline is reached; the rest is left for another run.")
                 break
             setting = cell.config(files)
-            result = bench.run(setting, cell.seed)
+            name = f"{cell.name}-{cell.keep_rate}" if cell.keep_rate else cell.name
+            kept = name in (keep or ()) and cell.seed == 0
+            result = bench.run(setting, cell.seed, output / f"{data}-{size}-{name}.safetensors" if kept else None)
             line = {
                 **asdict(cell),
                 "tag": tag,
