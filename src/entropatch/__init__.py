@@ -10,8 +10,10 @@ from entropatch.attention import BlockAttention, attention_entropy
 from entropatch.config import PruneConfig
 from entropatch.criteria import ClassAttention, Criterion, Mix, Product, Random, Renyi
 from entropatch.entropy import renyi_entropy
+from entropatch.export import export
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
+from entropatch.regularisation import entropy_penalty
 from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
 from entropatch.surgery import (
     Trace,
@@ -25,8 +27,7 @@ from entropatch.surgery import (
     watch,
 )
 from entropatch.tokens import Plan, Tokens
-
-__version__ = "0.2.0.dev0"
+from entropatch.version import __version__
 
 __all__ = [
     "BipartiteMerge",
@@ -51,7 +52,10 @@ __all__ = [
     "Tokens",
     "Trace",
     "UnsupportedModelError",
+    "__version__",
     "attention_entropy",
+    "entropy_penalty",
+    "export",
     "prune_",
     "pruning_config",
     "register_method",

@@ -170,8 +170,11 @@ def image_aurocs(
 
     def look(attention: BlockAttention, grid: tuple[int, int]) -> dict[str, np.ndarray]:
         del grid
-        wanted = [one for one in scored if named or attention.has_class_token or not one.criterion.needs_class_token]
-        return {one.name: one.criterion.importance(attention)[0].double().cpu().numpy() for one in wanted}
+        criteria = {one.name: one.parts[0][0] for one in scored}
+        wanted = [
+            name for name, one in criteria.items() if named or attention.has_class_token or not one.needs_class_token
+        ]
+        return {name: criteria[name].importance(attention)[0].double().cpu().numpy() for name in wanted}
 
     seen = observe(model, to_tensor(image, model)[None], look)
     foreground = (foreground_share(mask, model, seen.grid) >= SHARE).ravel()
@@ -188,9 +191,13 @@ def _scored(orders: Sequence[float], names: Sequence[str] | None) -> list[Method
     found = [renyi_method(order) for order in orders]
     for name in compared_methods() if names is None else names:
         method = find_method(name)
-        if names is not None and not method.reduction.needs_scores:
+        if names is not None and not method.needs_scores:
             raise ValueError(f"methods must name some that score patches, but {name} asks for no scores.")
-        if names is not None or not (method.drops_by_entropy or method.is_random or not method.reduction.needs_scores):
+        if len(method.parts) > 1:
+            raise ValueError(
+                f"methods must name one criterion each, since every block is scored by it, but got {name}."
+            )
+        if names is not None or not (method.drops_by_entropy or method.is_random or not method.needs_scores):
             found.append(method)
     return list({method.name: method for method in found}.values())
 

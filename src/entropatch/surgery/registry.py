@@ -13,6 +13,8 @@ from entropatch.surgery.adapters.base import Adapter
 # The package, and where its adapter is.
 LIBRARIES: dict[str, tuple[str, str]] = {
     "timm": ("entropatch.surgery.adapters.timm", "TimmAdapter"),
+    "torchvision": ("entropatch.surgery.adapters.torchvision", "TorchvisionAdapter"),
+    "open_clip": ("entropatch.surgery.adapters.open_clip", "OpenClipAdapter"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -215,3 +215,9 @@ def pruning_of(model: nn.Module) -> Pruning:
 def pruning_config(model: nn.Module) -> PruneConfig:
     """The setting a pruned model works with. Raises ValueError for a model that is not pruned."""
     return pruning_of(model).config
+
+
+def undisturbed(model: nn.Module) -> AbstractContextManager[None]:
+    """While a pruned module runs what follows its blocks: what was recorded stays, although hooks may run it again."""
+    # Compiled code runs no hooks of that kind, and knows few context managers.
+    return nullcontext() if torch.compiler.is_compiling() else vars(model)[ATTRIBUTE].observers.undisturbed()
