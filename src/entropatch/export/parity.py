@@ -60,7 +60,8 @@ class Parity:
         counted: how many of them have PyTorch's kept sets in every block, and no near tie; all of them if `lossy`.
         near_ties: choices between scores that differ by less than the score error; what follows is not counted.
         differing: choices that differ without that excuse.
-        scores, outputs: of the images counted so far, and of those counted.
+        scores: of each block that scored, of the images counted until then.
+        outputs: of the images counted.
         kept_share: mean share of the patches kept that PyTorch keeps too.
         agreeing: share of the images whose highest output is PyTorch's.
         lossy: whether the file is to differ, as a quantised one does.
@@ -73,7 +74,7 @@ class Parity:
     counted: int = 0
     near_ties: list[Place] = field(default_factory=list)
     differing: list[Place] = field(default_factory=list)
-    scores: Gap = field(default_factory=Gap)
+    scores: dict[int, Gap] = field(default_factory=dict)
     outputs: Gap = field(default_factory=Gap)
     kept_share: float = 1.0
     agreeing: float = 1.0
@@ -82,7 +83,8 @@ class Parity:
         """What is wrong with the file, if anything; of a lossy one only values that are not numbers."""
         if self.lossy:
             return None if np.isfinite(self.outputs.difference) else "its outputs are no numbers where PyTorch's are"
-        for what, gap in (("scores", self.scores), ("outputs", self.outputs)):
+        scores = ((f"scores in block {block}", gap) for block, gap in self.scores.items())
+        for what, gap in (*scores, ("outputs", self.outputs)):
             if gap.exceeds(tolerance):
                 return f"its {what} differ by up to {gap.difference:.2g}, allowed {gap.allowed(tolerance):.2g}"
         if self.differing:
@@ -98,8 +100,8 @@ class Parity:
             lines.append(f"kept sets: {self.kept_share:.1%} of the patches kept are PyTorch's, batch sizes {sizes}")
         elif self.staged:
             lines.append(
-                f"kept sets: equal for {self.counted} of {self.images} images, batch sizes {sizes}; "
-                f"score error {self.scores.difference:.1e}"
+                f"kept sets: equal for {self.counted} of {self.images} images, batch sizes {sizes}; score error "
+                + (", ".join(f"{gap.difference:.1e} in block {block}" for block, gap in self.scores.items()) or "none")
             )
             lines += [f"near tie, not counted: {_where(place)}" for place in self.near_ties]
             lines += [f"other patches kept: {_where(place)}" for place in self.differing]
@@ -160,7 +162,7 @@ def _compare_kept(parity: Parity, model: nn.Module, images: Tensor, mine: Named,
         close = np.zeros_like(counted)
         if f"{SCORES}_{block}" in mine:
             ours, theirs = (scores[f"{SCORES}_{block}"] for scores in (mine, other))
-            parity.scores.add(ours[counted], theirs[counted])
+            parity.scores.setdefault(block, Gap()).add(ours[counted], theirs[counted])
             with np.errstate(invalid="ignore"):
                 error = np.where(ours == theirs, 0.0, np.abs(ours.astype(np.float64) - theirs)).max(1)
             # Each of the two scores may be off by the error.
