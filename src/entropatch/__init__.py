@@ -10,6 +10,7 @@ from entropatch.attention import BlockAttention, attention_entropy
 from entropatch.config import PruneConfig
 from entropatch.criteria import ClassAttention, Criterion, Mix, Product, Random, Renyi
 from entropatch.entropy import renyi_entropy
+from entropatch.export import export
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
@@ -19,13 +20,13 @@ from entropatch.surgery import (
     prune_,
     pruning_config,
     restore,
+    tower_name,
     trace,
     unprune_,
     watch,
 )
 from entropatch.tokens import Plan, Tokens
-
-__version__ = "0.2.0.dev0"
+from entropatch.version import __version__
 
 __all__ = [
     "BipartiteMerge",
@@ -50,12 +51,15 @@ __all__ = [
     "Tokens",
     "Trace",
     "UnsupportedModelError",
+    "__version__",
     "attention_entropy",
+    "export",
     "prune_",
     "pruning_config",
     "register_method",
     "renyi_entropy",
     "restore",
+    "tower_name",
     "trace",
     "unprune_",
     "watch",

@@ -18,7 +18,10 @@ def select(scores: Tensor, k: int) -> Tensor:
 
     Ties go to the lower index on every device (a stable sort; `topk` breaks ties differently on CPU and GPU).
     """
-    best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    if torch.onnx.is_in_onnx_export():  # it has no stable sort, but its TopK gives ties to the lower index
+        best = scores.topk(k, dim=1).indices
+    else:
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
     return best.sort(dim=1).values
 
 

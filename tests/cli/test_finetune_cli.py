@@ -12,6 +12,7 @@ from training_case import records
 from typer.testing import CliRunner
 
 from entropatch.cli import app
+from entropatch.data import DATASETS
 from entropatch.train import load_weights, read_about
 
 pytest.importorskip("accelerate")
@@ -30,6 +31,12 @@ def command(*arguments):
     shown = CliRunner().invoke(app, ["finetune", *map(str, arguments)])
     assert shown.exception is None or isinstance(shown.exception, SystemExit), shown.exception
     return shown
+
+
+def test_the_help_names_every_data_set():
+    shown = command("--help")
+    named = "".join(shown.output.split())  # names are broken at their hyphens
+    assert all(f"{name}," in named or f"{name}or" in named for name in DATASETS)
 
 
 def test_a_run_from_the_command_line_and_the_same_command_again(tmp_path):

@@ -47,14 +47,19 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: parameters.Device = "cpu",
     workers: parameters.Workers = 2,
-    output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv and .json.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv, .json and correct.json.")] = None,
 ) -> None:
-    """Test a model on a data set: top-1, top-5, GFLOPs and images/s, dense beside pruned."""
+    """Test a model on a data set: top-1, top-5, GFLOPs and images/s, dense beside pruned.
+
+    Accuracies have standard errors, and differences to dense and to random those of the pairs on the same images.
+    """
     from entropatch.look.naming import data_label
     from entropatch.measure import environment
+    from entropatch.measure.comparing import evaluation_table
     from entropatch.measure.evaluation import Speed, count_steps
     from entropatch.measure.evaluation import evaluate as run
-    from entropatch.records.tables import markdown_table, write_records
+    from entropatch.records.correct import CorrectImages, write_correct
+    from entropatch.records.tables import write_records
 
     try:
         about = weights_about(weights, model, data)
@@ -64,6 +69,7 @@ def evaluate(
         settings = _settings(methods, keep_rates, blocks, config or [], about.get("prune"))
         speed = Speed(speed_batch_size, repeats) if speed_batch_size else None
         built = spec.build(None, size, strict=True)
+        correct: list[CorrectImages] = []
         with progress_bar(
             "evaluating", count_steps(opened, len(settings), batch_size, speed), unit="batches and timed calls"
         ) as step:
@@ -78,16 +84,18 @@ def evaluate(
                 workers=workers,
                 speed=speed,
                 on_step=step,
+                on_correct=correct.append,
             )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("evaluate", error, 1)
-    shown, paths = markdown_table(*_table(records)), []
+    shown, paths = evaluation_table(records), []
     if output is not None:
         facts = {"model": spec.name, "weights": weights, "data": dict(opened.description), "image_size": size}
         facts |= {"precision": precision, **environment(device)}
         title = f"{spec.name} on {data_label(opened.description)}"
         try:
             paths = write_records(records, output, "evaluate", title=title, about=facts, table=shown)
+            paths += [write_correct(output, found) for found in correct]
         except (TypeError, ValueError, OSError) as error:
             typer.echo(shown)
             fail("evaluate", error, 1)
@@ -129,14 +137,3 @@ def _row_name(config: PruneConfig) -> str:
 
     rate = f", {rates_text(config.keep_rate)}" if config.schedule.uses_keep_rate else ""
     return pruning_label(config) + rate
-
-
-def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    columns = {"name": "", "top1": "top-1 %", "top5": "top-5 %", "gflops": "GFLOPs", "images_per_second": "images/s"}
-    shown = [key for key in columns if key in records[0]]
-    digits = {"top1": 2, "top5": 2, "gflops": 3, "images_per_second": 1}
-
-    def cell(record: dict[str, Any], key: str) -> Any:
-        return f"{record[key]:.{digits[key]}f}" if key in digits else record[key]
-
-    return [columns[key] for key in shown], [[cell(record, key) for key in shown] for record in records]

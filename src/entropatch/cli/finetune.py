@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def finetune(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="imagenet100, aircraft, flowers102, folder, digits, fashion-mnist, fashion-mnist-photos or hf:NAME."
-        ),
-    ],
+    data: parameters.DataName,
     output: Annotated[Path, typer.Option(help="Folder of the run; the same command continues what is in it.")],
     root: parameters.Root = None,
     download: parameters.Download = False,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from entropatch.cli.imports import import_modules
+from entropatch.data.registry import data_text
 from entropatch.methods import compared_methods, methods_text
 
 TimmModel = Annotated[
@@ -22,6 +23,7 @@ ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input i
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 TrainingDevice = Annotated[str, typer.Option(help="auto or cpu.")]
 Blocks = Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")]
+DataName = Annotated[str, typer.Option(help=f"{data_text()}.")]
 Orders = Annotated[
     str | None,
     typer.Option(help="Of the entropy that scores, in place of --method; or one per block, commas between."),

@@ -29,15 +29,19 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (batch, 3, height, width), labels (batch,), and the names of the damaged images met on the way."""
+    """Images (batch, 3, height, width), labels (batch,), and the names of the damaged images met on the way.
+
+    `sound` tells for each image that was asked for, in order, whether it is among them; None: all of them are.
+    """
 
     images: Tensor
     labels: Tensor
     damaged: tuple[str, ...] = ()
+    sound: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Called by PyTorch's loader."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.damaged)
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.damaged, self.sound)
 
 
 def data_config(model: nn.Module, image_size: int) -> dict[str, Any]:
@@ -169,7 +173,8 @@ def collate(samples: Sequence[tuple[Tensor | None, int, tuple[str, ...]]]) -> Ba
     sound = [(image, label) for image, label, _ in samples if image is not None]
     images = torch.stack([image for image, _ in sound]) if sound else torch.empty(0)
     labels = torch.tensor([label for _, label in sound], dtype=torch.long)
-    return Batch(images, labels, tuple(name for _, _, names in samples for name in names))
+    damaged = tuple(name for _, _, names in samples for name in names)
+    return Batch(images, labels, damaged, torch.tensor([image is not None for image, _, _ in samples]))
 
 
 def _sound_image(images: LabelledImages, number: int) -> Image.Image | None:
