@@ -156,7 +156,8 @@ class Tokens:
         places: the index of the token that stands for each original patch, (batch, total), or -1 where none does; None
             while each stands for itself, or if nobody asked for it.
         sizes: how many patches each token stands for, (batch, n), float32; None while it is one.
-        carried: what a method hands from block to block, by name; each (batch, n, …), reduced as the tokens are.
+        carried: what a method hands from block to block, by name; each (batch, n, …), reduced as the tokens are. One
+            that others are merged into keeps its own; an appended one has the mean of its tokens by their weights.
         followed: whether `places` is kept up to date.
         grid: (H, W), the grid of patches that `positions` number row by row; None where patch dropout left some out.
     """
@@ -183,7 +184,7 @@ class Tokens:
             positions=positions,
             places=self._places_after(plan) if self.followed else None,
             sizes=self._sizes_after(plan),
-            carried={name: gather_tokens(values, plan.kept) for name, values in self.carried.items()},
+            carried={name: _carried_after(values, plan) for name, values in self.carried.items()},
         )
 
     def original_positions(self, like: Tensor) -> Tensor:
@@ -233,6 +234,15 @@ class Tokens:
         if plan.extra:
             after = torch.cat((after, after.new_ones(batch, plan.extra)), dim=1)
         return after
+
+
+def _carried_after(values: Tensor, plan: Plan) -> Tensor:
+    kept = gather_tokens(values, plan.kept)
+    if plan.appended is None:
+        return kept
+    shares = plan.appended / plan.appended.sum(2, keepdim=True)
+    mean = torch.einsum("ben,bn...->be...", shares.to(values.dtype), values)
+    return torch.cat((kept, mean), dim=1)
 
 
 def join(parts: list[Tokens], like: list[Tensor]) -> Tokens:

@@ -18,10 +18,31 @@ class Criterion(Kind):
 
     Attributes:
         needs_class_token: whether a model without a class token is refused.
+        needs_projection: whether it asks for the attention's output projection, without which a model is refused.
     """
 
     example: ClassVar[str] = '{"name": "Renyi", "order": 2.0}'
     needs_class_token: ClassVar[bool] = False
+    needs_projection: ClassVar[bool] = False
+
+    @property
+    def followed(self) -> tuple[Criterion, ...]:
+        """The criteria, itself or parts of it, that look at every block up to the one that is scored; none here."""
+        return ()
+
+    @property
+    def state_key(self) -> str:
+        """What the state of a criterion that follows is called in `BlockAttention.carried`; different ones differ."""
+        return self.kind
+
+    def follow(self, attention: BlockAttention) -> Tensor:
+        """What a criterion among its own `followed` hands on from this block: (batch, patches, …).
+
+        Asked in every block, from the first to the last that is scored by it, before `importance`. What it handed on
+        from the block before, of the tokens that are left, is `attention.carried[self.state_key]`; in block 0 nothing.
+        Runs without gradients.
+        """
+        raise NotImplementedError
 
     @property
     def label(self) -> str:

@@ -50,6 +50,14 @@ class Mix(Criterion):
         return self.a.needs_class_token or self.b.needs_class_token
 
     @property
+    def needs_projection(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.a.needs_projection or self.b.needs_projection
+
+    @property
+    def followed(self) -> tuple[Criterion, ...]:
+        return self.a.followed + self.b.followed
+
+    @property
     def label(self) -> str:
         return f"{self.weight:.4g} × {self.a.label} + {1 - self.weight:.4g} × {self.b.label}"
 
@@ -81,6 +89,14 @@ class Product(Criterion):
     @property
     def needs_class_token(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.a.needs_class_token or self.b.needs_class_token
+
+    @property
+    def needs_projection(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.a.needs_projection or self.b.needs_projection
+
+    @property
+    def followed(self) -> tuple[Criterion, ...]:
+        return self.a.followed + self.b.followed
 
     @property
     def label(self) -> str:

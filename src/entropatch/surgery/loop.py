@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
 from entropatch.surgery.visit import Visit
@@ -87,6 +89,11 @@ def run_blocks(
     passed = Passed([Stream(x, _entering(x, prefix, grid, patches, recorded))])
     if recorder is not None:
         recorder.begin(pruning.config, grid, prefix)
+    if blocks is not None and blocks.start > 0 and pruning.followers_of(blocks.start):
+        raise UnsupportedModelError(
+            f"{', '.join(pruning.followers_of(blocks.start))} looks at every block from the first, so the model cannot "
+            f"be run from block {blocks.start} on; run it whole."
+        )
     sharer = observers.sharer() if blocks is None and not taken else None
     if sharer is not None:
         begin, streams, reduced = sharer.resume(pruning, recorded)
@@ -110,6 +117,8 @@ def run_blocks(
                 has_class_token=has_class_token,
                 backend=pruning.config.backend,
                 rows=stream.rows,
+                followers=pruning.followers_of(i),
+                projection=partial(adapter.output_projection, modules[i]),
             )
             y = modules[i](stream.x, visit=visit) if call is None else call(i, stream.x, visit)
             after += _leaving(stream, visit, y, passed.reduced)
@@ -164,7 +173,7 @@ def _entering(x: Tensor, prefix: int, grid: tuple[int, int], patches: int | None
 def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) -> list[Stream]:
     """What a block's output stands for: one stream, or one for each size."""
     streams: list[Stream] = []
-    prefix, before = stream.tokens.num_prefix_tokens, stream.tokens
+    prefix, before = visit.tokens.num_prefix_tokens, visit.tokens
     longest = max(outcome.n for outcome in visit.outcomes)
     if y.shape[1] != prefix + longest:
         raise ValueError(

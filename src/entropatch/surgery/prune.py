@@ -69,6 +69,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     adapter.refuse_parts(target)
     _refuse_setting(target, adapter, config)
     stages = _stages(target, adapter, config)
+    _refuse_projections(target, adapter, stages)
     fresh = [i for i, block in enumerate(adapter.blocks(target)) if not adapter.is_swapped(block)]
     unsound = dict(before.unsound) if before else {}
     swapped = adapter.swap(target) if before is None or fresh else []
@@ -168,6 +169,16 @@ def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> 
                 "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
                 'use reduction="drop" with this model.'
             )
+
+
+def _refuse_projections(model: nn.Module, adapter: Adapter, stages: Sequence[Stage | None]) -> None:
+    """Raise UnsupportedModelError for a criterion that asks for an output projection that a block does not have."""
+    for block, stage in zip(adapter.blocks(model), stages, strict=True):
+        if stage is not None and stage.reduction.needs_scores and stage.criterion.needs_projection:
+            try:
+                adapter.output_projection(block)
+            except UnsupportedModelError as error:
+                raise UnsupportedModelError(f"block {stage.block}: {error}") from None
 
 
 def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:

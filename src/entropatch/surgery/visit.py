@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import Stage
+from entropatch.criteria import Criterion
 from entropatch.schedule import Site
 from entropatch.surgery.plan_check import checked_plan
 from entropatch.surgery.state import Watch
@@ -48,8 +49,11 @@ class Visit:
         recorded: whether the scores are wanted even where all tokens stay.
         has_class_token, backend: as in `BlockAttention`.
         rows: numbers of these images in the batch, (images,); None for the whole batch.
+        followers: criteria that are shown every block, by their `state_key`.
+        projection: gives the attention's output projection; None if it is not at hand.
 
     Attributes:
+        tokens: as given; once the attention was seen, with what the followers hand on.
         scores: importance of the patches, (batch, n), once scored; None where no criterion is asked.
         outcomes: what became of the tokens, once reduced; one entry, or one for each size that images keep.
         patches: values of the patch tokens before the reduction, (batch, n, width), if `recorded`.
@@ -68,8 +72,11 @@ class Visit:
         has_class_token: bool = False,
         backend: str = "auto",
         rows: Tensor | None = None,
+        followers: Mapping[str, Criterion] | None = None,
+        projection: Callable[[], Tensor] | None = None,
     ):
         self.block, self.tokens, self.stage, self.rows = block, tokens, stage, rows
+        self.followers, self.projection, self._entered = followers or {}, projection, tokens
         self.watches, self.recorded, self.has_class_token, self.backend = watches, recorded, has_class_token, backend
         self.key_bias = tokens.key_bias() if proportional else None
         # Known before the scores, unless it depends on them.
@@ -91,7 +98,8 @@ class Visit:
     @property
     def is_idle(self) -> bool:
         """Whether the block has nothing to do beside its own computation."""
-        return self.keeps_all and not self.watches and (self.stage is None or not self.recorded)
+        looked_at = self.watches or self.followers
+        return self.keeps_all and not looked_at and (self.stage is None or not self.recorded)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout: float, fused: bool
@@ -109,6 +117,10 @@ class Visit:
             backend=self.backend,
             output_wanted=fused and not self.keeps_all,
             key_bias=self.key_bias,
+            positions=self._entered.positions,
+            total=self._entered.total,
+            carried=self._entered.carried,
+            projection=self.projection,
         )
 
     def see(self, attention: BlockAttention) -> None:
@@ -123,6 +135,8 @@ class Visit:
             with torch.set_grad_enabled(watch.gradients and torch.is_grad_enabled()):
                 watch.look(attention, self.tokens)
         self._attention, self.backend = attention, attention.backend
+        if self.followers:
+            self._follow(attention, again)
         stage = self.stage
         if stage is None or (self.keeps_all and not self.recorded):
             return
@@ -161,7 +175,7 @@ class Visit:
         """A visit of the same block by the same tokens, with nothing done yet."""
         return Visit(
             self.block,
-            self.tokens,
+            self._entered,
             self.stage,
             proportional=self.key_bias is not None,
             watches=self.watches,
@@ -169,6 +183,8 @@ class Visit:
             has_class_token=self.has_class_token,
             backend=self.backend,
             rows=self.rows,
+            followers=self.followers,
+            projection=self.projection,
         )
 
     def pack(self) -> tuple[Tensor | None, ...]:
@@ -176,14 +192,31 @@ class Visit:
         (outcome,) = self.outcomes
         plan = outcome.plan
         parts = (None,) * len(PLAN) if plan is None else tuple(getattr(plan, name) for name in PLAN)
-        return self.scores, self.patches, *parts
+        return self.scores, self.patches, *parts, *(self.tokens.carried[key] for key in self.followers)
 
     def unpack(self, packed: Sequence[Tensor | None]) -> None:
         """Take over what another visit packed."""
-        self.scores, self.patches, kept, *others = packed
-        if kept is not None:
-            plan = Plan(kept, *others)
+        self.scores, self.patches, *others = packed
+        parts, carried = others[: len(PLAN)], others[len(PLAN) :]
+        if (kept := parts[0]) is not None:
+            plan = Plan(kept, *parts[1:])
             self.outcomes = [Outcome(None, plan, plan.n)]
+        handed = {key: values for key, values in zip(self.followers, carried, strict=True) if values is not None}
+        self.tokens = replace(self._entered, carried={**self._entered.carried, **handed})
+
+    def _follow(self, attention: BlockAttention, again: bool) -> None:
+        """Let the followers look, and hand on what they say; what they said first where the block runs again."""
+        with torch.no_grad():
+            for key, criterion in self.followers.items():
+                values = criterion.follow(attention)
+                if values.shape[:2] != (attention.q.shape[0], self.tokens.n):
+                    raise ValueError(
+                        f"{type(criterion).__name__}.follow must return (batch, patches, …) = "
+                        f"{(attention.q.shape[0], self.tokens.n)} …, but got {tuple(values.shape)}."
+                    )
+                attention.carried = {**attention.carried, key: values}
+        if not again:
+            self.tokens = replace(self._entered, carried=attention.carried)
 
     def _reduce_groups(self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor) -> Tensor:
         """As `reduce`, images of one size at a time; padded to the largest size for the rest of this block."""
