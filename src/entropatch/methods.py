@@ -12,7 +12,18 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from entropatch.criteria import ClassAttention, Criterion, HeadDiversity, Product, Random, Renyi
+from entropatch.criteria import (
+    AttEntropy,
+    ClassAttention,
+    ColumnNorm,
+    Criterion,
+    HeadDiversity,
+    Product,
+    Random,
+    Renyi,
+    RunningClassAttention,
+    ValueNormAttention,
+)
 from entropatch.named_method import Method, composed, is_composed
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
@@ -149,6 +160,38 @@ _OWN: dict[str, Method] = {
             "Keeps the patches of the largest median absolute deviation of class attention over the heads.",
             HeadDiversity("mad"),
             rank=71,
+            compared=False,
+        ),
+        Method(
+            "col-ln",
+            "Col-Ln",
+            "Keeps the patches whose column of the mean attention has the largest ℓ₄ norm.",
+            ColumnNorm(4.0),
+            rank=72,
+            compared=False,
+        ),
+        Method(
+            "att-entropy",
+            "AttEntropy",
+            "Keeps the patches of the lowest entropy of the mean attention, averaged over the blocks so far.",
+            AttEntropy(),
+            rank=73,
+            compared=False,
+        ),
+        Method(
+            "value-norm",
+            "Value-norm attention",
+            "Keeps the patches whose projected values, times the class token's attention, are longest.",
+            ValueNormAttention(),
+            rank=74,
+            compared=False,
+        ),
+        Method(
+            "running-class",
+            "Running class attention",
+            "Keeps the patches the class token attended to most, averaged over the blocks so far as in Evo-ViT.",
+            RunningClassAttention(),
+            rank=75,
             compared=False,
         ),
     )
