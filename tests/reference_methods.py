@@ -63,7 +63,9 @@ def column_norm(
     return norms
 
 
-def mean_head_entropy(q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int, bias: Row | None = None) -> Row:
+def mean_head_entropy(
+    q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int, bias: Row | None = None
+) -> list[float]:
     """AttEntropy: -Σ_j Ā_ij log Ā_ij of each patch i over the patches j, not renormalised."""
     patches = [row[num_prefix:] for row in mean_head(q, k, scale, bias)[num_prefix:]]
     return [-math.fsum(x * math.log(x) for x in row if x > 0) for row in patches]

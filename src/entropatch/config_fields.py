@@ -92,6 +92,8 @@ def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[
                 meant[name] = value
             elif name == "schedule" and r is not None and meant[name] == RemovePerBlock():
                 meant[name] = RemovePerBlock(r)  # pyright: ignore[reportArgumentType]
+            elif name == "schedule" and meant[name] == _usual(value):
+                meant[name] = value  # the method's own kind of schedule, with other numbers
             elif value not in (UNSET, None, meant[name], getattr(meant[name], "kind", None)):
                 raise TypeError(f"method={method!r} is short for its own {name}, so give one of the two, not both.")
         if order is not None and meant["criterion"] != mapped(order, Renyi):
@@ -109,6 +111,14 @@ def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[
         given = given | {"schedule": RemovePerBlock(r)}  # pyright: ignore[reportArgumentType]
     defaults: dict[str, Any] = {"criterion": Renyi, "reduction": Drop, "schedule": KeepRate}
     return {name: defaults[name]() if value is UNSET else value for name, value in given.items()}
+
+
+def _usual(schedule: Any) -> Schedule | None:
+    """The schedule of that kind with its own defaults, if there is one."""
+    try:
+        return type(schedule)() if isinstance(schedule, Schedule) else None
+    except TypeError:  # it has none
+        return None
 
 
 def _meant_by(method: Any) -> dict[str, Any]:
@@ -183,7 +193,7 @@ def check_ignored(
             )
     if not schedule.uses_keep_rate and keep_rate != usual:
         raise ignored_rate(schedule, keep_rate)
-    if schedule.per_image and len({*schedule.sizes, 1.0}) > MOST_SIZES:
+    if schedule.per_image and len({*(schedule.sizes or ()), 1.0}) > MOST_SIZES:
         raise ValueError(
             f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, "
             f"but {schedule!r} has {schedule.sizes}."

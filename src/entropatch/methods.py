@@ -12,18 +12,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from entropatch.criteria import (
-    AttEntropy,
-    ClassAttention,
-    ColumnNorm,
-    Criterion,
-    HeadDiversity,
-    Product,
-    Random,
-    Renyi,
-    RunningClassAttention,
-    ValueNormAttention,
-)
+from entropatch.criteria import ClassAttention, Criterion, Product, Random, Renyi
+from entropatch.literature import LITERATURE
 from entropatch.named_method import Method, composed, is_composed
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
@@ -146,54 +136,7 @@ _OWN: dict[str, Method] = {
             rank=61,
             compared=False,
         ),
-        Method(
-            "head-variance",
-            "Head variance",
-            "Keeps the patches on which the class token's attention varies most from head to head.",
-            HeadDiversity("variance"),
-            rank=70,
-            compared=False,
-        ),
-        Method(
-            "head-mad",
-            "Head MAD",
-            "Keeps the patches of the largest median absolute deviation of class attention over the heads.",
-            HeadDiversity("mad"),
-            rank=71,
-            compared=False,
-        ),
-        Method(
-            "col-ln",
-            "Col-Ln",
-            "Keeps the patches whose column of the mean attention has the largest ℓ₄ norm.",
-            ColumnNorm(4.0),
-            rank=72,
-            compared=False,
-        ),
-        Method(
-            "att-entropy",
-            "AttEntropy",
-            "Keeps the patches of the lowest entropy of the mean attention, averaged over the blocks so far.",
-            AttEntropy(),
-            rank=73,
-            compared=False,
-        ),
-        Method(
-            "value-norm",
-            "Value-norm attention",
-            "Keeps the patches whose projected values, times the class token's attention, are longest.",
-            ValueNormAttention(),
-            rank=74,
-            compared=False,
-        ),
-        Method(
-            "running-class",
-            "Running class attention",
-            "Keeps the patches the class token attended to most, averaged over the blocks so far as in Evo-ViT.",
-            RunningClassAttention(),
-            rank=75,
-            compared=False,
-        ),
+        *LITERATURE,
     )
 }
 for _method in _OWN.values():

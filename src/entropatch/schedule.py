@@ -54,7 +54,7 @@ class Schedule(Kind):
 
     example: ClassVar[str] = '{"name": "RemovePerBlock", "r": 13}'
     per_image: ClassVar[bool] = False
-    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    sizes: tuple[float, ...] | None = (0.25, 0.5, 0.75, 1.0)
 
     @property
     def uses_keep_rate(self) -> bool:
@@ -69,7 +69,7 @@ class Schedule(Kind):
     def rounded(self, counts: Tensor, site: Site) -> Tensor:
         """Numbers of tokens (batch,) rounded up to `sizes`, which depend on no other image."""
         rounded = torch.full_like(counts, site.n)
-        for rate in sorted({*self.sizes, 1.0}, reverse=True):
+        for rate in sorted({*(self.sizes or ()), 1.0}, reverse=True):
             size = min(kept_count(exact_rate(rate), site.total), site.n)
             rounded = torch.where(counts <= size, size, rounded)
         return rounded
@@ -89,6 +89,13 @@ class Schedule(Kind):
             site: where.
             mass: the criterion's importances as shares, (batch, n), float32, with `per_image`; else None.
         """
+
+    def chosen(self, site: Site, mass: Tensor) -> Tensor | None:
+        """Which patches `count` counts, (batch, n) bool, with `per_image`; None where they are the best.
+
+        A reduction that keeps the best then keeps these first.
+        """
+        return None
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,17 @@ def covering(scores: Tensor, positions: Tensor, grid: tuple[int, int], side: int
     return -(rank + torch.where(best, 0, n)).float()
 
 
+def preferring(scores: Tensor, first: Tensor) -> Tensor:
+    """Priorities by which `select` takes the tokens `first` marks before any other, each part by its scores.
+
+    Both (batch, n), `first` bool; whole numbers, all different, float32, as in `covering`.
+    """
+    n = scores.shape[1]
+    order = highest(scores, n)
+    rank = torch.empty_like(order).scatter(1, order, torch.arange(n, device=scores.device).expand_as(order))
+    return -(rank + torch.where(first, 0, n)).float()
+
+
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Tokens at the given indices: (batch, n, …) and (batch, k) -> (batch, k, …)."""
     index = indices.reshape(*indices.shape, *(1,) * (tokens.ndim - 2))

@@ -14,12 +14,11 @@ from entropatch.attention import BlockAttention
 from entropatch.config import Stage
 from entropatch.criteria import Criterion
 from entropatch.schedule import Site
-from entropatch.surgery.plan_check import checked_plan
+from entropatch.surgery.plan_check import WHOLE, checked_counts, checked_plan, checked_scores
 from entropatch.surgery.state import Watch
-from entropatch.tokens import Plan, Tokens, covering
+from entropatch.tokens import Plan, Tokens, covering, preferring
 
 PLAN = tuple(field.name for field in fields(Plan))
-WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ class Visit:
         self.outcomes: list[Outcome] = [Outcome(None, None, tokens.n)]
         self.patches: Tensor | None = None
         self._counts: Tensor | None = None
+        self._chosen: Tensor | None = None
         self._attention: BlockAttention | None = None
         self._seen = False
 
@@ -140,16 +140,21 @@ class Visit:
         stage = self.stage
         if stage is None or (self.keeps_all and not self.recorded):
             return
+        shape = attention.q.shape[0], self.tokens.n
         with torch.no_grad():
             if stage.reduction.needs_scores:
                 # Asked again all the same: it may draw random numbers, and dropout those that follow.
-                scores = self._checked(stage.criterion.importance(attention), attention)
+                scores = checked_scores(stage.criterion, stage.criterion.importance(attention), shape)
                 self.scores = self.scores if again else scores
             if stage.schedule.per_image:
                 assert self.scores is not None
-                mass = self._checked(stage.criterion.mass(self.scores), attention, "mass")
-                counts = self._checked_counts(stage.schedule.count(self._site(stage), mass))
-                self._counts = self._counts if again else counts
+                mass = checked_scores(stage.criterion, stage.criterion.mass(self.scores), shape, "mass")
+                chosen = stage.schedule.chosen(self._site(stage), mass)
+                counts = stage.schedule.count(self._site(stage), mass) if chosen is None else chosen.sum(1)
+                if not again:
+                    counts = checked_counts(stage.schedule, counts, shape[0])
+                    counts = stage.schedule.rounded(counts, self._site(stage))
+                    self._counts, self._chosen = counts.clamp(self._least(stage), self.tokens.n), chosen
 
     def reduce(self, x: Tensor) -> Tensor:
         """The tokens after the attention residual, (batch, prefix + n, width), without those that do not stay."""
@@ -242,7 +247,11 @@ class Visit:
         return padded.index_select(0, back)
 
     def _priorities(self, stage: Stage) -> Tensor | None:
-        """What the reduction takes the best of: the scores, or with coverage their ranks, the cells' best first."""
+        """What the reduction takes the best of: the scores, or their ranks, those chosen or the cells' best first."""
+        covered = self._covering(stage)
+        return covered if self._chosen is None or covered is None else preferring(covered, self._chosen)
+
+    def _covering(self, stage: Stage) -> Tensor | None:
         if stage.coverage is None or self.scores is None:
             return self.scores
         if self.tokens.grid is None:
@@ -272,27 +281,3 @@ class Visit:
         """The fewest tokens that the reduction can leave."""
         n = self.tokens.n
         return max(n - stage.reduction.most_removed(n), min(n, 1))
-
-    def _checked_counts(self, counts: Any) -> Tensor:
-        assert self.stage is not None
-        batch = 0 if self.scores is None else self.scores.shape[0]
-        if not isinstance(counts, Tensor) or counts.shape != (batch,) or counts.dtype not in WHOLE:
-            got = f"{counts.dtype} {tuple(counts.shape)}" if isinstance(counts, Tensor) else repr(counts)
-            raise ValueError(
-                f"{type(self.stage.schedule).__name__}.count must return one whole number for each of the {batch} "
-                f"images, but got {got}."
-            )
-        rounded = self.stage.schedule.rounded(counts, self._site(self.stage))
-        return rounded.clamp(self._least(self.stage), self.tokens.n)
-
-    def _checked(self, scores: Any, attention: BlockAttention, method: str = "importance") -> Tensor:
-        assert self.stage is not None
-        expected = (attention.q.shape[0], self.tokens.n)
-        what = f"{type(self.stage.criterion).__name__}.{method} must return (batch, patches) = {expected}"
-        if not isinstance(scores, Tensor):
-            raise ValueError(f"{what}, a floating-point tensor, but got {type(scores).__name__}.")
-        if scores.shape != expected:
-            raise ValueError(f"{what}, but got {tuple(scores.shape)}.")
-        if not scores.is_floating_point():
-            raise ValueError(f"{what}, floating point, but got {scores.dtype}; use scores.float().")
-        return scores
