@@ -8,12 +8,26 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 
 from entropatch.attention import BlockAttention, attention_entropy
 from entropatch.config import PruneConfig
-from entropatch.criteria import ClassAttention, Criterion, Mix, Product, Random, Renyi
+from entropatch.criteria import (
+    AttEntropy,
+    ClassAttention,
+    ColumnNorm,
+    Criterion,
+    HeadDiversity,
+    Mix,
+    Product,
+    Random,
+    Renyi,
+    RunningClassAttention,
+    ValueAttention,
+    ValueNormAttention,
+)
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.regularisation import entropy_penalty
+from entropatch.sampling import InverseTransform
 from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
 from entropatch.surgery import (
     Trace,
@@ -30,13 +44,17 @@ from entropatch.tokens import Plan, Tokens
 from entropatch.version import __version__
 
 __all__ = [
+    "AttEntropy",
     "BipartiteMerge",
     "BlockAttention",
     "ClassAttention",
+    "ColumnNorm",
     "Criterion",
     "CumulativeImportance",
     "Drop",
     "Fuse",
+    "HeadDiversity",
+    "InverseTransform",
     "KeepRate",
     "Merge",
     "Method",
@@ -48,10 +66,13 @@ __all__ = [
     "Reduction",
     "RemovePerBlock",
     "Renyi",
+    "RunningClassAttention",
     "Schedule",
     "Tokens",
     "Trace",
     "UnsupportedModelError",
+    "ValueAttention",
+    "ValueNormAttention",
     "__version__",
     "attention_entropy",
     "entropy_penalty",

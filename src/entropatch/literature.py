@@ -71,7 +71,7 @@ LITERATURE: tuple[Method, ...] = (
         "Samples patches by class attention times the length of their values; easy images keep fewer.",
         ValueAttention(),
         schedule=InverseTransform(),
-        rank=31,
+        rank=76,
         compared=False,
     ),
 )
