@@ -153,3 +153,42 @@ def slow_pass(
                 stages.append(present)
             x = x + block.ls2(block.mlp(block.norm2(x)))
         return model.forward_head(model.norm(x)), stages
+
+
+# --- Evo-ViT (Xu et al. 2022) ------------------------------------------------------------------------------------
+
+
+def evo_pass(
+    model: Any, image: Tensor, blocks: Sequence[int], rate: float, share: float, begin: int, representative: bool
+) -> tuple[Tensor, list[list[int]]]:
+    """A float64 timm model of plain blocks on one image: the best floor(rate · n) patches run each of `blocks`.
+
+    Returns the output and the patches that ran each of them.
+    """
+    prefix, stages, g = model.num_prefix_tokens, [], {}
+    with torch.no_grad():
+        x = embedded(model, image)
+        n = x.shape[1] - prefix
+        for number, block in enumerate(model.blocks):
+            chosen, extra = list(range(n)), []
+            if number in blocks:
+                chosen = reference.kept_places([g[j] for j in range(n)], math.floor(rate * n))
+                stages.append(chosen)
+                waiting = [j for j in range(n) if j not in chosen]
+                if representative:
+                    total = math.fsum(g[j] for j in waiting)
+                    extra = [sum(g[j] / total * x[:, prefix + j] for j in waiting)[:, None]]
+            rows = [*range(prefix), *(prefix + j for j in chosen)]
+            entering = torch.cat([x[:, rows], *extra], 1)
+            q, k, v = softmaxed(block, entering)
+            y = entering + attended(block, q, k, v)
+            y = y + block.ls2(block.mlp(block.norm2(y)))
+            heads = reference.class_attention(q, k, block.attn.scale, prefix)
+            for place, j in enumerate(chosen):
+                new = math.fsum(head[place] for head in heads)
+                g[j] = new if number < begin else (1 - share) * g[j] + share * new
+            if number in blocks and representative:
+                for j in waiting:
+                    x[:, prefix + j] += y[:, -1] - entering[:, -1]
+            x[:, rows] = y[:, : len(rows)]
+        return model.forward_head(model.norm(x)), stages

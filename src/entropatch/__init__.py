@@ -25,10 +25,10 @@ from entropatch.criteria import (
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.methods import Method, register_method
-from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
+from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction, SlowFast
 from entropatch.regularisation import entropy_penalty
 from entropatch.sampling import InverseTransform
-from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
+from entropatch.schedule import CumulativeImportance, FloorRate, KeepRate, RemovePerBlock, Schedule
 from entropatch.surgery import (
     Trace,
     UnsupportedModelError,
@@ -52,6 +52,7 @@ __all__ = [
     "Criterion",
     "CumulativeImportance",
     "Drop",
+    "FloorRate",
     "Fuse",
     "HeadDiversity",
     "InverseTransform",
@@ -68,6 +69,7 @@ __all__ = [
     "Renyi",
     "RunningClassAttention",
     "Schedule",
+    "SlowFast",
     "Tokens",
     "Trace",
     "UnsupportedModelError",

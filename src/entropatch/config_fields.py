@@ -186,6 +186,16 @@ def check_ignored(
                 f"reduction {reduction.kind!r} does not choose by scores, so coverage={coverage} would have no effect; "
                 'leave it out, or use reduction="merge".'
             )
+        if reduction.detours and not criterion.remembers:
+            raise ValueError(
+                f"reduction {reduction.kind!r} chooses before a block's attention, so it needs a criterion that "
+                f"remembers the blocks before, but got {criterion!r}; use criterion=RunningClassAttention()."
+            )
+        if schedule.per_image and reduction.detours:
+            raise ValueError(
+                f"reduction {reduction.kind!r} takes one number for all images, but {schedule!r} has one for each; use "
+                "schedule=FloorRate() or KeepRate()."
+            )
         if schedule.per_image and not reduction.needs_scores:
             raise ValueError(
                 f"{schedule!r} reads the scores of patches, but reduction {reduction.kind!r} has none; use "
@@ -197,6 +207,15 @@ def check_ignored(
         raise ValueError(
             f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, "
             f"but {schedule!r} has {schedule.sizes}."
+        )
+
+
+def check_first(reduction: Reduction, blocks: tuple[int, ...]) -> None:
+    """Raise ValueError where the first reducing block has nothing to choose by."""
+    if blocks and blocks[0] == 0 and reduction.detours:
+        raise ValueError(
+            f"reduction {reduction.kind!r} chooses by the blocks before, of which block 0 has none; let blocks begin "
+            f"at 1 or later, but got {blocks}."
         )
 
 

@@ -14,7 +14,9 @@ from entropatch.criteria import (
     ValueNormAttention,
 )
 from entropatch.named_method import Method
+from entropatch.reductions import SlowFast
 from entropatch.sampling import InverseTransform
+from entropatch.schedule import FloorRate
 
 LITERATURE: tuple[Method, ...] = (
     Method(
@@ -72,6 +74,16 @@ LITERATURE: tuple[Method, ...] = (
         ValueAttention(),
         schedule=InverseTransform(),
         rank=76,
+        compared=False,
+    ),
+    Method(
+        "evo-vit",
+        "Evo-ViT",
+        "Runs each block on the patches the class token attended to most so far; the others wait beside it.",
+        RunningClassAttention(),
+        SlowFast(),
+        FloorRate(),
+        rank=77,
         compared=False,
     ),
 )

@@ -107,6 +107,21 @@ class KeepRate(Schedule):
 
 
 @dataclass(frozen=True)
+class FloorRate(Schedule):
+    """k = floor(ρ·n), at least 1, in every block from a third of the depth on, (4, …, 11) of 12: Evo-ViT's (Xu 2022).
+
+    Meant for `SlowFast`, which loses no tokens, so that n is the same in all of them.
+    """
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return tuple(range(max(depth // 3, 1), depth))
+
+    def count(self, site: Site, mass: Tensor | None) -> int:
+        numerator, denominator = site.rate
+        return site.n * numerator // denominator
+
+
+@dataclass(frozen=True)
 class RemovePerBlock(Schedule):
     """ToMe's schedule (Bolya et al. 2023): r tokens less after each block; every block, unless the setting names some.
 

@@ -18,12 +18,14 @@ class Criterion(Kind):
 
     Attributes:
         needs_class_token: whether a model without a class token is refused.
+        remembers: whether it can score before a block's attention, by what it handed on from the blocks before.
         needs_projection: whether it asks for the attention's output projection, without which a model is refused.
     """
 
     example: ClassVar[str] = '{"name": "Renyi", "order": 2.0}'
     needs_class_token: ClassVar[bool] = False
     needs_projection: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
 
     @property
     def followed(self) -> tuple[Criterion, ...]:
@@ -41,6 +43,13 @@ class Criterion(Kind):
         Asked in every block, from the first to the last that is scored by it, before `importance`. What it handed on
         from the block before, of the tokens that are left, is `attention.carried[self.state_key]`; in block 0 nothing.
         Runs without gradients.
+        """
+        raise NotImplementedError
+
+    def remembered(self, state: Tensor) -> Tensor:
+        """Importance before a block's attention is known, of what it handed on from the block before: (batch, patches).
+
+        Only of a criterion that `remembers`, which is the one among its own `followed`.
         """
         raise NotImplementedError
 

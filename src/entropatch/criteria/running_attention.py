@@ -31,6 +31,7 @@ class RunningClassAttention(Criterion):
     """
 
     needs_class_token: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
 
     share: float = 0.5
     begin: int = 4
@@ -68,6 +69,9 @@ class RunningClassAttention(Criterion):
         if attention.block == 0 or attention.block < self.begin or self.share == 1:
             return row
         return (1 - self.share) * state_before(self, attention) + self.share * row
+
+    def remembered(self, state: Tensor) -> Tensor:
+        return state
 
     def importance(self, attention: BlockAttention) -> Tensor:
         return state_after(self, attention)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.detour import Detour, detour
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
 from entropatch.surgery.visit import Visit
-from entropatch.tokens import Tokens, join
+from entropatch.tokens import Plan, Tokens, join
 
 # Runs block number i on tokens x, which stand for `tokens`: call(i, x, visit).
 Call = Callable[[int, Tensor, Visit], Tensor]
@@ -106,11 +107,14 @@ def run_blocks(
         for watch in looking:  # at each block, since a hook may have run the model on another input meanwhile
             watch.grid = grid
         after: list[Stream] = []
+        stage = pruning.stage(i)
         for stream in passed.streams:
+            around = detour(stage, stream.x, stream.tokens)
+            entering = stream if around is None else replace(stream, x=around.x, tokens=around.tokens)
             visit = Visit(
                 i,
-                stream.tokens,
-                pruning.stage(i),
+                entering.tokens,
+                None if stage is not None and stage.reduction.detours else stage,
                 proportional=proportional,
                 watches=looking,
                 recorded=recorded,
@@ -120,8 +124,9 @@ def run_blocks(
                 followers=pruning.followers_of(i),
                 projection=partial(adapter.output_projection, modules[i]),
             )
-            y = modules[i](stream.x, visit=visit) if call is None else call(i, stream.x, visit)
-            after += _leaving(stream, visit, y, passed.reduced)
+            y = modules[i](entering.x, visit=visit) if call is None else call(i, entering.x, visit)
+            left = _leaving(entering, visit, y, passed.reduced)
+            after += left if around is None else [_rejoined(stream, around, left[0], visit, passed.reduced)]
         passed.streams = after if len(after) == 1 else _regrouped(after)
         if i in taken:
             passed.taken[i] = passed.streams
@@ -199,6 +204,18 @@ def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) ->
             x = y.index_select(0, rows)[:, : prefix + outcome.n]
             streams.append(Stream(x, tokens, _numbers(stream.rows, rows)))
     return streams
+
+
+def _rejoined(stream: Stream, around: Detour, left: Stream, visit: Visit, reduced: list[Reduced]) -> Stream:
+    """What a block left of those that ran it, and those that went around it."""
+    x, tokens = around.back(left.x, left.tokens.carried)
+    if visit.recorded:
+        patches = stream.x[:, tokens.num_prefix_tokens :]
+        plan = Plan(around.plan.kept)  # their representative ends behind the block
+        reduced.append(
+            Reduced(around.stage, stream.rows, around.scores, patches, around.before, tokens, plan, visit.backend)
+        )
+    return replace(stream, x=x, tokens=tokens)
 
 
 def _numbers(batch: Tensor | None, rows: Tensor | None) -> Tensor | None:

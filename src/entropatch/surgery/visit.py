@@ -252,15 +252,7 @@ class Visit:
         return covered if self._chosen is None or covered is None else preferring(covered, self._chosen)
 
     def _covering(self, stage: Stage) -> Tensor | None:
-        if stage.coverage is None or self.scores is None:
-            return self.scores
-        if self.tokens.grid is None:
-            raise ValueError(
-                f"coverage={stage.coverage} needs to know where each patch stands, but patch dropout left some out "
-                "before the first block; train without patch_drop_rate, or without coverage."
-            )
-        positions = self.tokens.original_positions(self.scores)
-        return covering(self.scores, positions, self.tokens.grid, stage.coverage)
+        return None if self.scores is None else covered(stage, self.tokens, self.scores)
 
     def _site(self, stage: Stage) -> Site:
         return Site(stage.block, stage.index, stage.count, stage.rate, self.tokens.n, self.tokens.total)
@@ -281,3 +273,15 @@ class Visit:
         """The fewest tokens that the reduction can leave."""
         n = self.tokens.n
         return max(n - stage.reduction.most_removed(n), min(n, 1))
+
+
+def covered(stage: Stage, tokens: Tokens, scores: Tensor) -> Tensor:
+    """The scores; with coverage their ranks, the cells' best first."""
+    if stage.coverage is None:
+        return scores
+    if tokens.grid is None:
+        raise ValueError(
+            f"coverage={stage.coverage} needs to know where each patch stands, but patch dropout left some out before "
+            "the first block; train without patch_drop_rate, or without coverage."
+        )
+    return covering(scores, tokens.original_positions(scores), tokens.grid, stage.coverage)
