@@ -165,12 +165,14 @@ def evo_pass(
 
     Returns the output and the patches that ran each of them.
     """
-    prefix, stages, g = model.num_prefix_tokens, [], {}
+    prefix = model.num_prefix_tokens
+    stages: list[list[int]] = []
+    g: dict[int, float] = {}
     with torch.no_grad():
         x = embedded(model, image)
         n = x.shape[1] - prefix
         for number, block in enumerate(model.blocks):
-            chosen, extra = list(range(n)), []
+            chosen, extra, waiting = list(range(n)), [], []
             if number in blocks:
                 chosen = reference.kept_places([g[j] for j in range(n)], math.floor(rate * n))
                 stages.append(chosen)

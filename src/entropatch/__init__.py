@@ -19,6 +19,7 @@ from entropatch.criteria import (
     Random,
     Renyi,
     RunningClassAttention,
+    Synergistic,
     ValueAttention,
     ValueNormAttention,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "RunningClassAttention",
     "Schedule",
     "SlowFast",
+    "Synergistic",
     "Tokens",
     "Trace",
     "UnsupportedModelError",

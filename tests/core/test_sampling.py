@@ -107,14 +107,19 @@ def test_rate_one_and_settings() -> None:
         PruneConfig(method="evit", schedule=InverseTransform())
     with pytest.raises(ValueError, match="says by itself how many"):
         PruneConfig(method="ats", schedule=InverseTransform(9), keep_rate=0.5)
-    for fields, error in (((1,), ValueError), ((True,), TypeError), ((9, (0.1, 0.2, 0.3, 0.4)), ValueError)):
+    wrong: list[tuple[Any, type[Exception]]] = [
+        ((1,), ValueError),
+        ((True,), TypeError),
+        ((9, (0.1, 0.2, 0.3, 0.4)), ValueError),
+    ]
+    for fields, error in wrong:
         with pytest.raises(error):
             InverseTransform(*fields)
     assert "InverseTransform" in Schedule.kinds()
 
 
 def test_any_criterion_can_be_sampled() -> None:
-    setting = {"criterion": ClassAttention(), "reduction": "fuse", "coverage": 2}
+    setting: dict[str, Any] = {"criterion": ClassAttention(), "reduction": "fuse", "coverage": 2}
     model = prune_(create("deit"), schedule=InverseTransform(), **setting)
     images = photographs(model, batch=3)
     with torch.no_grad():

@@ -96,7 +96,7 @@ def test_gradients_checkpointing_and_sharing() -> None:
 
 def test_after_another_reduction_and_with_coverage() -> None:
     """Fewer patches came in, and the cells of the grid are those of the original ones."""
-    setting = {"criterion": RUNNING, "blocks": (1, 2, 3), "keep_rate": 0.6, "coverage": (None, 2, None)}
+    setting: dict[str, Any] = {"criterion": RUNNING, "blocks": (1, 2, 3), "keep_rate": 0.6, "coverage": (None, 2, None)}
     model = prune_(create("deit"), reduction=("merge", SlowFast(), "fuse"), **setting)
     images = photographs(model, batch=4)
     with torch.no_grad(), entropatch.trace(model) as trace:

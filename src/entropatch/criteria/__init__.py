@@ -20,6 +20,7 @@ from entropatch.criteria.mixture import Mix, Product
 from entropatch.criteria.random import Random
 from entropatch.criteria.renyi import Renyi
 from entropatch.criteria.running_attention import RunningClassAttention
+from entropatch.criteria.synergistic import Synergistic
 from entropatch.criteria.value_attention import ValueAttention, ValueNormAttention
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Random",
     "Renyi",
     "RunningClassAttention",
+    "Synergistic",
     "ValueAttention",
     "ValueNormAttention",
 ]

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.kinds import Kind
@@ -26,6 +26,15 @@ class Criterion(Kind):
     needs_class_token: ClassVar[bool] = False
     needs_projection: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+
+    @property
+    def lacks(self) -> str | None:
+        """What it must be given before it can score, as an error says it; None where nothing."""
+        return None
+
+    def calibrate(self, model: nn.Module, images: Tensor) -> Criterion:
+        """This criterion with what it has to know of a model, from images without labels; itself if that is nothing."""
+        return self
 
     @property
     def followed(self) -> tuple[Criterion, ...]:

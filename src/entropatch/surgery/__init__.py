@@ -1,5 +1,6 @@
 """In-place surgery on stock models: `prune_`, `unprune_`, `trace`, `restore`, `watch`."""
 
+from entropatch.surgery.dense_pass import dense_pass
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.prune import block_count, prune_, tower_name, unprune_
 from entropatch.surgery.stage_record import StageRecord
@@ -12,6 +13,7 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "block_count",
+    "dense_pass",
     "is_pruned",
     "prune_",
     "pruning_config",

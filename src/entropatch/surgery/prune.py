@@ -158,6 +158,8 @@ def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneCo
 def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> None:
     """Raise UnsupportedModelError for a criterion or reduction that makes no sense on this model."""
     for criterion, reduction, _ in config.parts:
+        if reduction.needs_scores and criterion.lacks is not None:
+            raise ValueError(f"{criterion.lacks}.")
         needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
         if needs_class and not adapter.has_class_token(model):
             raise UnsupportedModelError(
