@@ -179,7 +179,7 @@ def evo_pass(
                 waiting = [j for j in range(n) if j not in chosen]
                 if representative:
                     total = math.fsum(g[j] for j in waiting)
-                    extra = [sum(g[j] / total * x[:, prefix + j] for j in waiting)[:, None]]
+                    extra = [torch.stack([g[j] / total * x[:, prefix + j] for j in waiting]).sum(0)[:, None]]
             rows = [*range(prefix), *(prefix + j for j in chosen)]
             entering = torch.cat([x[:, rows], *extra], 1)
             q, k, v = softmaxed(block, entering)

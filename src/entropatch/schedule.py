@@ -210,7 +210,7 @@ class CumulativeImportance(Schedule):
     per_image: ClassVar[bool] = True
 
     share: float = 0.9
-    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "share", _number("share", self.share))

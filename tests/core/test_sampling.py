@@ -34,6 +34,7 @@ def test_sampling_by_hand() -> None:
     mass = torch.tensor([[0.3, 0.1, 0.4, 0.2], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 1.0, 0.0]])
     expected = [[0, 2, 3], [1, 2, 3], [2]]
     assert [row.nonzero()[:, 0].tolist() for row in sampled(mass, 3)] == expected
+    assert sampled(torch.ones(1, 5), 3).nonzero()[:, 1].tolist() == [1, 2, 4]  # 5/8 is as near to 1/2 as to 3/4
     assert sampled(torch.ones(2, 1), 5).tolist() == [[True]] * 2
     assert sampled(torch.zeros(1, 3), 2).tolist() == [[True] * 3]
 

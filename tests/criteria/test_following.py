@@ -13,7 +13,7 @@ from attention_case import block_attention
 from small_models import create, photographs
 
 import entropatch
-from entropatch import ClassAttention, CumulativeImportance, PruneConfig, UnsupportedModelError, prune_
+from entropatch import ClassAttention, CumulativeImportance, Plan, PruneConfig, Tokens, UnsupportedModelError, prune_
 from entropatch.criteria import AttEntropy, Criterion, Mix, Renyi, RunningClassAttention
 from entropatch.surgery.halves import enter_blocks, leave_blocks
 from entropatch.surgery.sharing import Shared, sharing
@@ -80,6 +80,14 @@ def test_followers_go_with_every_reduction_and_with_groups(setting: dict[str, An
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_an_appended_token_begins_with_the_mean_of_its_tokens() -> None:
+    kept, weights = torch.tensor([[0, 2]]), torch.tensor([[[0.0, 0.1, 0.0, 0.3]]])
+    state = torch.tensor([[1.0, 2.0, 3.0, 6.0]])
+    after = Tokens(1, 4, 4, carried={"a": state, "b": state[..., None]}).after(Plan(kept, appended=weights))
+    torch.testing.assert_close(after.carried["a"], torch.tensor([[1.0, 3.0, 5.0]]))
+    torch.testing.assert_close(after.carried["b"], torch.tensor([[[1.0], [3.0], [5.0]]]))
 
 
 def test_states_are_followed_only_as_far_as_they_are_asked_for() -> None:

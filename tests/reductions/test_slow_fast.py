@@ -14,7 +14,7 @@ import entropatch
 from entropatch import CumulativeImportance, PruneConfig, UnsupportedModelError, prune_
 from entropatch.criteria import AttEntropy, ClassAttention, Mix, RunningClassAttention
 from entropatch.reductions import SlowFast
-from entropatch.schedule import FloorRate
+from entropatch.schedule import FloorRate, Site
 from entropatch.surgery.sharing import Shared, sharing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +49,7 @@ def test_evo_vit_by_name() -> None:
     assert config == PruneConfig(criterion=RunningClassAttention(), **SETTING)
     assert [stage.block for stage in config.stages(12)] == list(range(4, 12))
     assert PruneConfig.from_json(config.to_json()) == config
-    assert FloorRate().count(config.stages(12)[0] and _site(25), None) == 12
+    assert FloorRate().count(Site(4, 0, 8, (1, 2), 25, 25), None) == 12
     model = prune_(create("deit"), config)
     images = photographs(model)
     with torch.no_grad(), entropatch.trace(model) as trace:
@@ -59,12 +59,6 @@ def test_evo_vit_by_name() -> None:
     prune_(model, keep_rate=1.0)
     with torch.no_grad():
         assert torch.equal(model(images), entropatch.unprune_(copy.deepcopy(model))(images))
-
-
-def _site(n: int) -> Any:
-    from entropatch.schedule import Site
-
-    return Site(4, 0, 8, (1, 2), n, n)
 
 
 @pytest.mark.parametrize("name", ["dinov2 registers", "rope mixed", "dinov3", "deit-iii"])
@@ -77,7 +71,8 @@ def test_detours_on_other_models(name: str) -> None:
 
 
 def test_gradients_checkpointing_and_sharing() -> None:
-    model: Any = prune_(create("deit"), criterion=RUNNING, **SETTING | {"reduction": SlowFast(True)}).train()
+    setting: dict[str, Any] = SETTING | {"reduction": SlowFast(True)}
+    model: Any = prune_(create("deit"), criterion=RUNNING, **setting).train()
     images, found = photographs(model), []
     for checkpointing in (False, True):
         model.set_grad_checkpointing(checkpointing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ def detour(stage: Stage | None, x: Tensor, tokens: Tokens) -> Detour | None:
     if stage is None or not stage.reduction.detours:
         return None
     site = Site(stage.block, stage.index, stage.count, stage.rate, tokens.n, tokens.total)
-    k = min(max(stage.schedule.count(site, None), 1), tokens.n)
+    count: Any = stage.schedule.count(site, None)
+    k = min(max(count, 1), tokens.n)
     if k == tokens.n:
         return None
     assert isinstance(stage.reduction, SlowFast)
