@@ -102,5 +102,6 @@ def sampled(mass: Tensor, points: int) -> Tensor:
     low, high = unit.gather(1, below), unit.gather(1, above)
     nearest = torch.searchsorted(unit, torch.where(at - low <= high - at, low, high).contiguous())
     nearest = nearest.clamp_max(unit.shape[1] - 1)
-    mark = torch.zeros_like(mass, dtype=torch.bool).scatter(1, order.gather(1, nearest), True)
-    return torch.where(most > least, mark, True)  # equal sums, as of a single patch, sample nothing
+    # In numbers, since the tracer that counts multiply-adds knows no scatter of truths.
+    mark = torch.zeros_like(mass).scatter(1, order.gather(1, nearest), 1.0)
+    return torch.where(most > least, mark, 1.0) > 0  # equal sums, as of a single patch, sample nothing
