@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,7 @@ class BlockAttention:
         positions: Tensor | None = None,
         total: int | None = None,
         carried: Mapping[str, Tensor] | None = None,
-        projection: Callable[[], Tensor] | None = None,
+        projection: Tensor | None = None,
     ):
         self.q, self.k, self.v = q, k, v
         self.scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -209,7 +209,7 @@ class BlockAttention:
         """
         if self._projection is None:
             raise ValueError(f"the attention of block {self.block} was not given its model's output projection.")
-        return self._projection()
+        return self._projection
 
     def matrix(self) -> Tensor:
         """The whole attention matrix over all tokens: (batch, heads, tokens, tokens). Quadratic memory."""

@@ -15,6 +15,7 @@ from small_models import create, photographs
 import entropatch
 from entropatch import ClassAttention, CumulativeImportance, Plan, PruneConfig, Tokens, UnsupportedModelError, prune_
 from entropatch.criteria import AttEntropy, Criterion, Mix, Renyi, RunningClassAttention
+from entropatch.criteria.base import show
 from entropatch.surgery.halves import enter_blocks, leave_blocks
 from entropatch.surgery.sharing import Shared, sharing
 
@@ -140,3 +141,35 @@ def test_settings_save_and_come_back() -> None:
             RunningClassAttention(share)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="begin must be"):
         RunningClassAttention(begin=-1)
+
+
+@pytest.mark.parametrize("criterion", [RUNNING, AttEntropy()])
+def test_who_looks_at_a_block_sees_the_state_behind_it(criterion: Criterion) -> None:
+    """In a model that it prunes as in one that keeps all; behind the last block it scores nobody has one."""
+    model = prune_(create("deit"), criterion=criterion, blocks=(1, 2), keep_rate=0.6)
+    images = photographs(model)
+    seen: dict[int, Any] = {}
+
+    def look(attention: Any, tokens: Tokens) -> None:
+        seen[attention.block] = criterion.importance(attention) if attention.block < 3 else dict(attention.carried)
+
+    with torch.no_grad(), entropatch.watch(model, None, look), entropatch.trace(model) as trace:
+        model(images)
+    for block, scores in zip((1, 2), trace.scores, strict=True):
+        assert scores is not None
+        assert torch.equal(seen[block], scores)
+    assert seen[3] == {}
+    carried: dict[str, Any] = {}
+
+    def follow(attention: Any, tokens: Tokens) -> None:
+        nonlocal carried
+        carried = show([criterion], attention, carried)
+        seen[attention.block] = criterion.importance(attention)
+
+    prune_(model, keep_rate=1.0)
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        model(images)
+    with torch.no_grad(), entropatch.watch(entropatch.unprune_(model), None, follow):
+        model(images)
+    for block, scores in zip((1, 2), trace.scores, strict=True):
+        torch.testing.assert_close(seen[block], scores)

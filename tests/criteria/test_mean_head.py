@@ -57,7 +57,7 @@ def test_att_entropy_is_that_of_the_mean_head_not_renormalised(prefix: int) -> N
 @pytest.mark.parametrize("prefix", [1, 5])
 def test_value_norm_attention_is_the_length_of_what_the_projection_makes(prefix: int) -> None:
     weight = torch.randn(7, 12, dtype=torch.float64)
-    attention = block_attention(prefix=prefix, projection=lambda: weight)
+    attention = block_attention(prefix=prefix, projection=weight)
     got = ValueNormAttention().importance(attention)
     for row, q, k, v in zip(got, attention.q.numpy(), attention.k.numpy(), attention.v.numpy(), strict=True):
         expected = reference_methods.value_norm(q, k, SCALE, prefix, v, weight.numpy())

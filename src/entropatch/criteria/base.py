@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch
@@ -86,3 +87,18 @@ class Criterion(Kind):
         above = scores == math.inf
         limit = torch.where(above, 0.0, -math.inf)
         return torch.where(above.any(1, keepdim=True), limit, scores).softmax(dim=1)
+
+
+def show(criteria: Iterable[Criterion], attention: BlockAttention, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Let criteria that follow see a block of a model that keeps all patches, so that they can be asked about it.
+
+    Args:
+        criteria: any.
+        attention: of the block; what they hand on is there afterwards.
+        before: what they handed on from the block before, as this function returned it; empty for block 0.
+    """
+    attention.carried = dict(before)
+    for one in dict.fromkeys(one for criterion in criteria for one in criterion.followed):
+        with torch.no_grad():
+            attention.carried = {**attention.carried, one.state_key: one.follow(attention)}
+    return dict(attention.carried)

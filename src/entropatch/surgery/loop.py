@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from entropatch.config import Stage
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.detour import Detour, detour
 from entropatch.surgery.errors import UnsupportedModelError
@@ -122,7 +122,7 @@ def run_blocks(
                 backend=pruning.config.backend,
                 rows=stream.rows,
                 followers=pruning.followers_of(i),
-                projection=partial(adapter.output_projection, modules[i]),
+                projection=_projection(adapter, modules[i], stage, len(looking) > 0),
             )
             y = modules[i](entering.x, visit=visit) if call is None else call(i, entering.x, visit)
             left = _leaving(entering, visit, y, passed.reduced)
@@ -204,6 +204,21 @@ def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) ->
             x = y.index_select(0, rows)[:, : prefix + outcome.n]
             streams.append(Stream(x, tokens, _numbers(stream.rows, rows)))
     return streams
+
+
+def _projection(adapter: Adapter, block: nn.Module, stage: Stage | None, watched: bool) -> Tensor | None:
+    """The weight of the output projection, where a criterion asks for it, or somebody who looks may.
+
+    Not the module that has it: compiled code of a single block must not meet itself in what it is given.
+    """
+    if stage is not None and stage.reduction.needs_scores and stage.criterion.needs_projection:
+        return adapter.output_projection(block)
+    if watched and not torch.compiler.is_compiling():
+        try:
+            return adapter.output_projection(block)
+        except UnsupportedModelError:
+            return None
+    return None
 
 
 def _rejoined(stream: Stream, around: Detour, left: Stream, visit: Visit, reduced: list[Reduced]) -> Stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any
@@ -49,7 +49,7 @@ class Visit:
         has_class_token, backend: as in `BlockAttention`.
         rows: numbers of these images in the batch, (images,); None for the whole batch.
         followers: criteria that are shown every block, by their `state_key`.
-        projection: gives the attention's output projection; None if it is not at hand.
+        projection: the attention's output projection, if somebody may ask for it; see `Adapter.output_projection`.
 
     Attributes:
         tokens: as given; once the attention was seen, with what the followers hand on.
@@ -72,7 +72,7 @@ class Visit:
         backend: str = "auto",
         rows: Tensor | None = None,
         followers: Mapping[str, Criterion] | None = None,
-        projection: Callable[[], Tensor] | None = None,
+        projection: Tensor | None = None,
     ):
         self.block, self.tokens, self.stage, self.rows = block, tokens, stage, rows
         self.followers, self.projection, self._entered = followers or {}, projection, tokens
@@ -119,7 +119,7 @@ class Visit:
             key_bias=self.key_bias,
             positions=self._entered.positions,
             total=self._entered.total,
-            carried=self._entered.carried,
+            carried={key: self._entered.carried[key] for key in self.followers if key in self._entered.carried},
             projection=self.projection,
         )
 
@@ -129,14 +129,14 @@ class Visit:
         A block that runs again for its gradients keeps what it kept, and is looked at only for gradients' sake.
         """
         again, self._seen = self._seen, True
+        if self.followers:
+            self._follow(attention, again)
         for watch in self.watches:
             if again and not watch.gradients:
                 continue
             with torch.set_grad_enabled(watch.gradients and torch.is_grad_enabled()):
                 watch.look(attention, self.tokens)
         self._attention, self.backend = attention, attention.backend
-        if self.followers:
-            self._follow(attention, again)
         stage = self.stage
         if stage is None or (self.keeps_all and not self.recorded):
             return
