@@ -59,6 +59,7 @@ class Finder:
         self.subject, self.sensitivities, self.spending = subject, sensitivities, spending
         self.effort = subject.settings.effort
         self.judge: Judge = subject.judge
+        self._steps = adding(sensitivities)
         settings = subject.settings
         self.search = Search(
             subject.judge, sensitivities, spending, subject.choosing, settings.most_blocks, settings.seed
@@ -84,7 +85,7 @@ class Finder:
         asked += [(most, first) for first in blocks[: math.ceil(len(blocks) / 2)]]
         found = [
             planned(self.sensitivities, self.spending, budget, step, count, first)
-            for step in adding(self.sensitivities).values()
+            for step in self._steps.values()
             for count, first in asked
         ]
         known = [cuts for _, cuts in usual(self.subject).values() if not any(cut.choice.is_random for cut in cuts)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -24,9 +25,11 @@ def adding(sensitivities: Sensitivities) -> dict[str, Step]:
     difference between both shares of all patches, as if what is gone already were what this block would drop first.
     """
 
+    @cache
     def fresh(block: int, choice: Choice, before: float, after: float) -> float:
         return sensitivities.loss(block, choice, after / before)
 
+    @cache
     def deeper(block: int, choice: Choice, before: float, after: float) -> float:
         loss = sensitivities.loss
         return max(loss(block, choice, after) - loss(block, choice, before), 0.1 * loss(block, choice, after / before))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from entropatch.config import PruneConfig
@@ -12,6 +13,7 @@ from entropatch.criteria import Criterion, Random
 from entropatch.reductions import Drop, Reduction
 from entropatch.schedule import KeepRate, exact_rate, kept_count
 
+_exact = cache(exact_rate)
 LEAST_RATE = 0.02  # of the patches present, in one block
 DIGITS = 3  # of a keep rate
 
@@ -86,7 +88,7 @@ def token_counts(cuts: Sequence[Cut], depth: int, patches: int) -> list[tuple[in
     for block in range(depth):
         entering, cut = n, by_block.get(block)
         if cut is not None:
-            k = max(kept_count(exact_rate(cut.rate), n), n - cut.choice.reduction.most_removed(n), 1)
+            k = max(kept_count(_exact(cut.rate), n), n - cut.choice.reduction.most_removed(n), 1)
             n = k + (1 if cut.choice.reduction.appends and k < n else 0)
         counts.append((entering, n))
     return counts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from entropatch.calibration.judging import Judge
 from entropatch.calibration.proposal import Choice, Cut, config_of
@@ -30,7 +29,6 @@ def offered_criteria(has_class_token: bool) -> list[Criterion]:
     ]
 
 
-@dataclass
 class Sensitivities:
     """Mean losses of one block pruned alone.
 
@@ -38,7 +36,16 @@ class Sensitivities:
         by: block, choice and keep rate -> loss.
     """
 
-    by: dict[tuple[int, Choice, float], float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.by: dict[tuple[int, Choice, float], float] = {}
+        self._ranked: dict[int, list[Choice]] = {}
+        self._points: dict[int, list[tuple[float, float]]] = {}
+
+    def note(self, block: int, choice: Choice, rate: float, loss: float) -> None:
+        """Take down what was measured."""
+        self.by[block, choice, rate] = loss
+        self._ranked.pop(block, None)
+        self._points.pop(block, None)
 
     @property
     def blocks(self) -> list[int]:
@@ -48,10 +55,12 @@ class Sensitivities:
         """Whether the choice was measured at that block."""
         return (block, choice, RATE) in self.by
 
-    def ranked(self, block: int, *, floor: bool = False) -> list[Choice]:
-        """The choices of a block, the best first, at the rate all were compared at."""
-        found = [(loss, i, c) for i, ((b, c, r), loss) in enumerate(self.by.items()) if b == block and r == RATE]
-        return [choice for _, _, choice in sorted(found, key=lambda one: one[:2]) if floor or not choice.is_random]
+    def ranked(self, block: int) -> list[Choice]:
+        """The choices of a block but random, the best first, at the rate all were compared at."""
+        if block not in self._ranked:
+            found = [(loss, c) for (b, c, r), loss in self.by.items() if b == block and r == RATE and not c.is_random]
+            self._ranked[block] = [choice for _, choice in sorted(found, key=lambda one: one[0])]
+        return self._ranked[block]
 
     def loss(self, block: int, choice: Choice, share: float) -> float:
         """The loss at any share of the patches kept, between and beyond the rates measured.
@@ -61,11 +70,11 @@ class Sensitivities:
         if share >= 1:
             return 0.0
         best = self.ranked(block)[0]
-        points = sorted(
-            (-math.log(r), max(loss, 1e-9)) for (b, c, r), loss in self.by.items() if (b, c) == (block, best)
-        )
+        if block not in self._points:
+            own = [(r, loss) for (b, c, r), loss in self.by.items() if (b, c) == (block, best)]
+            self._points[block] = sorted((-math.log(r), max(loss, 1e-9)) for r, loss in own)
         scale = max(self.by[block, choice, RATE], 1e-9) / max(self.by[block, best, RATE], 1e-9)
-        return scale * _interpolated(points, -math.log(share))
+        return scale * _interpolated(self._points[block], -math.log(share))
 
 
 def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float:
@@ -100,7 +109,7 @@ def measured(
 
     def look(block: int, choice: Choice, rate: float = RATE) -> None:
         if (block, choice, rate) not in found.by:
-            found.by[block, choice, rate] = judge.loss(config_of((Cut(block, choice, rate),)), batches)
+            found.note(block, choice, rate, judge.loss(config_of((Cut(block, choice, rate),)), batches))
 
     for block in blocks:
         for choice in (FLOOR, *map(Choice, criteria), Choice(Renyi(), BipartiteMerge())):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from entropatch.calibration.ledger import Ledger
 from entropatch.calibration.processes import from_first
 from entropatch.calibration.proposal import Choice, Cut, Cuts, config_of, powered, token_counts
-from entropatch.criteria import Random
+from entropatch.criteria import Criterion, Random
 from entropatch.surgery import prune_
 
 
@@ -105,16 +105,12 @@ class Spending(ABC):
         return None
 
     def _extra_of(self, choice: Choice) -> float:
-        kind = self._kind_of(choice)
+        kind = _kinds(choice.criterion), choice.reduction
         if kind not in self._extra:
             cuts = (Cut(self.depth // 2, choice, 0.5),)
             self._extra[kind] = 0.0
             self._extra[kind] = max(self.exact(cuts) - self.of(cuts), 0.0)
         return self._extra[kind]
-
-    def _kind_of(self, choice: Choice) -> Hashable:
-        """Choices of one kind cost alike."""
-        return choice
 
     def _features(self, cuts: Sequence[Cut]) -> np.ndarray:
         counts = token_counts(cuts, self.depth, self.patches)
@@ -124,6 +120,11 @@ class Spending(ABC):
 
 
 _PLAIN = Choice(Random(0))
+
+
+def _kinds(criterion: Criterion) -> Hashable:
+    """What decides a criterion's cost: its kind, and those of what it is made of; neither order nor weight."""
+    return criterion.kind, *(_kinds(part) for part in vars(criterion).values() if isinstance(part, Criterion))
 
 
 def _share(cut: Cut, cuts: Sequence[Cut], depth: int, patches: int) -> float:
@@ -164,7 +165,3 @@ class Time(Spending):
         times = time_interleaved(runs, len(self.images), repeats=self.repeats, warmup=1, device=device)
         with torch.no_grad():
             return [times[str(i)].p50_ms / times["dense"].p50_ms for i in range(len(proposals))]
-
-    def _kind_of(self, choice: Choice) -> Hashable:
-        # Timing tells apart no more than this, and every kind takes as long as a comparison.
-        return choice.criterion.kind, choice.reduction.kind
