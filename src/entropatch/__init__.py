@@ -13,6 +13,7 @@ from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
+from entropatch.regularisation import entropy_penalty
 from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
 from entropatch.surgery import (
     Trace,
@@ -53,6 +54,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "attention_entropy",
+    "entropy_penalty",
     "export",
     "prune_",
     "pruning_config",

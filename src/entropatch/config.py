@@ -112,7 +112,7 @@ class PruneConfig:
         r: int | Sequence[int] | None,
         order: float | Sequence[float] | None,
     ) -> None:
-        given = {name: getattr(self, name) for name in ("criterion", "reduction", "schedule")}
+        given = {name: getattr(self, name) for name in ("criterion", "reduction", "schedule", "coverage")}
         for name, value in written_out(given, method, order, r).items():
             object.__setattr__(self, name, value)
         for name, check in _CHECKS.items():

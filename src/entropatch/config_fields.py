@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from entropatch.criteria import Criterion, Renyi
 from entropatch.methods import find_method, method_of
+from entropatch.named_method import coverage_text, joined
 from entropatch.reductions import Drop, Reduction
 from entropatch.schedule import MOST_SIZES, KeepRate, RemovePerBlock, Schedule
 
@@ -84,16 +84,17 @@ def check_coverage(side: Any) -> int | None:
 
 
 def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[str, Any]:
-    """Criterion, reduction and schedule, with the short forms written out and the defaults filled in."""
+    """Criterion, reduction, schedule and coverage, with the short forms written out and the defaults filled in."""
     if method is not None:
-        found = _listed_methods(method) if is_listed(method) else find_method(method)
-        meant = {"criterion": found.criterion, "reduction": found.reduction, "schedule": found.schedule}
+        meant = _meant_by(method)
         for name, value in given.items():
-            if name == "schedule" and r is not None and found.schedule == RemovePerBlock():
+            if name == "coverage" and not any(each(meant[name])):
+                meant[name] = value
+            elif name == "schedule" and r is not None and meant[name] == RemovePerBlock():
                 meant[name] = RemovePerBlock(r)  # pyright: ignore[reportArgumentType]
-            elif value is not UNSET and value not in (meant[name], getattr(meant[name], "kind", None)):
+            elif value not in (UNSET, None, meant[name], getattr(meant[name], "kind", None)):
                 raise TypeError(f"method={method!r} is short for its own {name}, so give one of the two, not both.")
-        if order is not None and order != found.order:
+        if order is not None and meant["criterion"] != mapped(order, Renyi):
             raise TypeError(f"method={method!r} has its own criterion; give order=… without a method.")
         if r is not None and meant["schedule"] != RemovePerBlock(r):  # pyright: ignore[reportArgumentType]
             raise TypeError(f"method={method!r} has its own schedule; give r=… without a method.")
@@ -106,33 +107,18 @@ def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[
         if given["schedule"] is not UNSET:
             raise TypeError("r=… is short for schedule=RemovePerBlock(r=…); give one of the two, not both.")
         given = given | {"schedule": RemovePerBlock(r)}  # pyright: ignore[reportArgumentType]
-    defaults = {"criterion": Renyi, "reduction": Drop, "schedule": KeepRate}
+    defaults: dict[str, Any] = {"criterion": Renyi, "reduction": Drop, "schedule": KeepRate}
     return {name: defaults[name]() if value is UNSET else value for name, value in given.items()}
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """Criteria and reductions of methods, one for each block, and the schedule they share."""
-
-    criterion: tuple[Criterion, ...]
-    reduction: tuple[Reduction, ...]
-    schedule: Schedule
-    order: None = None
-
-
-def _listed_methods(names: Sequence[str]) -> _Listed:
-    """What one method for each block means together. Raises ValueError if their schedules differ."""
-    found = [find_method(name) for name in names]
-    if not found:
+def _meant_by(method: Any) -> dict[str, Any]:
+    """Criterion, reduction, schedule and coverage of a method, or of one for each block."""
+    if not is_listed(method):
+        found = find_method(method)
+        return {name: getattr(found, name) for name in ("criterion", "reduction", "schedule", "coverage")}
+    if not method:
         raise ValueError("method must be one name or one per block, but got none.")
-    schedules = {method.schedule for method in found}
-    if len(schedules) > 1:
-        raise ValueError(
-            f"methods of several blocks must share a schedule, but {', '.join(names)} have {len(schedules)} of them; "
-            "give criterion=(…), reduction=(…) and one schedule=… instead."
-        )
-    criteria = tuple(one.criterion if one.reduction.needs_scores else Renyi() for one in found)
-    return _Listed(criteria, tuple(one.reduction for one in found), schedules.pop())
+    return joined([find_method(name) for name in method])
 
 
 def check_rate(rate: Any) -> float:
@@ -158,7 +144,7 @@ def check_blocks(blocks: Any) -> tuple[int, ...]:
 
 def setting_label(criterion: Criterion, reduction: Reduction, coverage: int | None, schedule: Schedule) -> str:
     """For tables and figures: the name the parts have together, or each of them in words."""
-    covering = "" if coverage is None else f"the best of each {coverage} × {coverage}"
+    covering = coverage_text(coverage)
     named = method_of(criterion, reduction, schedule)
     usual = named or method_of(criterion, reduction, type(schedule)())
     if usual is not None:

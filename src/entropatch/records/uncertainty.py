@@ -80,9 +80,9 @@ def accuracy(correct: ArrayLike, *, resamples: int = RESAMPLES, seed: int = SEED
         resamples, seed: of the bootstrap over several seeds.
 
     Raises:
-        ValueError: not such an array, or with fewer than two images.
+        ValueError: not such an array, or of no image, or several runs of one image.
     """
-    rows = _rows(correct, "correct")
+    rows = _rows(correct, "correct", 1 if np.ndim(correct) == 1 else 2)
     if len(rows) == 1:
         return binomial(int(rows.sum()), rows.shape[1])
     return _estimate(rows.astype(np.int8), resamples, seed)
@@ -162,11 +162,11 @@ def median_interval(values: Sequence[float]) -> tuple[float, float | None, float
     return (middle, ordered[left_out - 1], ordered[n - left_out]) if left_out else (middle, None, None)
 
 
-def _rows(correct: ArrayLike, name: str) -> NDArray[np.bool_]:
+def _rows(correct: ArrayLike, name: str, least: int = 2) -> NDArray[np.bool_]:
     found = np.asarray(correct)
-    if found.dtype != bool or found.ndim not in (1, 2) or found.shape[-1] < 2 or not found.size:
+    if found.dtype != bool or found.ndim not in (1, 2) or found.shape[-1] < least or not found.size:
         raise ValueError(
-            f"{name} must be bool, (seeds, images) or (images,), of at least two images, "
+            f"{name} must be bool, (seeds, images) or (images,), of at least {least} images, "
             f"but got {found.dtype} of shape {found.shape}."
         )
     return np.atleast_2d(found)

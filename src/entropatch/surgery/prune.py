@@ -27,7 +27,7 @@ logger = logging.getLogger("entropatch")
 def block_count(model: nn.Module) -> int:
     """How many transformer blocks a supported model has, stock or pruned. Raises UnsupportedModelError for others."""
     target, pruning = _as_found(model)
-    adapter = pruning.adapter if pruning else _find_adapter(target)
+    adapter = pruning.adapter if pruning else _find_adapter(target, model)
     return len(adapter.blocks(target))
 
 
@@ -65,7 +65,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
     target, before = _as_found(model)
     config = _settle(config, fields, before.config if before else PruneConfig())
-    adapter = before.adapter if before else _find_adapter(target)
+    adapter = before.adapter if before else _find_adapter(target, model)
     adapter.refuse_parts(target)
     _refuse_setting(target, adapter, config)
     stages = _stages(target, adapter, config)
@@ -116,7 +116,7 @@ def tower_name(model: nn.Module) -> str:
     """
     target, before = _as_found(model)
     if before is None:
-        _find_adapter(target)
+        _find_adapter(target, model)
     return next(name for name, part in model.named_modules() if part is target)
 
 
@@ -170,18 +170,25 @@ def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> 
             )
 
 
-def _find_adapter(model: nn.Module) -> Adapter:
+def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:
+    """The adapter of a stock model, which is `whole` or its tower."""
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError("the model is compiled already; prune it first, then call torch.compile on it.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            "the model is a TorchScript module, whose code cannot be changed any more; prune the Python model it was "
-            "made from (open_clip: create_model(…, jit=False))."
-        )
+    for kind, made in ((torch.jit.ScriptModule, "TorchScript"), (torch.fx.GraphModule, "torch.fx")):
+        if isinstance(model, kind):
+            raise UnsupportedModelError(
+                f"the model was made by {made}, where the blocks cannot be changed any more; prune the Python model "
+                "that it was made from (open_clip: create_model(…, jit=False); torchvision: use hooks in place of "
+                "create_feature_extractor)."
+            )
     adapter = adapter_of(model)
     if adapter is not None:
         return adapter
     kind = type(model)
+    where = next(name for name, part in whole.named_modules() if part is model)
+    what = f"{kind.__module__}.{kind.__qualname__}" + (
+        f", the .{where} of this {type(whole).__name__}," if where else ""
+    )
     wrapped = next((name for name, child in model.named_modules() if name and adapter_of(child) is not None), None)
     hint = f" It holds one as .{wrapped}: prune that, if what reads it can do with fewer tokens." if wrapped else ""
     if kind.__module__.startswith(
@@ -189,6 +196,4 @@ def _find_adapter(model: nn.Module) -> Adapter:
     ):  # FSDP2 and parametrize derive a class of their own
         hint = " It was sharded, parametrized or wrapped already: prune it before." + hint
     supported = "; ".join(adapter.supported for adapter in installed())
-    raise UnsupportedModelError(
-        f"{kind.__module__}.{kind.__qualname__} is not supported.{hint} Supported: {supported}."
-    )
+    raise UnsupportedModelError(f"{what} is not supported.{hint} Supported: {supported}.")

@@ -59,7 +59,7 @@ class Adapter(ABC):
         """The classes that are understood, in words."""
         models = ", ".join(kind.__name__ for kind in self.models)
         larger = ", ".join(kind.__name__ for kind in self.towers)
-        inside = f" (inside {larger} too)" if larger else ""
+        inside = f" (also inside {larger})" if larger else ""
         return f"{self.library} {models}{inside} with blocks {', '.join(kind.__name__ for kind in self.blocks_table)}"
 
     # What a library's file must say, or may say otherwise.
@@ -104,6 +104,9 @@ class Adapter(ABC):
 
     def refuse_model(self, model: nn.Module) -> None:  # noqa: B027  # there may be none
         """Raise UnsupportedModelError for a part around the blocks that is not understood."""
+
+    def refuse_block(self, block: Any, what: str) -> None:  # noqa: B027  # there may be none
+        """Raise UnsupportedModelError for a stock block, of a class that is listed, with a part not understood."""
 
     # What is the same for all.
 
@@ -151,6 +154,7 @@ class Adapter(ABC):
             if self.attention:
                 what, why = f"the attention of block {i}", "has no single softmax over its patches"
                 self._refuse_part(getattr(block, self.attention_name, None), self.attention, what, why)
+            self.refuse_block(block, f"block {i}")
 
     def swap(self, model: Any) -> list[tuple[nn.Module, type]]:
         """Swap the classes of the model and of its blocks that are stock; returns each part with its class before."""
