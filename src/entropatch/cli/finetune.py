@@ -201,22 +201,29 @@ def _show_epoch(record: dict[str, Any]) -> None:
 
 def _report(outcomes: list[Outcome], seeds: tuple[int, ...], output: Path, about: dict[str, Any]) -> None:
     """What the runs came to; for several seeds also as a table in files."""
-    from entropatch.records.tables import write_records
+    from entropatch.records.tables import plus_minus, write_records
     from entropatch.train import summarise
 
     if os.environ.get("RANK", "0") != "0":
         return
     for seed, outcome in zip(seeds, outcomes, strict=True):
         typer.echo(
-            f"seed {seed}: top-1 {outcome.top1:.2f} %, top-5 {outcome.top5:.2f} % after {outcome.epochs} epochs; best "
+            f"seed {seed}: top-1 {plus_minus(outcome.top1, outcome.top1_se)} %, "
+            f"top-5 {outcome.top5:.2f} % after {outcome.epochs} epochs; best "
             f"top-1 {outcome.best_top1:.2f} % after epoch {outcome.best_epoch}; {outcome.folder}"
         )
+    if any(outcome.top1_se is not None for outcome in outcomes):
+        typer.echo("± of a seed is one standard error over the test images.")
     if len(outcomes) > 1:
         summary = summarise(outcomes)
-        records = [{"seed": seed, **dataclasses.asdict(o)} for seed, o in zip(seeds, outcomes, strict=True)]
+        records = [
+            {"seed": seed, **dataclasses.asdict(outcome), "top1_se": outcome.top1_se}
+            for seed, outcome in zip(seeds, outcomes, strict=True)
+        ]
         write_records(records, output, "summary", title="Runs by seed", about=about | summary)
+        error = "" if summary["top1_se"] is None else f", standard error over images and seeds {summary['top1_se']:.2f}"
         typer.echo(
-            f"{summary['runs']} seeds: top-1 {summary['top1_mean']:.2f} ± {summary['top1_std']:.2f} %, best "
-            f"{summary['top1_best']:.2f} %; top-5 {summary['top5_mean']:.2f} ± {summary['top5_std']:.2f} %, best "
-            f"{summary['top5_best']:.2f} %"
+            f"{summary['runs']} seeds: top-1 {summary['top1_mean']:.2f} %, standard deviation of the seeds "
+            f"{summary['top1_std']:.2f}{error}; best {summary['top1_best']:.2f} %; top-5 {summary['top5_mean']:.2f} %, "
+            f"standard deviation {summary['top5_std']:.2f}, best {summary['top5_best']:.2f} %"
         )
