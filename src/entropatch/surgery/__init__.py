@@ -1,7 +1,7 @@
 """In-place surgery on stock models: `prune_`, `unprune_`, `trace`, `restore`, `watch`."""
 
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.prune import block_count, prune_, unprune_
+from entropatch.surgery.prune import block_count, prune_, tower_name, unprune_
 from entropatch.surgery.stage_record import StageRecord
 from entropatch.surgery.state import is_pruned, pruning_config
 from entropatch.surgery.tracing import Trace, restore, trace
@@ -16,6 +16,7 @@ __all__ = [
     "prune_",
     "pruning_config",
     "restore",
+    "tower_name",
     "trace",
     "unprune_",
     "watch",

@@ -151,7 +151,7 @@ def _entering(x: Tensor, prefix: int, grid: tuple[int, int], patches: int | None
             f"patches{left}: tokens were added or removed before the blocks (prompt tuning, a hook), and could not be "
             "told from patches. Remove what does it, or entropatch.unprune_ the model."
         )
-    return Tokens(prefix, n, n, followed=followed)
+    return Tokens(prefix, n, n, followed=followed, grid=grid if patches is None else None)
 
 
 def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) -> list[Stream]:

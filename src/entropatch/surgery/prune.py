@@ -7,23 +7,27 @@ pruned model changes no class and no module: it works on compiled, wrapped and s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from entropatch.config import PruneConfig, Stage
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.registry import adapter_of, installed
-from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruning_of, unwrap
+from entropatch.surgery.registry import adapter_of, installed, stock_tower
+from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruned_part, pruning_of
+
+logger = logging.getLogger("entropatch")
 
 
 def block_count(model: nn.Module) -> int:
     """How many transformer blocks a supported model has, stock or pruned. Raises UnsupportedModelError for others."""
     target, pruning = _as_found(model)
-    adapter = pruning.adapter if pruning else _find_adapter(target)
+    adapter = pruning.adapter if pruning else _find_adapter(target, model)
     return len(adapter.blocks(target))
 
 
@@ -35,16 +39,20 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     buffers and state_dict keys do not change. `keep_rate=1.0` gives the stock model's output exactly. On a model that
     is pruned already only the setting changes: keywords replace the named fields, a config replaces all of them.
 
+    Of a larger model that a library builds around its Vision Transformer, such as OpenCLIP's `CLIP`, that part is
+    pruned, and nothing else; `tower_name` says where it is, and so does the log of `entropatch`.
+
     Every block is first run once on random tokens, dropping every other patch, and must give what the original block
     gives for those patches; the model around the blocks is run against the original too. (Forward hooks on these parts
     see these runs.)
 
     Args:
-        model: a timm `VisionTransformer`, `VisionTransformerDistilled` or `Eva`; prune before `torch.compile` and
-            before wrapping. To change the setting later pass the pruned model, or its wrapper.
+        model: a stock model of a library that an adapter knows, such as a timm `VisionTransformer`; what is not
+            understood is refused, and the message lists what is. Prune before `torch.compile` and before wrapping. To
+            change the setting later pass the pruned model, its wrapper, or a model that holds it.
         config: a complete setting; or None, and its fields as keywords.
-        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, schedule, backend), and its short
-            forms: `method="evit"`, `order=2.0`, `r=13`.
+        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, schedule, coverage, backend), and
+            its short forms: `method="evit"`, `order=2.0`, `r=13`.
 
     Returns:
         The model.
@@ -57,7 +65,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
     target, before = _as_found(model)
     config = _settle(config, fields, before.config if before else PruneConfig())
-    adapter = before.adapter if before else _find_adapter(target)
+    adapter = before.adapter if before else _find_adapter(target, model)
     adapter.refuse_parts(target)
     _refuse_setting(target, adapter, config)
     stages = _stages(target, adapter, config)
@@ -76,6 +84,8 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     observers = before.observers if before else Observers()
     # Past nn.Module's own __setattr__: it is no parameter, no buffer and no module.
     vars(target)[ATTRIBUTE] = Pruning(config, adapter, stages, observers, unsound)
+    if before is None and target is not model:
+        logger.info("%s: .%s is pruned (%s).", type(model).__name__, tower_name(model), type(target).__name__)
     return model
 
 
@@ -92,16 +102,27 @@ def unprune_(model: nn.Module) -> nn.Module:
         ValueError: the model is not pruned.
         UnsupportedModelError: a wrapper changed it in a way that cannot be undone; it is left pruned.
     """
-    target = unwrap(model)
+    target = pruned_part(model)
     adapter = pruning_of(target).adapter
     adapter.unswap(target)
     vars(target).pop(ATTRIBUTE)
     return model
 
 
+def tower_name(model: nn.Module) -> str:
+    """Where in a model the part is that `prune_` prunes, or has pruned: "visual.trunk", or "" for the model itself.
+
+    Raises UnsupportedModelError for a model that `prune_` does not know.
+    """
+    target, before = _as_found(model)
+    if before is None:
+        _find_adapter(target, model)
+    return next(name for name, part in model.named_modules() if part is target)
+
+
 def _as_found(model: nn.Module) -> tuple[nn.Module, Pruning | None]:
-    """The pruned module inside the wrappers, with what it carries; the model itself and None if it is not pruned."""
-    return (unwrap(model), pruning_of(model)) if is_pruned(model) else (model, None)
+    """The pruned module, with what it carries; of a model that is not pruned the part that would be, and None."""
+    return (pruned_part(model), pruning_of(model)) if is_pruned(model) else (stock_tower(model), None)
 
 
 def _stages(model: nn.Module, adapter: Adapter, config: PruneConfig) -> tuple[Stage | None, ...]:
@@ -135,34 +156,44 @@ def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneCo
 
 def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> None:
     """Raise UnsupportedModelError for a criterion or reduction that makes no sense on this model."""
-    criterion, reduction = config.criterion, config.reducing
-    needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
-    if needs_class and not adapter.has_class_token(model):
-        raise UnsupportedModelError(
-            f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
-            f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
-        )
-    if reduction.appends and adapter.is_rotary(model):
-        raise UnsupportedModelError(
-            "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
-            'use reduction="drop" with this model.'
-        )
+    for criterion, reduction, _ in config.parts:
+        needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
+        if needs_class and not adapter.has_class_token(model):
+            raise UnsupportedModelError(
+                f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
+                f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
+            )
+        if reduction.appends and adapter.is_rotary(model):
+            raise UnsupportedModelError(
+                "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
+                'use reduction="drop" with this model.'
+            )
 
 
-def _find_adapter(model: nn.Module) -> Adapter:
+def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:
+    """The adapter of a stock model, which is `whole` or its tower."""
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError("the model is compiled already; prune it first, then call torch.compile on it.")
+    for kind, made in ((torch.jit.ScriptModule, "TorchScript"), (torch.fx.GraphModule, "torch.fx")):
+        if isinstance(model, kind):
+            raise UnsupportedModelError(
+                f"the model was made by {made}, where the blocks cannot be changed any more; prune the Python model "
+                "that it was made from (open_clip: create_model(…, jit=False); torchvision: use hooks in place of "
+                "create_feature_extractor)."
+            )
     adapter = adapter_of(model)
     if adapter is not None:
         return adapter
     kind = type(model)
+    where = next(name for name, part in whole.named_modules() if part is model)
+    what = f"{kind.__module__}.{kind.__qualname__}" + (
+        f", the .{where} of this {type(whole).__name__}," if where else ""
+    )
     wrapped = next((name for name, child in model.named_modules() if name and adapter_of(child) is not None), None)
-    hint = f" It holds one as .{wrapped}: prune that." if wrapped else ""
+    hint = f" It holds one as .{wrapped}: prune that, if what reads it can do with fewer tokens." if wrapped else ""
     if kind.__module__.startswith(
         ("torch.distributed", "torch.nn.utils")
     ):  # FSDP2 and parametrize derive a class of their own
         hint = " It was sharded, parametrized or wrapped already: prune it before." + hint
     supported = "; ".join(adapter.supported for adapter in installed())
-    raise UnsupportedModelError(
-        f"{kind.__module__}.{kind.__qualname__} is not supported.{hint} Supported: {supported}."
-    )
+    raise UnsupportedModelError(f"{what} is not supported.{hint} Supported: {supported}.")

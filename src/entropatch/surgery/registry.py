@@ -13,6 +13,8 @@ from entropatch.surgery.adapters.base import Adapter
 # The package, and where its adapter is.
 LIBRARIES: dict[str, tuple[str, str]] = {
     "timm": ("entropatch.surgery.adapters.timm", "TimmAdapter"),
+    "torchvision": ("entropatch.surgery.adapters.torchvision", "TorchvisionAdapter"),
+    "open_clip": ("entropatch.surgery.adapters.open_clip", "OpenClipAdapter"),
 }
 
 
@@ -20,6 +22,20 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     """The adapter that recognises the model; no library is imported for it that is not imported already."""
     there = (_made(*where) for package, where in LIBRARIES.items() if package in sys.modules)
     return next((adapter for adapter in there if adapter.recognises(model)), None)
+
+
+def stock_tower(model: nn.Module) -> nn.Module:
+    """The model that is pruned inside a larger one of a library; the last one found, pruned or not, or itself.
+
+    Raises UnsupportedModelError where the larger model must not be pruned.
+    """
+    while adapter_of(model) is None:
+        names = (_made(*where).tower(model) for package, where in LIBRARIES.items() if package in sys.modules)
+        name = next((name for name in names if name is not None), None)
+        if name is None:
+            break
+        model = model.get_submodule(name)
+    return model
 
 
 def installed() -> list[Adapter]:

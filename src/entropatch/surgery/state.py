@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -183,18 +183,41 @@ def _carries(module: nn.Module) -> bool:
 
 
 def is_pruned(model: nn.Module) -> bool:
-    """Whether the model, or the module inside a wrapper such as torch.compile's, is pruned."""
-    return _carries(unwrap(model))
+    """Whether the model is pruned, or the module inside a wrapper such as torch.compile's, or one that it holds."""
+    return _carries(unwrap(model)) or any(_carries(part) for part in model.modules())
+
+
+def pruned_part(model: nn.Module) -> nn.Module:
+    """The pruned module: the model, the one inside its wrappers, or the only one that it holds.
+
+    Raises:
+        ValueError: it is not pruned, or holds several that are.
+    """
+    target = unwrap(model)
+    if _carries(target):
+        return target
+    held = {name: part for name, part in model.named_modules() if _carries(part)}
+    if not held:
+        raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
+    if len(held) > 1:
+        names = ", ".join(f".{name}" for name in held)
+        raise ValueError(
+            f"{type(model).__name__} holds {len(held)} pruned models, {names}; give the one that is meant."
+        )
+    return next(iter(held.values()))
 
 
 def pruning_of(model: nn.Module) -> Pruning:
-    """What a pruned model, or the module inside a wrapper, carries. Raises ValueError if not pruned."""
-    target = unwrap(model)
-    if not _carries(target):
-        raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
-    return vars(target)[ATTRIBUTE]
+    """What the pruned module of a model carries. Errors as of `pruned_part`."""
+    return vars(pruned_part(model))[ATTRIBUTE]
 
 
 def pruning_config(model: nn.Module) -> PruneConfig:
     """The setting a pruned model works with. Raises ValueError for a model that is not pruned."""
     return pruning_of(model).config
+
+
+def undisturbed(model: nn.Module) -> AbstractContextManager[None]:
+    """While a pruned module runs what follows its blocks: what was recorded stays, although hooks may run it again."""
+    # Compiled code runs no hooks of that kind, and knows few context managers.
+    return nullcontext() if torch.compiler.is_compiling() else vars(model)[ATTRIBUTE].observers.undisturbed()

@@ -15,7 +15,7 @@ from entropatch.config import Stage
 from entropatch.schedule import Site
 from entropatch.surgery.plan_check import checked_plan
 from entropatch.surgery.state import Watch
-from entropatch.tokens import Plan, Tokens
+from entropatch.tokens import Plan, Tokens, covering
 
 PLAN = tuple(field.name for field in fields(Plan))
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -153,7 +153,7 @@ class Visit:
         assert self.k is not None
         if self.k == self.tokens.n:
             return x
-        plan = checked_plan(stage.reduction, attention, self.tokens, self.scores, self.k)
+        plan = checked_plan(stage.reduction, attention, self.tokens, self._priorities(stage), self.k)
         self.outcomes = [Outcome(None, plan, plan.n)]
         return torch.cat((x[:, :prefix], plan.apply(patches)), dim=1)
 
@@ -187,7 +187,7 @@ class Visit:
 
     def _reduce_groups(self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor) -> Tensor:
         """As `reduce`, images of one size at a time; padded to the largest size for the rest of this block."""
-        n, prefix = self.tokens.n, self.tokens.num_prefix_tokens
+        n, prefix, priorities = self.tokens.n, self.tokens.num_prefix_tokens, self._priorities(stage)
         sizes = counts.unique().tolist()
         outcomes, parts = [], []
         for k in sizes:
@@ -195,7 +195,7 @@ class Visit:
             group = x.index_select(0, rows)
             plan = None
             if k < n:
-                scores = None if self.scores is None else self.scores.index_select(0, rows)
+                scores = None if priorities is None else priorities.index_select(0, rows)
                 plan = checked_plan(stage.reduction, attention.take(rows), self.tokens.take(rows), scores, k)
                 group = torch.cat((group[:, :prefix], plan.apply(group[:, prefix:])), dim=1)
             outcomes.append(Outcome(rows, plan, group.shape[1] - prefix))
@@ -207,6 +207,18 @@ class Visit:
         padded = torch.cat([nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
         back = torch.cat([outcome.rows for outcome in outcomes if outcome.rows is not None]).argsort()
         return padded.index_select(0, back)
+
+    def _priorities(self, stage: Stage) -> Tensor | None:
+        """What the reduction takes the best of: the scores, or with coverage their ranks, the cells' best first."""
+        if stage.coverage is None or self.scores is None:
+            return self.scores
+        if self.tokens.grid is None:
+            raise ValueError(
+                f"coverage={stage.coverage} needs to know where each patch stands, but patch dropout left some out "
+                "before the first block; train without patch_drop_rate, or without coverage."
+            )
+        positions = self.tokens.original_positions(self.scores)
+        return covering(self.scores, positions, self.tokens.grid, stage.coverage)
 
     def _site(self, stage: Stage) -> Site:
         return Site(stage.block, stage.index, stage.count, stage.rate, self.tokens.n, self.tokens.total)

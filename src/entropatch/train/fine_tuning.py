@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from entropatch import __version__
 from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.measure import environment
@@ -28,6 +27,7 @@ from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import RunMismatchError, check_or_write, digest, locked, read_json
 from entropatch.train.runtime import Runtime, accelerator_for
 from entropatch.train.trainer import Trainer
+from entropatch.version import __version__
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -23,8 +24,11 @@ class Adapter(ABC):
         library: its name, for refusals.
         models, blocks_table, attention: stock class -> swapped class. `attention` is empty where a block's subclass
             computes its attention itself.
-        others: further classes that are swapped, such as the container of the blocks.
-        container: the model's attribute that holds the blocks.
+        others: further classes that are swapped, such as the container of the blocks and what is around it.
+        towers: class of a larger model -> where in it the model is that is pruned, such as "visual". That may be one
+            of another library, and larger than its own tower again.
+        container: where the model holds its blocks, such as "blocks" or "encoder.layer".
+        attention_name: a block's attribute that is its attention.
         entry: the model's method that runs the blocks and what is around them.
         replaceable: methods whose replacement on an instance is refused.
     """
@@ -34,7 +38,9 @@ class Adapter(ABC):
     blocks_table: ClassVar[dict[type, type]] = {}
     attention: ClassVar[dict[type, type]] = {}
     others: ClassVar[dict[type, type]] = {}
+    towers: ClassVar[dict[type, str]] = {}
     container: ClassVar[str] = "blocks"
+    attention_name: ClassVar[str] = "attn"
     entry: ClassVar[str] = "forward"
     replaceable: ClassVar[tuple[str, ...]] = ("forward",)
 
@@ -52,13 +58,31 @@ class Adapter(ABC):
     def supported(self) -> str:
         """The classes that are understood, in words."""
         models = ", ".join(kind.__name__ for kind in self.models)
-        return f"{self.library} {models} with blocks {', '.join(kind.__name__ for kind in self.blocks_table)}"
+        larger = ", ".join(kind.__name__ for kind in self.towers)
+        inside = f" (also inside {larger})" if larger else ""
+        return f"{self.library} {models}{inside} with blocks {', '.join(kind.__name__ for kind in self.blocks_table)}"
 
     # What a library's file must say, or may say otherwise.
 
     @abstractmethod
-    def example(self, model: nn.Module) -> Tensor:
-        """One random image of the model's size, on its device and of its type."""
+    def example(self, model: nn.Module) -> Any:
+        """One random image of the model's size, on its device and of its type; as `run_model` takes it."""
+
+    def run_model(self, kind: type, model: nn.Module, example: Any) -> Any:
+        """What the model gives for its example, run as one of class `kind`: a nest of tensors."""
+        return getattr(kind, self.entry)(model, example)
+
+    def run_block(self, kind: type, block: nn.Module, x: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """What a block gives for tokens (batch, tokens, width), run as one of the stock class `kind`."""
+        return kind.forward(block, x, **inputs)
+
+    def tower(self, model: nn.Module) -> str | None:
+        """Where the model that is pruned is in a larger one; None if this file knows no such larger model.
+
+        Raises:
+            UnsupportedModelError: it has none, several, or one that must not be pruned there.
+        """
+        return self.towers.get(type(model))
 
     def check_inputs(self, model: Any, block: int, patches: int) -> tuple[Tensor, dict[str, Any]]:
         """Random tokens for a block, (1, prefix + patches, width), and what else the block is given."""
@@ -81,6 +105,9 @@ class Adapter(ABC):
     def refuse_model(self, model: nn.Module) -> None:  # noqa: B027  # there may be none
         """Raise UnsupportedModelError for a part around the blocks that is not understood."""
 
+    def refuse_block(self, block: Any, what: str) -> None:  # noqa: B027  # there may be none
+        """Raise UnsupportedModelError for a stock block, of a class that is listed, with a part not understood."""
+
     # What is the same for all.
 
     def recognises(self, model: nn.Module) -> bool:
@@ -93,7 +120,16 @@ class Adapter(ABC):
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks in the order they run, wrappers included."""
-        return list(getattr(model, self.container))
+        return list(self.container_of(model))
+
+    def container_of(self, model: nn.Module) -> Any:
+        """The module that holds the blocks."""
+        return attrgetter(self.container)(model)
+
+    def _around(self, model: nn.Module) -> list[nn.Module]:
+        """The modules on the way from the model to its blocks, the container last."""
+        names = self.container.split(".")
+        return [attrgetter(".".join(names[: i + 1]))(model) for i in range(len(names))]
 
     def stock_class(self, part: nn.Module) -> type:
         """The class a part, past its wrappers, has without pruning."""
@@ -103,8 +139,9 @@ class Adapter(ABC):
         """Raise UnsupportedModelError for a stock part that cannot be split, or whose forward was replaced."""
         if not self.is_swapped(model):
             self._refuse_replaced(model, "the model")
-            self._refuse_replaced(getattr(model, self.container), "the container of the blocks")
             self.refuse_model(model)
+            for part in self._around(model):
+                self._refuse_replaced(part, "the container of the blocks")
         blocks = self.blocks(model)
         if len({id(block) for block in blocks}) < len(blocks):
             raise UnsupportedModelError(
@@ -116,13 +153,14 @@ class Adapter(ABC):
             self._refuse_part(block, self.blocks_table, f"block {i}", "cannot be split after its attention residual")
             if self.attention:
                 what, why = f"the attention of block {i}", "has no single softmax over its patches"
-                self._refuse_part(getattr(block, "attn", None), self.attention, what, why)
+                self._refuse_part(getattr(block, self.attention_name, None), self.attention, what, why)
+            self.refuse_block(block, f"block {i}")
 
     def swap(self, model: Any) -> list[tuple[nn.Module, type]]:
         """Swap the classes of the model and of its blocks that are stock; returns each part with its class before."""
         fresh = [block for block in self.blocks(model) if not self.is_swapped(block)]
-        parts: list[Any] = [part for block in fresh for part in (getattr(block, "attn", block), block)]
-        parts += [getattr(model, self.container), model]
+        parts: list[Any] = [part for block in fresh for part in (getattr(block, self.attention_name, block), block)]
+        parts += [*reversed(self._around(model)), model]
         changed = [(part, type(part)) for part in parts if type(part) in self.swapped]
         for part, kind in changed:
             part.__class__ = self.swapped[kind]
@@ -150,8 +188,7 @@ class Adapter(ABC):
 
     def random_tokens(self, model: nn.Module, patches: int, width: int) -> Tensor:
         """Random tokens of one image, (1, prefix + patches, width), of the type and on the device of the blocks."""
-        blocks = getattr(model, self.container)
-        parameter = next(p for p in blocks.parameters() if p.is_floating_point())
+        parameter = next(p for p in self.container_of(model).parameters() if p.is_floating_point())
         # Drawn on the CPU from a generator of its own: the user's random state stays as it was.
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, self.num_prefix_tokens(model) + patches, width, generator=generator, device="cpu")
