@@ -21,6 +21,7 @@ from entropatch.records.tables import markdown_table, write_records
 from entropatch.reductions import Drop
 
 ALL = "all"  # sizes, or pruning blocks
+BESIDE = "evit"  # the score that others are compared with: the class token's attention
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ def records_of(measured: Measured, blocks: Sequence[int]) -> list[dict[str, Any]
                 record = _record(model, share, score, block, values)
                 if number:
                     record["difference"], record["difference_error"] = mean_of(values - first)
+                if BESIDE in measured.scores and score != BESIDE:
+                    other = _column(aurocs[number, measured.scores.index(BESIDE), where])
+                    record["less_evit"], record["less_evit_error"] = mean_of(values - other)
                 records.append(record)
         records.append(_record(model, share, PIXELS, None, _column(pixels)))
     return records
@@ -94,7 +98,8 @@ def _record(model: str, share: Any, score: str, block: Any, values: np.ndarray) 
     mean, error = mean_of(values)
     label = "pixel deviation" if score == PIXELS else method_label(score)
     record = {"model": model, "share": share, "score": score, "label": label, "block": block, "auroc": mean}
-    return record | {"standard_error": error, "objects": len(values), "difference": None, "difference_error": None}
+    none = dict.fromkeys(("difference", "difference_error", "less_evit", "less_evit_error"))
+    return record | {"standard_error": error, "objects": len(values)} | none
 
 
 def accuracies(path: Path) -> list[dict[str, Any]]:
@@ -181,6 +186,12 @@ def tables(records: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, An
         parts.append(f"\nDifference to {models[0]}, on the same pictures, mean over blocks {pruning}:\n")
         rows = [[one, _share(share), *row(one, share, ALL, "difference")] for one in models[1:] for share in shares]
         parts.append(markdown_table(head, rows))
+    if BESIDE in scores:
+        parts.append(
+            f"\nDifference to {scores[BESIDE]}'s class attention, on the same pictures, mean over blocks {pruning}:\n"
+        )
+        rows = [[one, _share(share), *row(one, share, ALL, "less_evit")] for one in models for share in shares]
+        parts.append(markdown_table(head, rows))
     for model in models:
         depth = 1 + max(one["block"] for one in records if isinstance(one["block"], int))
         parts.append(f"\n{model}, block by block, mean over the sizes:\n")
@@ -199,7 +210,7 @@ def tables(records: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, An
 
 
 def _cell(one: Mapping[str, Any], key: str) -> str:
-    sign, error = "+" if key == "difference" else "", one["standard_error" if key == "auroc" else "difference_error"]
+    sign, error = ("", one["standard_error"]) if key == "auroc" else ("+", one[f"{key}_error"])
     return f"{one[key]:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 

@@ -20,6 +20,7 @@ from entropatch.measure.environment import load_average
 from entropatch.measure.memory import memory_errors
 from entropatch.measure.variants import Variant, pruned_copy
 from entropatch.methods import RANDOM
+from entropatch.models.libraries import RANDOM_WEIGHTS, TIMM, Request, load_from
 from entropatch.surgery import trace
 
 
@@ -84,6 +85,16 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
 
 
 def _create(settings: BenchSettings) -> nn.Module:
+    made = _of_timm(settings) if settings.library == TIMM else _of_library(settings)
+    return made.to(settings.device, torch.float32 if settings.amp else DTYPES[settings.dtype]).eval()
+
+
+def _of_library(settings: BenchSettings) -> nn.Module:
+    model, _ = load_from(settings.library, Request(settings.model, RANDOM_WEIGHTS, settings.image_size, images=False))
+    return model
+
+
+def _of_timm(settings: BenchSettings) -> nn.Module:
     import timm
 
     try:
@@ -101,7 +112,7 @@ def _create(settings: BenchSettings) -> nn.Module:
         raise ValueError(
             f"image_size must be a multiple of the patch size {patch}, but got {settings.image_size}; use {above}."
         )
-    return model.to(settings.device, torch.float32 if settings.amp else DTYPES[settings.dtype]).eval()
+    return model
 
 
 def _images(settings: BenchSettings, batch_size: int) -> Tensor:

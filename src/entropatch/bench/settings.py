@@ -20,7 +20,8 @@ class BenchSettings:
     """What `run_bench` measures.
 
     Args:
-        model: name of a timm model; its weights are random, on which speed, memory and multiply-adds do not depend.
+        model: name of a model; its weights are random, on which speed, memory and multiply-adds do not depend.
+        library: whose model it is, as `entropatch.models.libraries` names it.
         methods: "dense", and names of `entropatch.methods`; dense and `compared_methods` if not given.
         keep_rates: ρ in (0, 1]; every method that takes one is measured at each.
         batch_sizes: images per call.
@@ -42,6 +43,7 @@ class BenchSettings:
     """
 
     model: str = "deit_small_patch16_224"
+    library: str = "timm"
     methods: tuple[str, ...] = field(default_factory=lambda: (DENSE, *compared_methods()))
     keep_rates: tuple[float, ...] = (0.7, 0.5, 0.3)
     batch_sizes: tuple[int, ...] = (1, 16)

@@ -15,8 +15,9 @@ from entropatch.cli.terminal import fail, progress_bar
 @app.command()
 def bench(
     model: Annotated[
-        str, typer.Option(help="A timm model; its weights are random, which does not change its speed.")
+        str, typer.Option(help="A model of --library; its weights are random, which does not change its speed.")
     ] = "deit_small_patch16_224",
+    library: parameters.Library = "timm",
     methods: Annotated[
         str | None, typer.Option(help=f"{parameters.METHODS_HELP} Default: {parameters.COMPARED_HELP}.")
     ] = None,
@@ -59,6 +60,7 @@ def bench(
     try:
         settings = BenchSettings(
             model=model,
+            library=library,
             methods=named_methods(methods) or (DENSE, *compared_methods()),
             keep_rates=entries(keep_rates, float, "--keep-rates"),
             batch_sizes=entries(batch_sizes, int, "--batch-sizes"),

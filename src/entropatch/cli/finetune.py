@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, pairs, pruning, recipe_of
+from entropatch.cli.options import entries, model_spec, pairs, pruning, recipe_of
 from entropatch.cli.terminal import fail
 from entropatch.extras import require
 from entropatch.methods import DEFAULT_METHOD, methods_text
@@ -29,7 +29,8 @@ def finetune(
     train_limit: parameters.TrainLimit = None,
     test_limit: parameters.TestLimit = None,
     data_option: parameters.DataOptions = None,
-    model: Annotated[str, typer.Option(help="A timm model.")] = "deit_small_patch16_224",
+    model: Annotated[str, typer.Option(help="A model of --library.")] = "deit_small_patch16_224",
+    library: parameters.SpecLibrary = None,
     weights: parameters.StartWeights = "pretrained",
     drop_path: parameters.DropPath = 0.1,
     model_arg: parameters.ModelArguments = None,
@@ -65,7 +66,7 @@ def finetune(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU too.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write curves to <output>/tensorboard.")] = True,
 ) -> None:
-    """Fine-tune a timm model, pruned in training and in testing; by the paper's protocol unless told otherwise.
+    """Fine-tune a model, pruned in training and in testing; by the paper's protocol unless told otherwise.
 
     Killed at any moment and started again with the same command, it continues from the last checkpoint. On several
     GPUs or machines:  accelerate launch -m entropatch.cli finetune …
@@ -75,7 +76,7 @@ def finetune(
     """
     try:
         require("safetensors", "train")
-        from entropatch.train import ModelSpec, Runtime
+        from entropatch.train import Runtime
 
         settings = recipe_of(recipe, pairs(setting or [], "--set"))
         if show_recipe:
@@ -100,7 +101,7 @@ def finetune(
         options = pairs(data_option or [], "--data-option")
         opened = _open(data, root, download, train_limit, test_limit, options)
         arguments = pairs(model_arg or [], "--model-arg")
-        spec = ModelSpec(model, None if weights == "none" else weights, drop_path, arguments)
+        spec = model_spec({}, weights, model, drop_path, arguments, library)
     except (ImportError, TypeError, ValueError, OSError) as error:
         fail("finetune", error, 2)
     try:

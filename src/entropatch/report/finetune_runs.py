@@ -229,9 +229,13 @@ def _pruning(settings: Mapping[str, Any]) -> str:
         rate = f", keep rate {rates_text(config.keep_rate)}" if config.schedule.uses_keep_rate else ""
         return pruning_label(config) + rate
     except (ValueError, TypeError):
-        given = prune.get("criterion")
-        criterion = dict(given) if isinstance(given, Mapping) else {}
-        name = criterion.pop("name", "?")
-        arguments = ", ".join(f"{key} {shown(value)}" for key, value in criterion.items())
+        given = prune.get("criterion") or {}
+        named = " → ".join(_criterion(dict(one)) for one in (given if isinstance(given, list) else [given]))
         fused = ", fused" if prune.get("reduction") == "fuse" else ""
-        return f"{name}{f' ({arguments})' if arguments else ''}{fused}, keep rate {shown(prune.get('keep_rate'))}"
+        return f"{named}{fused}, keep rate {shown(prune.get('keep_rate'))}"
+
+
+def _criterion(fields: dict[str, Any]) -> str:
+    name = fields.pop("name", "?")
+    arguments = ", ".join(f"{key} {shown(value)}" for key, value in fields.items())
+    return f"{name} ({arguments})" if arguments else f"{name}"

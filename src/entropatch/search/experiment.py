@@ -71,7 +71,7 @@ class Experiment:
         if self.settings.scope == FINETUNED:
             model = self.settings.spec.build(len(self.data.classes), size)
         else:
-            model = self.settings.spec.build(None, size, strict=True)
+            model = self.settings.spec.build(None, size, strict=True, classes=self.data.classes)
         return model.to(self.device).eval()
 
     def compared(self) -> dict[str, Any]:

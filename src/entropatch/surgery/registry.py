@@ -27,11 +27,13 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 def stock_tower(model: nn.Module) -> nn.Module:
     """The model that is pruned inside a larger one of a library; the last one found, pruned or not, or itself.
 
+    Another class may say by its attribute `entropatch_tower` where in it the model is.
+
     Raises UnsupportedModelError where the larger model must not be pruned.
     """
     while adapter_of(model) is None:
         names = (_made(*where).tower(model) for package, where in LIBRARIES.items() if package in sys.modules)
-        name = next((name for name in names if name is not None), None)
+        name = next((name for name in names if name is not None), getattr(type(model), "entropatch_tower", None))
         if name is None:
             break
         model = model.get_submodule(name)
