@@ -96,7 +96,13 @@ def evaluate(
         fail("evaluate", error, 1)
     shown, paths = evaluation_table(records), []
     if output is not None:
-        facts = {"model": spec.name, "weights": weights, "data": dict(opened.description), "image_size": size}
+        facts = {
+            "model": spec.name,
+            "library": spec.library,
+            "weights": weights,
+            "data": dict(opened.description),
+            "image_size": size,
+        }
         facts |= {"precision": precision, **environment(device)}
         title = f"{spec.name} on {data_label(opened.description)}"
         try:
