@@ -18,7 +18,7 @@ from entropatch.config import PruneConfig, Stage
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.registry import adapter_of, installed, stock_tower
+from entropatch.surgery.registry import adapter_of, stock_tower, supported
 from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruned_part, pruning_of
 
 logger = logging.getLogger("entropatch")
@@ -195,5 +195,4 @@ def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:
         ("torch.distributed", "torch.nn.utils")
     ):  # FSDP2 and parametrize derive a class of their own
         hint = " It was sharded, parametrized or wrapped already: prune it before." + hint
-    supported = "; ".join(adapter.supported for adapter in installed())
-    raise UnsupportedModelError(f"{what} is not supported.{hint} Supported: {supported}.")
+    raise UnsupportedModelError(f"{what} is not supported.{hint} Supported: {supported()}.")

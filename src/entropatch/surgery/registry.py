@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 from torch import nn
 
@@ -40,9 +39,11 @@ def stock_tower(model: nn.Module) -> nn.Module:
     return model
 
 
-def installed() -> list[Adapter]:
-    """One adapter for each model library that is installed."""
-    return [_made(*where) for package, where in LIBRARIES.items() if find_spec(package) is not None]
+def supported() -> str:
+    """What is understood, in words; of libraries that are not imported only their names, since that takes long."""
+    there = [_made(*where).supported for package, where in LIBRARIES.items() if package in sys.modules]
+    others = [package for package in LIBRARIES if package not in sys.modules]
+    return "; ".join(there) + (f"; models of {', '.join(others)}" if others else "")
 
 
 def _made(module: str, name: str) -> Adapter:
