@@ -1,9 +1,9 @@
 """In-place surgery on stock models: `prune_`, `unprune_`, `trace`, `restore`, `watch`."""
 
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.prune import block_count, prune_, unprune_
+from entropatch.surgery.prune import block_count, features, prune_, unprune_
 from entropatch.surgery.stage_record import StageRecord
-from entropatch.surgery.state import is_pruned, pruning_config
+from entropatch.surgery.state import is_pruned, pruned_tower, pruning_config
 from entropatch.surgery.tracing import Trace, restore, trace
 from entropatch.surgery.watching import watch
 
@@ -12,8 +12,10 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "block_count",
+    "features",
     "is_pruned",
     "prune_",
+    "pruned_tower",
     "pruning_config",
     "restore",
     "trace",

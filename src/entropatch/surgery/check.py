@@ -46,7 +46,7 @@ def check_parts(model: nn.Module, adapter: Adapter, blocks: Sequence[int], whole
         if kind == "meta":  # there are no values to compare
             return {}
         with torch.no_grad(), torch.autocast(kind, enabled=False):
-            if whole:
+            if whole and adapter.entry is not None:
                 _check_surroundings(model, adapter)
             found = {block: _check_block(model, adapter, block) for block in blocks}
             return {block: wrong for block, wrong in found.items() if wrong is not None}
@@ -57,15 +57,14 @@ def check_parts(model: nn.Module, adapter: Adapter, blocks: Sequence[int], whole
 
 def _check_surroundings(model: nn.Module, adapter: Adapter) -> None:
     """The model without its blocks, as the library runs it and as the swapped class does."""
-    image, container = adapter.example(model), adapter.container
+    image, container, entry = adapter.example(model), adapter.container, adapter.entry
+    assert entry is not None
     blocks = getattr(model, container)
     model._modules[container] = type(blocks)()
     # Past nn.Module's own __setattr__, as in `prune_`.
     vars(model)[ATTRIBUTE] = Pruning(PruneConfig(keep_rate=1.0), adapter, (), Observers())
     try:
-        stock, swapped = (
-            getattr(kind, adapter.entry)(model, image) for kind in (adapter.stock_class(model), type(model))
-        )
+        stock, swapped = (getattr(kind, entry)(model, image) for kind in (adapter.stock_class(model), type(model)))
     finally:
         model._modules[container] = blocks
         vars(model).pop(ATTRIBUTE)

@@ -7,24 +7,36 @@ pruned model changes no class and no module: it works on compiled, wrapped and s
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from entropatch.config import PruneConfig, Stage
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.registry import adapter_of, installed
-from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruning_of, unwrap
+from entropatch.surgery.registry import Tower, adapter_of, installed, tower_of
+from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, carrier, is_pruned, pruning_of, unwrap
+
+_LOG = logging.getLogger(__name__)
 
 
 def block_count(model: nn.Module) -> int:
     """How many transformer blocks a supported model has, stock or pruned. Raises UnsupportedModelError for others."""
-    target, pruning = _as_found(model)
-    adapter = pruning.adapter if pruning else _find_adapter(target)
-    return len(adapter.blocks(target))
+    tower, _ = _as_found(model)
+    return len(tower.adapter.blocks(tower.module))
+
+
+def features(model: nn.Module, images: Tensor) -> Tensor:
+    """What the blocks of a supported model make of images, stock or pruned: its tokens, normed, (batch, tokens, width).
+
+    Of a larger model only the tower runs. Raises UnsupportedModelError for others.
+    """
+    tower, _ = _as_found(model)
+    return tower.adapter.features(tower.module, images)
 
 
 def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -> nn.Module:
@@ -35,13 +47,18 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     buffers and state_dict keys do not change. `keep_rate=1.0` gives the stock model's output exactly. On a model that
     is pruned already only the setting changes: keywords replace the named fields, a config replaces all of them.
 
+    Of a larger model that is known, such as a classifier or a vision-language model of transformers, the vision tower
+    is pruned: `entropatch.pruned_tower(model)` names it, and the log (INFO, "entropatch.surgery.prune") says so. Where
+    that model reads the patches at their places on the grid, pruned ones are put back with the last value they had.
+
     Every block is first run once on random tokens, dropping every other patch, and must give what the original block
     gives for those patches; the model around the blocks is run against the original too. (Forward hooks on these parts
     see these runs.)
 
     Args:
-        model: a timm `VisionTransformer`, `VisionTransformerDistilled` or `Eva`; prune before `torch.compile` and
-            before wrapping. To change the setting later pass the pruned model, or its wrapper.
+        model: a model of timm (`VisionTransformer`, `VisionTransformerDistilled`, `Eva`) or of another library that
+            there is an adapter for; prune before `torch.compile` and before wrapping. To change the setting later pass
+            the pruned model, or its wrapper.
         config: a complete setting; or None, and its fields as keywords.
         **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, schedule, backend), and its short
             forms: `method="evit"`, `order=2.0`, `r=13`.
@@ -55,11 +72,12 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
-    target, before = _as_found(model)
+    tower, before = _as_found(model)
+    target, adapter = tower.module, tower.adapter
     config = _settle(config, fields, before.config if before else PruneConfig())
-    adapter = before.adapter if before else _find_adapter(target)
     adapter.refuse_parts(target)
     _refuse_setting(target, adapter, config)
+    adapter.refuse_setting(target, config, tower.reads)
     stages = _stages(target, adapter, config)
     fresh = [i for i, block in enumerate(adapter.blocks(target)) if not adapter.is_swapped(block)]
     unsound = dict(before.unsound) if before else {}
@@ -75,7 +93,9 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         raise
     observers = before.observers if before else Observers()
     # Past nn.Module's own __setattr__: it is no parameter, no buffer and no module.
-    vars(target)[ATTRIBUTE] = Pruning(config, adapter, stages, observers, unsound)
+    vars(target)[ATTRIBUTE] = Pruning(config, adapter, stages, observers, tower.reads, unsound)
+    if tower.name and before is None:
+        _LOG.info("pruned .%s (%s) of %s", tower.name, type(target).__name__, type(model).__name__)
     return model
 
 
@@ -92,16 +112,23 @@ def unprune_(model: nn.Module) -> nn.Module:
         ValueError: the model is not pruned.
         UnsupportedModelError: a wrapper changed it in a way that cannot be undone; it is left pruned.
     """
-    target = unwrap(model)
-    adapter = pruning_of(target).adapter
-    adapter.unswap(target)
+    target = carrier(model)
+    pruning_of(target).adapter.unswap(target)
     vars(target).pop(ATTRIBUTE)
     return model
 
 
-def _as_found(model: nn.Module) -> tuple[nn.Module, Pruning | None]:
-    """The pruned module inside the wrappers, with what it carries; the model itself and None if it is not pruned."""
-    return (unwrap(model), pruning_of(model)) if is_pruned(model) else (model, None)
+def _as_found(model: nn.Module) -> tuple[Tower, Pruning | None]:
+    """The tower of a model, past its wrappers where it is pruned, and what it carries; None if it is not pruned."""
+    if not is_pruned(model):
+        return _find_tower(model), None
+    module, outer = carrier(model), unwrap(model)
+    pruning = pruning_of(module)
+    # A tower that was pruned alone, and is now pruned as what a larger model holds.
+    tower = None if outer is module else tower_of(outer)
+    if tower is not None and tower.module is module:
+        return dataclasses.replace(tower, adapter=pruning.adapter), pruning
+    return Tower(module, pruning.adapter, "", pruning.reads), pruning
 
 
 def _stages(model: nn.Module, adapter: Adapter, config: PruneConfig) -> tuple[Stage | None, ...]:
@@ -149,12 +176,12 @@ def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> 
         )
 
 
-def _find_adapter(model: nn.Module) -> Adapter:
+def _find_tower(model: nn.Module) -> Tower:
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError("the model is compiled already; prune it first, then call torch.compile on it.")
-    adapter = adapter_of(model)
-    if adapter is not None:
-        return adapter
+    tower = tower_of(model)
+    if tower is not None:
+        return tower
     kind = type(model)
     wrapped = next((name for name, child in model.named_modules() if name and adapter_of(child) is not None), None)
     hint = f" It holds one as .{wrapped}: prune that." if wrapped else ""

@@ -49,9 +49,9 @@ class Recorder(Protocol):
 
     thread: int
 
-    def begin(self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int) -> None: ...
+    def begin(self, config: PruneConfig, grid: tuple[int, ...], num_prefix_tokens: int) -> None: ...
     def end(
-        self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int, reduced: list[Reduced]
+        self, config: PruneConfig, grid: tuple[int, ...], num_prefix_tokens: int, reduced: list[Reduced]
     ) -> None: ...
     def again(self) -> Callable[[], None]: ...
 
@@ -72,7 +72,7 @@ class Watch:
     blocks: frozenset[int] | None
     gradients: bool
     thread: int
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
 
 
 class Observers:
@@ -152,6 +152,7 @@ class Pruning:
         adapter: of the model's library.
         stages: what each block does, by its index; None for a block that only computes.
         observers: the traces and watches open on the model.
+        reads: what is read of its tokens afterwards: one of `entropatch.surgery.adapters.base.READS`.
         unsound: what is wrong with blocks that must not be given fewer tokens, by their index.
     """
 
@@ -159,6 +160,7 @@ class Pruning:
     adapter: Adapter
     stages: tuple[Stage | None, ...]
     observers: Observers
+    reads: str = "tokens"
     unsound: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -183,16 +185,47 @@ def _carries(module: nn.Module) -> bool:
 
 
 def is_pruned(model: nn.Module) -> bool:
-    """Whether the model, or the module inside a wrapper such as torch.compile's, is pruned."""
-    return _carries(unwrap(model))
+    """Whether the model, the module inside a wrapper such as torch.compile's, or a tower of the model is pruned."""
+    return len(_carriers(model)) > 0
+
+
+def carrier(model: nn.Module) -> nn.Module:
+    """The pruned module: the model, the one inside its wrappers, or the tower of a larger model.
+
+    Raises:
+        ValueError: nothing is pruned, or several towers are.
+    """
+    found = _carriers(model)
+    if not found:
+        raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
+    if len(found) > 1:
+        raise ValueError(
+            f"{type(model).__name__} holds several pruned models, {', '.join('.' + name for name in found)}; pass the "
+            "one that is meant."
+        )
+    return next(iter(found.values()))
+
+
+def pruned_tower(model: nn.Module) -> str:
+    """Which part of a larger model is pruned: its name, such as "vision_tower"; "" for the model itself.
+
+    Raises:
+        ValueError: nothing is pruned, or several towers are.
+    """
+    target = carrier(model)
+    return "" if unwrap(model) is target else next(name for name, part in model.named_modules() if part is target)
+
+
+def _carriers(model: nn.Module) -> dict[str, nn.Module]:
+    target = unwrap(model)
+    if _carries(target):
+        return {"": target}
+    return {name: part for name, part in model.named_modules() if _carries(part)}
 
 
 def pruning_of(model: nn.Module) -> Pruning:
-    """What a pruned model, or the module inside a wrapper, carries. Raises ValueError if not pruned."""
-    target = unwrap(model)
-    if not _carries(target):
-        raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
-    return vars(target)[ATTRIBUTE]
+    """What the pruned module of a model carries. Errors as of `carrier`."""
+    return vars(carrier(model))[ATTRIBUTE]
 
 
 def pruning_config(model: nn.Module) -> PruneConfig:

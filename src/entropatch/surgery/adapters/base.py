@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from entropatch.config import PruneConfig
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.wrappers import inside, rebased
+
+# What is read of a model's tokens once its blocks have run: its prefix tokens only; any number of patch tokens; or all
+# of them at their places on the grid, so that pruned ones are put back.
+READS = ("prefix", "tokens", "grid")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tower inside a larger model.
+
+    Attributes:
+        name: of the submodule, such as "vision_model".
+        reads: what the larger model reads of its tokens: one of `READS`.
+    """
+
+    name: str
+    reads: str
 
 
 class Adapter(ABC):
@@ -25,7 +44,8 @@ class Adapter(ABC):
             computes its attention itself.
         others: further classes that are swapped, such as the container of the blocks.
         container: the model's attribute that holds the blocks.
-        entry: the model's method that runs the blocks and what is around them.
+        entry: the model's method that runs the blocks and what is around them, checked against the original at surgery;
+            None where the original runs what is around the blocks.
         replaceable: methods whose replacement on an instance is refused.
     """
 
@@ -35,7 +55,7 @@ class Adapter(ABC):
     attention: ClassVar[dict[type, type]] = {}
     others: ClassVar[dict[type, type]] = {}
     container: ClassVar[str] = "blocks"
-    entry: ClassVar[str] = "forward"
+    entry: ClassVar[str | None] = "forward"
     replaceable: ClassVar[tuple[str, ...]] = ("forward",)
 
     @cached_property
@@ -64,6 +84,10 @@ class Adapter(ABC):
         """Random tokens for a block, (1, prefix + patches, width), and what else the block is given."""
         return self.random_tokens(model, patches, model.embed_dim), {}
 
+    def features(self, model: Any, images: Tensor) -> Tensor:
+        """The tokens of images after the blocks and the final norm, (batch, tokens, width)."""
+        return model.forward_features(images)
+
     def num_prefix_tokens(self, model: Any) -> int:
         return model.num_prefix_tokens
 
@@ -78,8 +102,31 @@ class Adapter(ABC):
         """The final norm, which `restore` puts the values of pruned patches through."""
         return model.norm
 
+    def reads(self, model: nn.Module) -> str:
+        """What is read of the model's tokens, if nothing holds it as a tower: one of `READS`."""
+        return "tokens"
+
+    def held(self, model: nn.Module) -> Held | None:
+        """The tower that a larger model of this library holds; None if the model is not one that is known.
+
+        Raises:
+            UnsupportedModelError: it holds several, or what it does with their tokens is not understood.
+        """
+        return None
+
+    def holder(self, model: nn.Module) -> nn.Module:
+        """The container of the blocks."""
+        return getattr(model, self.container)
+
+    def attention_of(self, block: nn.Module) -> nn.Module | None:
+        """The attention module of a block, where it is swapped; None if there is none."""
+        return getattr(block, "attn", None)
+
     def refuse_model(self, model: nn.Module) -> None:  # noqa: B027  # there may be none
         """Raise UnsupportedModelError for a part around the blocks that is not understood."""
+
+    def refuse_setting(self, model: nn.Module, config: PruneConfig, reads: str) -> None:  # noqa: B027  # as above
+        """Raise UnsupportedModelError for a setting that this model, whose tokens are read so, cannot have."""
 
     # What is the same for all.
 
@@ -93,7 +140,7 @@ class Adapter(ABC):
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks in the order they run, wrappers included."""
-        return list(getattr(model, self.container))
+        return list(self.holder(model))  # pyright: ignore[reportArgumentType]
 
     def stock_class(self, part: nn.Module) -> type:
         """The class a part, past its wrappers, has without pruning."""
@@ -103,7 +150,7 @@ class Adapter(ABC):
         """Raise UnsupportedModelError for a stock part that cannot be split, or whose forward was replaced."""
         if not self.is_swapped(model):
             self._refuse_replaced(model, "the model")
-            self._refuse_replaced(getattr(model, self.container), "the container of the blocks")
+            self._refuse_replaced(self.holder(model), "the container of the blocks")
             self.refuse_model(model)
         blocks = self.blocks(model)
         if len({id(block) for block in blocks}) < len(blocks):
@@ -116,13 +163,13 @@ class Adapter(ABC):
             self._refuse_part(block, self.blocks_table, f"block {i}", "cannot be split after its attention residual")
             if self.attention:
                 what, why = f"the attention of block {i}", "has no single softmax over its patches"
-                self._refuse_part(getattr(block, "attn", None), self.attention, what, why)
+                self._refuse_part(self.attention_of(block), self.attention, what, why)
 
     def swap(self, model: Any) -> list[tuple[nn.Module, type]]:
         """Swap the classes of the model and of its blocks that are stock; returns each part with its class before."""
         fresh = [block for block in self.blocks(model) if not self.is_swapped(block)]
-        parts: list[Any] = [part for block in fresh for part in (getattr(block, "attn", block), block)]
-        parts += [getattr(model, self.container), model]
+        parts: list[Any] = [part for block in fresh for part in (self.attention_of(block) or block, block)]
+        parts += [self.holder(model), model]
         changed = [(part, type(part)) for part in parts if type(part) in self.swapped]
         for part, kind in changed:
             part.__class__ = self.swapped[kind]
@@ -150,8 +197,7 @@ class Adapter(ABC):
 
     def random_tokens(self, model: nn.Module, patches: int, width: int) -> Tensor:
         """Random tokens of one image, (1, prefix + patches, width), of the type and on the device of the blocks."""
-        blocks = getattr(model, self.container)
-        parameter = next(p for p in blocks.parameters() if p.is_floating_point())
+        parameter = next(p for p in self.holder(model).parameters() if p.is_floating_point())
         # Drawn on the CPU from a generator of its own: the user's random state stays as it was.
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, self.num_prefix_tokens(model) + patches, width, generator=generator, device="cpu")

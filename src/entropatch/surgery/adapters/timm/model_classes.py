@@ -19,7 +19,7 @@ from entropatch.surgery.adapters.timm.block_classes import Sequential
 from entropatch.surgery.checkpointing import checkpointed
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.halves import Halfway
-from entropatch.surgery.loop import Passed, Stream, in_order, padded, run_blocks
+from entropatch.surgery.loop import Passing, Stream, in_order, padded, run_blocks
 from entropatch.surgery.restoring import to_grid
 from entropatch.surgery.state import ATTRIBUTE, Pruning
 from entropatch.surgery.visit import Visit
@@ -87,7 +87,7 @@ class SplitModel:
         grid, given = _grid(self, images), _given(attn_mask, is_causal)
         if self.grad_checkpointing or given or not isinstance(self.blocks, Sequential):
             return self.run_blocks(x, rope, grid, given).streams
-        passed: list[Passed] = []
+        passed: list[Passing] = []
 
         def run(x: Tensor) -> Any:
             passed.append(self.run_blocks(x, rope, grid, given))
@@ -115,7 +115,7 @@ class SplitModel:
         given: dict[str, Any],
         blocks: range | None = None,
         taken: Sequence[int] = (),
-    ) -> Passed:
+    ) -> Passing:
         modules = list(self.blocks)
 
         def call(i: int, x: Tensor, visit: Visit) -> Tensor:
@@ -223,7 +223,7 @@ def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
     return ({} if attn_mask is None else {"attn_mask": attn_mask}) | ({"is_causal": True} if is_causal else {})
 
 
-def _dense_maps(passed: Passed, wanted: list[int], prefix: int, norm: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+def _dense_maps(passed: Passing, wanted: list[int], prefix: int, norm: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Patch maps (batch, H·W, width) and prefix tokens of each block wanted, both normed."""
     maps, prefixes = [], []
     for block in wanted:
