@@ -76,7 +76,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     target, adapter = tower.module, tower.adapter
     config = _settle(config, fields, before.config if before else PruneConfig())
     adapter.refuse_parts(target)
-    _refuse_setting(target, adapter, config)
+    _refuse_setting(tower, config)
     adapter.refuse_setting(target, config, tower.reads)
     stages = _stages(target, adapter, config)
     fresh = [i for i, block in enumerate(adapter.blocks(target)) if not adapter.is_swapped(block)]
@@ -160,8 +160,9 @@ def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneCo
     return current.changed(**fields)
 
 
-def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> None:
-    """Raise UnsupportedModelError for a criterion or reduction that makes no sense on this model."""
+def _refuse_setting(tower: Tower, config: PruneConfig) -> None:
+    """Raise UnsupportedModelError for a criterion, reduction or schedule that makes no sense on this model."""
+    model, adapter = tower.module, tower.adapter
     criterion, reduction = config.criterion, config.reducing
     needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
     if needs_class and not adapter.has_class_token(model):
@@ -173,6 +174,17 @@ def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> 
         raise UnsupportedModelError(
             "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
             'use reduction="drop" with this model.'
+        )
+    if reduction.appends and tower.reads == "grid":
+        raise UnsupportedModelError(
+            f"reduction={reduction.kind!r} appends a token that stands at no place of the grid, but what follows this "
+            f'{type(model).__name__} reads its patches at their places; use reduction="drop".'
+        )
+    if config.schedule.per_image and tower.reads == "tokens":
+        raise UnsupportedModelError(
+            f"under {config.schedule!r} images keep different numbers of tokens, but what follows this "
+            f"{type(model).__name__} reads the tokens of a batch as one tensor; use a schedule with one number for "
+            "all, such as KeepRate()."
         )
 
 

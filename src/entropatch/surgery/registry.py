@@ -16,6 +16,7 @@ from entropatch.surgery.wrappers import without_peft
 # The package, and where its adapter is.
 LIBRARIES: dict[str, tuple[str, str]] = {
     "timm": ("entropatch.surgery.adapters.timm", "TimmAdapter"),
+    "transformers": ("entropatch.surgery.adapters.transformers", "TransformersAdapter"),
 }
 
 

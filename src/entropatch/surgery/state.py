@@ -160,7 +160,7 @@ class Pruning:
     adapter: Adapter
     stages: tuple[Stage | None, ...]
     observers: Observers
-    reads: str = "tokens"
+    reads: str = "pooled"
     unsound: Mapping[int, str] = field(default_factory=dict)
 
     @property

@@ -14,9 +14,9 @@ from entropatch.config import PruneConfig
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.wrappers import inside, rebased
 
-# What is read of a model's tokens once its blocks have run: its prefix tokens only; any number of patch tokens; or all
-# of them at their places on the grid, so that pruned ones are put back.
-READS = ("prefix", "tokens", "grid")
+# What is read of a model's tokens once its blocks have run: what its own class makes of them, or its prefix tokens; any
+# number of patch tokens; or all of them at their places on the grid, so that pruned ones are put back.
+READS = ("pooled", "tokens", "grid")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Adapter(ABC):
 
     def reads(self, model: nn.Module) -> str:
         """What is read of the model's tokens, if nothing holds it as a tower: one of `READS`."""
-        return "tokens"
+        return "pooled"
 
     def held(self, model: nn.Module) -> Held | None:
         """The tower that a larger model of this library holds; None if the model is not one that is known.
