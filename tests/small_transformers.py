@@ -50,7 +50,8 @@ class Case:
         return lively(self.make({**config, **self.changes}))
 
     def batch(self, model: nn.Module) -> dict[str, Any]:
-        return {**pixels(model, 2, self.grid), **self.inputs()}
+        given = self.inputs()
+        return given if "pixel_values" in given else {**pixels(model, 2, self.grid), **given}
 
 
 def lively(model: nn.Module) -> Any:
@@ -75,6 +76,24 @@ def text() -> dict[str, Tensor]:
     return {"input_ids": torch.tensor([[1, 5, 7, 63], [1, 9, 3, 63]])}
 
 
+def padded() -> dict[str, Tensor]:
+    """Two images of 3×4 and 5×2 patches, filled up to 14."""
+    generator = torch.Generator().manual_seed(2)
+    mask = (torch.arange(14) < torch.tensor([[12], [10]])).int()
+    values = torch.randn(2, 14, 3 * 8 * 8, generator=generator)
+    return {"pixel_values": values, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor([[3, 4], [5, 2]])}
+
+
+def unpadded() -> dict[str, Tensor]:
+    inputs = padded()
+    shapes = torch.tensor([[2, 7], [2, 7]])
+    return {**inputs, "pixel_attention_mask": torch.ones(2, 14, dtype=torch.int32), "spatial_shapes": shapes}
+
+
+def video() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(2, 4, 3, 32, 24, generator=torch.Generator().manual_seed(2))}
+
+
 def _clip(kind: str) -> Callable[[dict[str, Any]], nn.Module]:
     def make(vision: dict[str, Any]) -> nn.Module:
         words = {**TEXT, "hidden_size": vision["hidden_size"], "projection_size": vision["hidden_size"]}
@@ -94,6 +113,14 @@ DINO: dict[str, Any] = {"layers": "encoder.layer", "norm2": "norm2"}
 CLIP: dict[str, Any] = {"layers": "encoder.layers", "norm2": "layer_norm2", "changes": SQUARE, "grid": FOUR}
 STAGES: dict[str, Any] = {"out_indices": [1, 2, 4]}
 MLP: dict[str, Any] = {"mlp_ratio": 2, "image_size": 32}
+
+NAFLEX: dict[str, Any] = {
+    "layers": "encoder.layers", "norm2": "layer_norm2", "changes": {"num_patches": 16}, "prefix": 0,
+}  # fmt: skip
+VIDEO: dict[str, Any] = {
+    "layers": "encoder.layer", "prefix": 0, "grid": (2, 4, 3), "inputs": video,
+    "changes": {"num_frames": 4, "tubelet_size": 2},
+}  # fmt: skip
 
 CASES: dict[str, Case] = {
     "ViTModel": Case(_of("ViTModel", "ViTConfig")),
@@ -179,5 +206,21 @@ CASES: dict[str, Case] = {
     "SiglipForImageClassification": Case(
         lambda vision: hf.SiglipForImageClassification(hf.SiglipConfig(text_config=TEXT, vision_config=vision)),
         "vision_model", **CLIP, prefix=0,
+    ),
+    "Siglip2VisionModel": Case(
+        _of("Siglip2VisionModel", "Siglip2VisionConfig"), **NAFLEX, grid=(1, 14), inputs=padded,
+    ),
+    "Siglip2VisionModel, one grid": Case(
+        _of("Siglip2VisionModel", "Siglip2VisionConfig"), **NAFLEX, grid=(2, 7), inputs=unpadded,
+    ),
+    "Siglip2Model": Case(
+        _clip("Siglip2"), "vision_model", **NAFLEX, grid=(1, 14), inputs=lambda: {**padded(), **text()},
+    ),
+    "VideoMAEModel": Case(_of("VideoMAEModel", "VideoMAEConfig"), **VIDEO),
+    "VideoMAEModel, final norm": Case(
+        _of("VideoMAEModel", "VideoMAEConfig"), **{**VIDEO, "changes": {**VIDEO["changes"], "use_mean_pooling": False}},
+    ),
+    "VideoMAEForVideoClassification": Case(
+        _of("VideoMAEForVideoClassification", "VideoMAEConfig"), "videomae", **VIDEO,
     ),
 }  # fmt: skip

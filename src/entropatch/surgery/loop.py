@@ -51,6 +51,7 @@ class Passing:
         patches: how many must enter; None for all of the grid. Fewer under patch dropout.
         taken: blocks whose output is wanted.
         followed: whether the place of every patch is asked for, although nobody records the pass.
+        valid: which of the patches are no padding, (batch, patches); None for all.
 
     Attributes:
         streams: what came out of the last block that ran.
@@ -67,6 +68,7 @@ class Passing:
         patches: int | None = None,
         taken: Collection[int] = (),
         followed: bool = False,
+        valid: Tensor | None = None,
     ):
         self.pruning: Pruning = vars(model)[ATTRIBUTE]
         adapter, observers = self.pruning.adapter, self.pruning.observers
@@ -79,7 +81,7 @@ class Passing:
         self._wanted = taken
         if not torch.compiler.is_compiling():
             _refuse_stock(self.modules, adapter)
-        self.streams = [Stream(x, _entering(x, self.prefix, grid, patches, self.recorded))]
+        self.streams = [Stream(x, replace(_entering(x, self.prefix, grid, patches, self.recorded), valid=valid))]
         if self.recorder is not None:
             self.recorder.begin(self.pruning.config, grid, self.prefix)
 
@@ -195,7 +197,7 @@ def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) ->
     for outcome in visit.outcomes:
         rows, plan = outcome.rows, outcome.plan
         part = before if rows is None else before.take(rows)
-        tokens = part if plan is None else part.after(plan)
+        tokens = outcome.after(part)
         if visit.patches is not None and visit.stage is not None:
             patches, scores = visit.patches, visit.scores
             if rows is not None:

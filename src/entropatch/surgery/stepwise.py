@@ -30,11 +30,13 @@ class Stepwise:
     Args:
         model: the pruned model.
         grid: (H, W), or (T, H, W) of a video: the patch grid of the input.
+        valid: which of the patches are no padding, (batch, patches); None for all.
     """
 
-    def __init__(self, model: nn.Module, grid: tuple[int, ...]):
+    def __init__(self, model: nn.Module, grid: tuple[int, ...], valid: Tensor | None = None):
         pruning: Pruning = vars(model)[ATTRIBUTE]
         self._model, self._grid, self._dense = model, grid, pruning.reads == "grid"
+        self._valid = valid
         self._passing: Passing | None = None
         self._visits: dict[int, list[Visit]] = {}
         self._width = 0  # tokens handed on, prefix tokens included
@@ -60,7 +62,7 @@ class Stepwise:
 
         passing = self._passing
         if passing is None:
-            passing = self._passing = Passing(self._model, x, self._grid, followed=self._dense)
+            passing = self._passing = Passing(self._model, x, self._grid, followed=self._dense, valid=self._valid)
         else:
             self._check_width(x)
             passing.streams = [replace(s, x=self._left(s.tokens, s.rows, x)) for s in passing.streams]
@@ -69,6 +71,13 @@ class Stepwise:
         y = self._handed_on(x, done)
         self._width = y.shape[1]
         return y
+
+    @property
+    def left(self) -> Tokens:
+        """What the tokens that the last block left stand for, where all images have equally many."""
+        assert self._passing is not None
+        (stream,) = self._passing.streams
+        return stream.tokens
 
     def end(self) -> None:
         """The model's loop is over. Raises RuntimeError if it did not run every block."""
@@ -94,7 +103,8 @@ class Stepwise:
         if self._dense:
             if tokens.positions is None:
                 return part
-            return torch.cat((part[:, :prefix], gather_tokens(part[:, prefix:], tokens.positions)), dim=1)
+            positions = tokens.positions.clamp_min(0)  # what only fills up takes any
+            return torch.cat((part[:, :prefix], gather_tokens(part[:, prefix:], positions)), dim=1)
         return part if rows is None else part[:, : prefix + tokens.n]
 
     def _handed_on(self, x: Tensor, done: Sequence[tuple[Visit, Tensor]]) -> Tensor:
@@ -126,7 +136,7 @@ def _dense(x: Tensor, numbers: Tensor | None, y: Tensor, visit: Visit, outcome: 
         return y
     prefix = visit.tokens.num_prefix_tokens
     before = visit.tokens if outcome.rows is None else visit.tokens.take(outcome.rows)
-    after = before if outcome.plan is None else before.after(outcome.plan)
+    after = outcome.after(before)
     places = after.original_places(y)[..., None]
     dense = x if numbers is None else x.index_select(0, numbers)
     dense = dense[:, prefix:]

@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from entropatch.config import PruneConfig
+from entropatch.schedule import KeepRate
 from entropatch.surgery.adapters.base import Adapter, Held
 from entropatch.surgery.adapters.transformers.families import FAMILIES, Family
-from entropatch.surgery.adapters.transformers.holders import HOLDERS
+from entropatch.surgery.adapters.transformers.holders import HOLDERS, why_not
 from entropatch.surgery.adapters.transformers.tower_classes import SplitTower, pair
 from entropatch.surgery.errors import UnsupportedModelError
 
@@ -48,6 +50,8 @@ class TransformersAdapter(Adapter):
         kind = type(model)
         if not kind.__module__.startswith("transformers."):
             return None
+        if (why := why_not(model)) is not None:
+            raise UnsupportedModelError(why)
         if kind.__name__ in HOLDERS:
             return Held(*HOLDERS[kind.__name__])
         towers = [name for name, part in model.named_modules() if name and _family(part) is not None]
@@ -96,6 +100,22 @@ class TransformersAdapter(Adapter):
             )
         return output.last_hidden_state
 
+    def refuse_model(self, model: Any) -> None:
+        if getattr(model, "pooler", None) is not None and self.num_prefix_tokens(model) == 0:
+            raise UnsupportedModelError(
+                f"the pooler of this {type(model).__name__} reads the first patch as if it were a class token, which "
+                "may be pruned; make the model with add_pooling_layer=False."
+            )
+
+    def refuse_setting(self, model: Any, config: PruneConfig, reads: str) -> None:
+        padded = _of(model).tower == "Padded"
+        if padded and (config.reducing.kind != "drop" or not isinstance(config.schedule, KeepRate)):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} fills up its images with padding, which is neither scored nor counted with "
+                f'reduction="drop" and keep rates only, but got reduction={config.reducing.kind!r} and '
+                f"{config.schedule!r}."
+            )
+
     def num_prefix_tokens(self, model: Any) -> int:
         return _of(model).prefix(model.config)
 
@@ -107,7 +127,7 @@ class TransformersAdapter(Adapter):
 
     def norm(self, model: Any) -> nn.Module:
         name = _of(model).norm
-        return getattr(model, name) if name else nn.Identity()
+        return (getattr(model, name) if name else None) or nn.Identity()
 
 
 def _family(model: nn.Module) -> Family | None:

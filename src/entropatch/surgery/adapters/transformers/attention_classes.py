@@ -75,6 +75,20 @@ class Rotary(Separate):
         return _turned(q, cos, sin), _turned(k, cos, sin), v
 
 
+class Video(SplitAttention):
+    """VideoMAE: the module around this one projects its output."""
+
+    def split_heads(self: Any, x: Tensor, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (heads(part(x), self.attention_head_size) for part in (self.query, self.key, self.value))
+        return q, k, v
+
+    def merge_heads(self: Any, y: Tensor) -> Tensor:
+        return y
+
+    def attention_drop(self: Any) -> float:
+        return self.dropout_prob
+
+
 def heads(x: Tensor, width: int) -> Tensor:
     """(batch, tokens, heads · width) -> (batch, heads, tokens, width)."""
     return x.unflatten(2, (-1, width)).transpose(1, 2)

@@ -12,9 +12,8 @@ from typing import Any
 
 from transformers.utils import output_capturing
 
-from entropatch.surgery.adapters.transformers import attention_classes, tower_classes
+from entropatch.surgery.adapters.transformers import attention_classes, layer_classes, tower_classes
 from entropatch.surgery.adapters.transformers.families import FAMILIES, Family
-from entropatch.surgery.adapters.transformers.layer_classes import SplitLayer
 
 _BY_NAME: dict[str, Family] = {
     name: family for family in FAMILIES for name in (*family.towers, family.layer, family.attention)
@@ -33,7 +32,9 @@ def _made(name: str, family: Family) -> type:
     stock: Any = getattr(import_module(family.path), name)
     own: dict[str, Any] = {"__module__": __name__, "__qualname__": name, "__doc__": stock.__doc__}
     if name == family.layer:
-        return type(name, (SplitLayer, stock), {**own, "parts": family.parts})
+        return type(
+            name, (getattr(layer_classes, family.half), stock), {**own, "parts": family.parts, "masked": family.masked}
+        )
     if name == family.attention:
         return type(name, (getattr(attention_classes, family.heads), stock), own)
     base = getattr(tower_classes, family.tower)

@@ -44,6 +44,7 @@ class Family:
         norm: the final norm that `last_hidden_state` went through; "" for none.
         masked: whether layers take an `attention_mask`.
         tower: class in `tower_classes` that makes the forward passes.
+        half: class in `layer_classes` that splits the layer.
     """
 
     module: str
@@ -57,6 +58,7 @@ class Family:
     norm: str = ""
     masked: bool = True
     tower: str = "SplitTower"
+    half: str = "SplitLayer"
 
     @property
     def path(self) -> str:
@@ -130,5 +132,30 @@ FAMILIES = (
         CLIP,
         prefix=_none,
         norm="post_layernorm",
+    ),
+    Family(
+        "siglip2",
+        {"Siglip2VisionModel": "tokens"},
+        {"Siglip2VisionModel": "encoder.layers"},
+        "Siglip2EncoderLayer",
+        "Siglip2Attention",
+        CLIP,
+        prefix=_none,
+        norm="post_layernorm",
+        tower="Padded",
+    ),
+    Family(
+        "videomae",
+        {"VideoMAEModel": "tokens"},
+        {"VideoMAEModel": "encoder.layer"},
+        "VideoMAELayer",
+        "VideoMAESelfAttention",
+        replace(VIT, scaled1=(), core="attention"),
+        heads="Video",
+        prefix=_none,
+        norm="layernorm",
+        masked=False,
+        tower="Video",
+        half="Video",
     ),
 )

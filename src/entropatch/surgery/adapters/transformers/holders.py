@@ -6,6 +6,8 @@ them, pruned ones as they were last. Models that are not listed are refused by n
 
 from __future__ import annotations
 
+from typing import Any
+
 # Class of the larger model -> the tower's name in it, and one of `entropatch.surgery.adapters.base.READS`.
 HOLDERS: dict[str, tuple[str, str]] = {
     "ViTForImageClassification": ("vit", "pooled"),
@@ -28,6 +30,31 @@ HOLDERS: dict[str, tuple[str, str]] = {
     "ChineseCLIPModel": ("vision_model", "pooled"),
     "SiglipModel": ("vision_model", "tokens"),
     "SiglipForImageClassification": ("vision_model", "tokens"),
+    "Siglip2Model": ("vision_model", "tokens"),
+    "VideoMAEForVideoClassification": ("videomae", "tokens"),
     "TimmWrapperModel": ("timm_model", "tokens"),
     "TimmWrapperForImageClassification": ("timm_model", "pooled"),
 }
+
+# Class of a model that cannot be pruned though its tower could -> why, and what to do.
+REFUSED: dict[str, str] = {
+    "Siglip2ForImageClassification": "its head averages the tokens by the padding mask of all patches; prune its "
+    "vision_model, and average the tokens that are left",
+    "ViTMAEModel": "it drops patches at random in its embeddings, and its decoder needs the others at their places; "
+    "load the checkpoint as ViTModel",
+    "ViTMAEForPreTraining": "its decoder needs the patches that its embeddings left at their places",
+    "VideoMAEForPreTraining": "its decoder needs the patches that were not masked at their places",
+}
+
+
+def why_not(model: Any) -> str | None:
+    """Why a model of transformers cannot be pruned though it holds a tower; None if nothing is known against it."""
+    name = type(model).__name__
+    if name in REFUSED:
+        return f"transformers' {name} cannot be pruned: {REFUSED[name]}."
+    if name == "VideoMAEForVideoClassification" and model.fc_norm is None:
+        return (
+            f"transformers' {name} with use_mean_pooling=False cannot be pruned: its head reads the first patch as if "
+            "it were a class token, which may be pruned; use a checkpoint with use_mean_pooling=True."
+        )
+    return None

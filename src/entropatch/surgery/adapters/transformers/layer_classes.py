@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
 
 from entropatch.surgery.adapters.transformers.families import Parts
 from entropatch.surgery.checkpointing import checkpointed
@@ -22,6 +23,7 @@ class SplitLayer(SplitBlock):
     """
 
     parts: ClassVar[Parts]
+    masked: ClassVar[bool]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -40,11 +42,10 @@ class SplitLayer(SplitBlock):
             return SplitBlock.forward(self, hidden_states, *args, visit=visit, **inputs)
 
         def half(x: Tensor, visit: Visit) -> Tensor:
-            tables = inputs.get("position_embeddings")
-            given = inputs if tables is None else {**inputs, "position_embeddings": _narrowed(tables, visit.tokens)}
+            given = self.given(x, visit.tokens, *args, **inputs)
 
             def whole(visit: Visit, x: Tensor) -> Tensor:
-                return SplitBlock.forward(self, x, *args, visit=visit, **given)
+                return SplitBlock.forward(self, x, visit=visit, **given)
 
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 return checkpointed(self._gradient_checkpointing_func, whole, visit, x)
@@ -52,15 +53,30 @@ class SplitLayer(SplitBlock):
 
         return run.block(self, hidden_states, half)
 
+    def given(
+        self: Any, x: Tensor, tokens: Tokens, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> dict[str, Any]:
+        """What the layer is given beside its tokens, for those that are left."""
+        if tokens.positions is not None:
+            if (tables := inputs.get("position_embeddings")) is not None:
+                cos, sin = (table[tokens.positions][:, None] for table in tables)
+                inputs["position_embeddings"] = (cos, sin)
+            if tokens.valid is not None:
+                config = getattr(self, self.parts.attention).config
+                attention_mask = create_bidirectional_mask(config, inputs_embeds=x, attention_mask=tokens.valid)
+        return {"attention_mask": attention_mask, **inputs} if self.masked else inputs
+
     def attention_half(
         self: Any, x: Tensor, visit: Visit, attention_mask: Tensor | None = None, **inputs: Any
     ) -> Tensor:
-        if attention_mask is not None:
+        if attention_mask is not None and visit.tokens.valid is None:
             raise ValueError(
                 "a pruning block takes no attention_mask: the paper's attention distribution runs over all patches, "
                 "and a mask would not fit the tokens that remain. Call the model without one, or unprune_ it."
             )
         parts = self.parts
+        if self.masked:
+            inputs["attention_mask"] = attention_mask
         y = getattr(self, parts.attention)(getattr(self, parts.norm1)(x), visit=visit, **inputs)
         return x + self._scaled(y[0] if isinstance(y, tuple) else y, parts.scaled1)
 
@@ -75,9 +91,11 @@ class SplitLayer(SplitBlock):
         return y
 
 
-def _narrowed(tables: tuple[Tensor, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Rotary tables (cos, sin), (patches, d) each, of the tokens that are left: (batch, 1, n, d) each."""
-    if tokens.positions is None:
-        return tables
-    cos, sin = (table[tokens.positions][:, None] for table in tables)
-    return cos, sin
+class Video(SplitLayer):
+    """VideoMAE: the second residual is added inside the layer's `output`."""
+
+    def mlp_half(self: Any, x: Tensor) -> Tensor:
+        return self.output(self.intermediate(self.layernorm_after(x)), x)
+
+    def attention_half(self: Any, x: Tensor, visit: Visit, **inputs: Any) -> Tensor:
+        return x + self.attention(self.layernorm_before(x), visit=visit)
