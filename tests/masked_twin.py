@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import MethodType
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ NAME = "matrix_with_pruned_patches_left_out"
 _RUNNING: dict[str, Any] = {}  # the twin whose forward pass runs
 
 
-def _attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **given: Any) -> Any:
+def _attention(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **given: Any
+) -> Any:
     twin: Twin = _RUNNING["twin"]
     logits = q @ k.transpose(-1, -2) * given["scaling"]
     seen = twin.alive[:, None, None]
-    if mask is not None:
-        seen = seen & mask[..., -1:, :]
+    if attention_mask is not None:
+        seen = seen & attention_mask[..., -1:, :]
     twin.logits = logits
     weights = logits.masked_fill(~seen, -math.inf).softmax(-1)
     return (weights @ v).transpose(1, 2), weights
@@ -32,6 +35,14 @@ def _attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
 
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _blip_attention(self: Any, hidden_states: Tensor, **kwargs: Any) -> Any:
+    """BLIP's attention, which asks no attention interface."""
+    batch, tokens, width = hidden_states.shape
+    q, k, v = self.qkv(hidden_states).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+    y, weights = _attention(self, q, k, v, scaling=self.scale)
+    return self.projection(y.reshape(batch, tokens, width)), weights
 
 
 class Twin:
@@ -63,6 +74,8 @@ class Twin:
         inner = self.model.get_submodule(tower)
         inner.config._attn_implementation = NAME
         for child in inner.modules():
+            if type(child).__name__ == "BlipAttention":
+                child.forward = MethodType(_blip_attention, child)
             if hasattr(child, "config"):
                 child.config._attn_implementation = NAME
         self.layers = list(inner.get_submodule(layers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -92,6 +93,27 @@ def unpadded() -> dict[str, Tensor]:
 
 def video() -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(2, 4, 3, 32, 24, generator=torch.Generator().manual_seed(2))}
+
+
+def tiles() -> dict[str, Tensor]:
+    """Two tiles, of which the second is filled up."""
+    mask = torch.ones(2, 4, 4, dtype=torch.bool)
+    mask[1, 3:], mask[1, :, 2:] = False, False
+    return {**pixels(nn.Identity(), 2, (4, 4)), "patch_attention_mask": mask}
+
+
+def tower(file: str, name: str) -> Callable[[dict[str, Any]], nn.Module]:
+    module = import_module(f"transformers.models.{file}.modeling_{file}")
+    config = import_module(f"transformers.models.{file}.configuration_{file}")
+    return lambda vision: getattr(module, f"{name}Transformer")(getattr(config, f"{name}Config")(**vision))
+
+
+def depth(vision: dict[str, Any]) -> nn.Module:
+    config = hf.DepthAnythingConfig(
+        backbone_config=hf.Dinov2Config(**{**vision, "out_indices": [1, 2, 3, 4]}), reassemble_hidden_size=WIDTH,
+        patch_size=8, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, head_hidden_size=4,
+    )  # fmt: skip
+    return hf.DepthAnythingForDepthEstimation(config)
 
 
 def _clip(kind: str) -> Callable[[dict[str, Any]], nn.Module]:
@@ -222,5 +244,25 @@ CASES: dict[str, Case] = {
     ),
     "VideoMAEForVideoClassification": Case(
         _of("VideoMAEForVideoClassification", "VideoMAEConfig"), "videomae", **VIDEO,
+    ),
+    "BlipVisionModel": Case(_of("BlipVisionModel", "BlipVisionConfig"), **CLIP),
+    "Blip2VisionModel": Case(_of("Blip2VisionModel", "Blip2VisionConfig"), **CLIP),
+    "InstructBlipVisionModel": Case(_of("InstructBlipVisionModel", "InstructBlipVisionConfig"), **CLIP),
+    "InternVLVisionModel": Case(
+        _of("InternVLVisionModel", "InternVLVisionConfig"), layers="encoder.layer", grid=FOUR,
+        changes={"image_size": (32, 32), "patch_size": (8, 8), "use_qk_norm": True},
+    ),
+    "JanusVisionModel": Case(_of("JanusVisionModel", "JanusVisionConfig"), **CLIP, prefix=0, dense=True),
+    "Idefics2VisionTransformer": Case(
+        lambda vision: tower("idefics2", "Idefics2Vision")(vision), **CLIP, prefix=0, dense=True
+    ),
+    "Idefics3VisionTransformer": Case(
+        lambda vision: tower("idefics3", "Idefics3Vision")(vision), **CLIP, prefix=0, dense=True, inputs=tiles,
+    ),
+    "SmolVLMVisionTransformer": Case(
+        lambda vision: tower("smolvlm", "SmolVLMVision")(vision), **CLIP, prefix=0, dense=True, inputs=tiles,
+    ),
+    "DepthAnythingForDepthEstimation": Case(
+        depth, "backbone", **DINO, dense=True, grid=FOUR, changes={**MLP, **STAGES, "reshape_hidden_states": False},
     ),
 }  # fmt: skip

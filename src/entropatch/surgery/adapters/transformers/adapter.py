@@ -108,7 +108,7 @@ class TransformersAdapter(Adapter):
             )
 
     def refuse_setting(self, model: Any, config: PruneConfig, reads: str) -> None:
-        padded = _of(model).tower == "Padded"
+        padded = _of(model).tower in ("Padded", "Tiled")
         if padded and (config.reducing.kind != "drop" or not isinstance(config.schedule, KeepRate)):
             raise UnsupportedModelError(
                 f"{type(model).__name__} fills up its images with padding, which is neither scored nor counted with "

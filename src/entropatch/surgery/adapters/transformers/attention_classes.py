@@ -75,6 +75,38 @@ class Rotary(Separate):
         return _turned(q, cos, sin), _turned(k, cos, sin), v
 
 
+class Joint(SplitAttention):
+    """BLIP-2: one projection for queries, keys and values."""
+
+    def split_heads(self: Any, x: Tensor, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (heads(part, self.head_dim) for part in self.qkv(x).chunk(3, dim=2))
+        return q, k, v
+
+    def merge_heads(self: Any, y: Tensor) -> Tensor:
+        return self.projection(y)
+
+
+class Matrix(Joint):
+    """BLIP, which forms the attention matrix whatever it is told."""
+
+    def is_eager(self: Any) -> bool:
+        return True
+
+    def attention_drop(self: Any) -> float:
+        return self.dropout.p
+
+
+class Normed(SplitAttention):
+    """InternVL: queries and keys are normed over their full width."""
+
+    def split_heads(self: Any, x: Tensor, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        q, k = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x))
+        return heads(q, self.head_dim), heads(k, self.head_dim), heads(self.v_proj(x), self.head_dim)
+
+    def merge_heads(self: Any, y: Tensor) -> Tensor:
+        return self.projection_dropout(self.projection_layer(y))
+
+
 class Video(SplitAttention):
     """VideoMAE: the module around this one projects its output."""
 

@@ -100,6 +100,22 @@ def _clip(module: str, name: str, layer: str = "EncoderLayer", attention: str = 
     return Family(module, {model: "pooled"}, {model: "encoder.layers"}, f"{name}{layer}", f"{name}{attention}", CLIP)
 
 
+def _blip(module: str, name: str, heads: str) -> Family:
+    model = f"{name}VisionModel"
+    return Family(
+        module, {model: "pooled"}, {model: "encoder.layers"}, f"{name}EncoderLayer", f"{name}Attention", CLIP, heads,
+        norm="post_layernorm", masked=False,
+    )  # fmt: skip
+
+
+def _tiled(module: str, name: str) -> Family:
+    model = f"{name}VisionTransformer"
+    return Family(
+        module, {model: "grid"}, {model: "encoder.layers"}, f"{name}EncoderLayer", f"{name}VisionAttention", CLIP,
+        prefix=_none, norm="post_layernorm", tower="Tiled",
+    )  # fmt: skip
+
+
 FAMILIES = (
     _vit("vit", "ViT", lambda config: 1),
     _vit("deit", "DeiT", lambda config: 2),
@@ -158,4 +174,33 @@ FAMILIES = (
         tower="Video",
         half="Video",
     ),
+    _blip("blip", "Blip", "Matrix"),
+    _blip("blip_2", "Blip2", "Joint"),
+    _blip("instructblip", "InstructBlip", "Joint"),
+    Family(
+        "internvl",
+        {"InternVLVisionModel": "pooled"},
+        {"InternVLVisionModel": "encoder.layer"},
+        "InternVLVisionLayer",
+        "InternVLVisionAttention",
+        replace(VIT, scaled1=("lambda_1",), scaled2=("dropout", "lambda_2")),
+        heads="Normed",
+        norm="layernorm",
+        masked=False,
+        tower="Silent",
+    ),
+    Family(
+        "janus",
+        {"JanusVisionModel": "grid"},
+        {"JanusVisionModel": "encoder.layers"},
+        "JanusVisionEncoderLayer",
+        "JanusVisionAttention",
+        CLIP,
+        heads="Normed",
+        prefix=_none,
+        norm="post_layernorm",
+    ),
+    _tiled("idefics2", "Idefics2"),
+    _tiled("idefics3", "Idefics3"),
+    _tiled("smolvlm", "SmolVLM"),
 )

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+
+def _language(name: str, reads: str, tower: str = "vision_tower") -> dict[str, tuple[str, str]]:
+    return {f"{name}Model": (tower, reads), f"{name}ForConditionalGeneration": (f"model.{tower}", reads)}
+
+
 # Class of the larger model -> the tower's name in it, and one of `entropatch.surgery.adapters.base.READS`.
 HOLDERS: dict[str, tuple[str, str]] = {
     "ViTForImageClassification": ("vit", "pooled"),
@@ -34,6 +39,38 @@ HOLDERS: dict[str, tuple[str, str]] = {
     "VideoMAEForVideoClassification": ("videomae", "tokens"),
     "TimmWrapperModel": ("timm_model", "tokens"),
     "TimmWrapperForImageClassification": ("timm_model", "pooled"),
+    "BlipModel": ("vision_model", "tokens"),
+    "BlipForConditionalGeneration": ("vision_model", "tokens"),
+    "BlipForQuestionAnswering": ("vision_model", "tokens"),
+    "BlipForImageTextRetrieval": ("vision_model", "tokens"),
+    "VisionTextDualEncoderModel": ("vision_model", "tokens"),
+    "VisionEncoderDecoderModel": ("encoder", "tokens"),
+    # What follows reads maps of a backbone.
+    "DPTForDepthEstimation": ("backbone", "grid"),
+    "DPTForSemanticSegmentation": ("backbone", "grid"),
+    "DepthAnythingForDepthEstimation": ("backbone", "grid"),
+    "UperNetForSemanticSegmentation": ("backbone", "grid"),
+    # Vision-language models that read any number of tokens: by cross-attention, or one token of text for each.
+    "Blip2Model": ("vision_model", "tokens"),
+    "Blip2ForConditionalGeneration": ("vision_model", "tokens"),
+    "Blip2ForImageTextRetrieval": ("vision_model", "tokens"),
+    "Blip2VisionModelWithProjection": ("vision_model", "tokens"),
+    "InstructBlipModel": ("vision_model", "tokens"),
+    "InstructBlipForConditionalGeneration": ("vision_model", "tokens"),
+    **_language("Llava", "tokens"),
+    **_language("PaliGemma", "tokens"),
+    # Those that merge neighbours on the grid.
+    **_language("VipLlava", "grid"),
+    **_language("LlavaNext", "grid"),
+    **_language("LlavaNextVideo", "grid"),
+    **_language("LlavaOnevision", "grid"),
+    **_language("Gemma3", "grid"),
+    **_language("AyaVision", "grid"),
+    **_language("InternVL", "grid"),
+    **_language("Janus", "grid", "vision_model"),
+    **_language("Idefics2", "grid", "vision_model"),
+    **_language("Idefics3", "grid", "vision_model"),
+    **_language("SmolVLM", "grid", "vision_model"),
 }
 
 # Class of a model that cannot be pruned though its tower could -> why, and what to do.

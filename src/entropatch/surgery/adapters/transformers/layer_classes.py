@@ -97,5 +97,7 @@ class Video(SplitLayer):
     def mlp_half(self: Any, x: Tensor) -> Tensor:
         return self.output(self.intermediate(self.layernorm_after(x)), x)
 
-    def attention_half(self: Any, x: Tensor, visit: Visit, **inputs: Any) -> Tensor:
+    def attention_half(
+        self: Any, x: Tensor, visit: Visit, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> Tensor:
         return x + self.attention(self.layernorm_before(x), visit=visit)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
@@ -111,6 +113,46 @@ class Video(SplitTower):
     ) -> BaseModelOutput:
         x = self.encoder(self.embeddings(pixel_values, bool_masked_pos), run=run).last_hidden_state
         return BaseModelOutput(last_hidden_state=x if self.layernorm is None else self.layernorm(x))
+
+
+class Silent(SplitTower):
+    """InternVL, whose own forward hands its layers nothing, and whose encoder takes nothing to hand on."""
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def run_stock(
+        self: Any, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, *, run: Stepwise, **kwargs: Any
+    ) -> Any:
+        x = self.embeddings(pixel_values, bool_masked_pos=bool_masked_pos)
+        for layer in self.encoder.layer:
+            x = layer(x, run=run)
+        file = sys.modules[self.stock.__module__]
+        return file.InternVLVisionModelOutputWithPooling(last_hidden_state=self.layernorm(x))
+
+
+class Tiled(SplitTower):
+    """Idefics and SmolVLM: images are cut into tiles, some filled up, and a mask (batch, H, W) says where."""
+
+    def padding_of(self: Any, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.mask_of(pixel_values, *args, **kwargs).flatten(1)
+
+    def mask_of(self: Any, pixel_values: Tensor, patch_attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        if patch_attention_mask is not None:
+            return patch_attention_mask.bool()
+        size = (pixel_values.shape[0], *self.grid_of(pixel_values))
+        return torch.ones(size, dtype=torch.bool, device=pixel_values.device)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def run_stock(
+        self: Any, pixel_values: Tensor, patch_attention_mask: Tensor | None = None, *, run: Stepwise, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        mask = self.mask_of(pixel_values, patch_attention_mask)
+        x = self.embeddings(pixel_values=pixel_values, patch_attention_mask=mask)
+        seen = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=mask.flatten(1))
+        for layer in self.encoder.layers:
+            x = layer(x, seen, run=run)
+        return BaseModelOutputWithPooling(last_hidden_state=self.post_layernorm(x))
 
 
 def pair(size: Any) -> tuple[int, int]:
