@@ -29,12 +29,14 @@ class Tower:
         adapter: of its library.
         name: of the submodule that it is of the larger model; "" if it is none.
         reads: what is read of its tokens: one of `entropatch.surgery.adapters.base.READS`.
+        holder: the larger model, and the adapter of its library; None if there is none.
     """
 
     module: nn.Module
     adapter: Adapter
     name: str
     reads: str
+    holder: tuple[nn.Module, Adapter] | None = None
 
 
 def tower_of(model: nn.Module) -> Tower | None:
@@ -58,7 +60,7 @@ def tower_of(model: nn.Module) -> Tower | None:
                 f"{type(inner).__name__} holds a {type(module).__module__}.{type(module).__qualname__} as "
                 f".{held.name}, which is not supported."
             )
-        return Tower(module, adapter, _name_in(model, module), held.reads)
+        return Tower(module, adapter, _name_in(model, module), held.reads, (inner, library))
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -121,6 +122,24 @@ class Adapter(ABC):
     def attention_of(self, block: nn.Module) -> nn.Module | None:
         """The attention module of a block, where it is swapped; None if there is none."""
         return getattr(block, "attn", None)
+
+    def fit_processor(
+        self, processor: Any, model: nn.Module, tokens_left: Callable[[int, int | None], int]
+    ) -> int | None:
+        """Make a processor write as many placeholders as a larger model has visual tokens, and say how many; None for
+        a model whose number is fixed.
+
+        Args:
+            processor: changed in place.
+            model: the larger model.
+            tokens_left: (patches, blocks) -> how many are left after so many blocks, None for all.
+
+        Raises:
+            UnsupportedModelError: it is not known how.
+        """
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is no vision-language model of {self.library} that is known."
+        )
 
     def refuse_model(self, model: nn.Module) -> None:  # noqa: B027  # there may be none
         """Raise UnsupportedModelError for a part around the blocks that is not understood."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from entropatch.config import PruneConfig
 from entropatch.schedule import KeepRate
 from entropatch.surgery.adapters.base import Adapter, Held
-from entropatch.surgery.adapters.transformers.families import FAMILIES, Family
+from entropatch.surgery.adapters.transformers.families import FAMILIES, Family, pair
 from entropatch.surgery.adapters.transformers.holders import HOLDERS, why_not
-from entropatch.surgery.adapters.transformers.tower_classes import SplitTower, pair
+from entropatch.surgery.adapters.transformers.processors import fit_processor
 from entropatch.surgery.errors import UnsupportedModelError
 
 MINIMUM = (5, 9)  # the first release with the layers where they are now
@@ -44,7 +44,10 @@ class TransformersAdapter(Adapter):
         return f"transformers {', '.join([*towers, *HOLDERS])}"
 
     def recognises(self, model: nn.Module) -> bool:
-        return _family(model) is not None and super().recognises(model)
+        if _family(model) is None:
+            return False
+        _check_version()
+        return super().recognises(model)
 
     def held(self, model: nn.Module) -> Held | None:
         kind = type(model)
@@ -61,6 +64,11 @@ class TransformersAdapter(Adapter):
             f"what transformers' {kind.__name__} does with the tokens of its tower .{towers[0]} is not known to fit "
             f"fewer of them. If it is, prune that tower: entropatch.prune_(model.{towers[0]}, …)."
         )
+
+    def fit_processor(
+        self, processor: Any, model: nn.Module, tokens_left: Callable[[int, int | None], int]
+    ) -> int | None:
+        return fit_processor(processor, model, tokens_left)
 
     def reads(self, model: nn.Module) -> str:
         return _of(model).towers[_name(model)]
@@ -132,10 +140,22 @@ class TransformersAdapter(Adapter):
 
 def _family(model: nn.Module) -> Family | None:
     """The family of a tower, stock or swapped."""
-    if isinstance(model, SplitTower):
-        return model.family
     kind = type(model)
+    swapped = getattr(kind, "family", None)
+    if isinstance(swapped, Family):
+        return swapped
     return next((f for f in FAMILIES if f.path == kind.__module__ and kind.__name__ in f.towers), None)
+
+
+def _check_version() -> None:
+    version = sys.modules["transformers"].__version__
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    if numbers < MINIMUM:
+        wanted = ".".join(map(str, MINIMUM))
+        raise UnsupportedModelError(
+            f"transformers must be {wanted} or newer, whose models are laid out otherwise than those of {version}: "
+            f"pip install 'transformers>={wanted}'. Checkpoints stay as they are."
+        )
 
 
 def _of(model: nn.Module) -> Family:

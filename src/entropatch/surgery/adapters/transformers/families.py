@@ -65,6 +65,12 @@ class Family:
         return f"transformers.models.{self.module}.modeling_{self.module}"
 
 
+def pair(size: Any) -> tuple[int, int]:
+    """A side, or (height, width), as (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 def _none(config: Any) -> int:
     return 0
 

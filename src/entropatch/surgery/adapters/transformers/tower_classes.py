@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPo
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from entropatch.surgery.adapters.transformers.families import Family
+from entropatch.surgery.adapters.transformers.families import Family, pair
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.state import ATTRIBUTE, Pruning
 from entropatch.surgery.stepwise import Stepwise
@@ -153,9 +153,3 @@ class Tiled(SplitTower):
         for layer in self.encoder.layers:
             x = layer(x, seen, run=run)
         return BaseModelOutputWithPooling(last_hidden_state=self.post_layernorm(x))
-
-
-def pair(size: Any) -> tuple[int, int]:
-    """A side, or (height, width), as (height, width)."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
