@@ -18,7 +18,7 @@ from entropatch.surgery.adapters.transformers.holders import HOLDERS, why_not
 from entropatch.surgery.adapters.transformers.processors import fit_processor
 from entropatch.surgery.errors import UnsupportedModelError
 
-MINIMUM = (5, 9)  # the first release with the layers where they are now
+MINIMUM = (5, 20)  # the first release that is tested; in older ones layers and hooks lie elsewhere
 
 
 class TransformersAdapter(Adapter):
