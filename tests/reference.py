@@ -165,6 +165,30 @@ def kept_places(scores: Row, k: int) -> list[int]:
     return [place for place in range(len(scores)) if place in winners]
 
 
+def covering_places(scores: Row, k: int, positions: Sequence[int], grid: tuple[int, int], side: int) -> list[int]:
+    """Places of the k patches kept with coverage, in raster order.
+
+    The best patch of each cell of side × side original patches first, the best of these first, then the others;
+    `positions` are the original numbers of the patches present, `FUSED` for a token that stands in no cell.
+    """
+    cells: dict[tuple[int, int], list[int]] = {}
+    for place, position in enumerate(positions):
+        if position != FUSED:
+            row, column = divmod(position, grid[1])
+            cells.setdefault((row // side, column // side), []).append(place)
+    best = [max(places, key=lambda place: (scores[place], -place)) for places in cells.values()]
+    others = [place for place in range(len(scores)) if place not in best]
+    ranked = [sorted(group, key=lambda place: (-scores[place], place)) for group in (best, others)]
+    return sorted((ranked[0] + ranked[1])[:k])
+
+
+def standardised(scores: Row) -> list[float]:
+    """Scores less their mean, over their standard deviation; zeros where all are alike."""
+    mean = math.fsum(scores) / len(scores)
+    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
+    return [(score - mean) / deviation if deviation else 0.0 for score in scores]
+
+
 def kept_originals(
     scores_of: Callable[[int, list[int]], Row], n: int, keep_rates: Sequence[float], fuse: bool = False
 ) -> list[list[int]]:

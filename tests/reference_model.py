@@ -22,6 +22,9 @@ from torch.nn import functional as F
 Score = Callable[[np.ndarray, np.ndarray, int], list[float]]
 """(queries, keys, prefix tokens) of one image, (heads, tokens, d) -> importance of each patch among these tokens."""
 
+Choose = Callable[[list[float], int, list[int], int], list[int]]
+"""(scores, how many stay, original numbers of the patches present, block) -> places that stay, ascending."""
+
 
 def renyi(order: float) -> Score:
     def importance(q: np.ndarray, k: np.ndarray, prefix: int) -> list[float]:
@@ -79,9 +82,10 @@ def masked_pass(
     model: Any,
     images: Tensor,
     keep_rates: dict[int, float],
-    score: Score,
+    score: Score | dict[int, Score],
     follow: Sequence[Tensor] | None = None,
     tolerance: float = 1e-5,
+    choose: Choose | None = None,
 ) -> MaskedPass:
     """The dense stock model, with the patches that a stage drops masked out as keys of every later block.
 
@@ -91,7 +95,7 @@ def masked_pass(
     Args:
         model: a stock timm model in evaluation mode.
         keep_rates: the keep rate of each pruning block.
-        score: what ranks the patches.
+        score: what ranks the patches; or what does in each pruning block.
         follow: kept patches, stage by stage, (batch, k), of the model under test. Where float32 and this twin disagree
             only about scores closer than `tolerance`, its choice is followed, so that later stages stay comparable.
     """
@@ -111,16 +115,22 @@ def masked_pass(
         return args, {**kwargs, "attn_mask": bias}
 
     def prune(block: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if blocks.index(block) not in keep_rates:
+        number = blocks.index(block)
+        if number not in keep_rates:
             return
-        stage, rate = len(result.kept), keep_rates[blocks.index(block)]
+        stage, rate = len(result.kept), keep_rates[number]
+        ranking = score[number] if isinstance(score, dict) else score
         q, k = (x.double().numpy() for x in seen[-1])
         scores, kept = [], []
         for image, patches in enumerate(alive):
             rows = [*range(prefix), *(prefix + patch for patch in patches)]
-            scores.append(score(q[image][:, rows], k[image][:, rows], prefix))
+            scores.append(ranking(q[image][:, rows], k[image][:, rows], prefix))
             count = reference.kept_count(rate, len(patches))
-            own = [patches[place] for place in reference.kept_places(scores[-1], count)]
+            if choose is None:
+                places = reference.kept_places(scores[-1], count)
+            else:
+                places = choose(scores[-1], count, patches, number)
+            own = [patches[place] for place in places]
             theirs = own if follow is None else follow[stage][image].tolist()
             if own != theirs:
                 assert_near_tie(dict(zip(patches, scores[-1], strict=True)), own, theirs, tolerance)

@@ -7,27 +7,29 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 """
 
 from entropatch.attention import BlockAttention, attention_entropy
+from entropatch.calibration import calibrate
 from entropatch.config import PruneConfig
-from entropatch.criteria import ClassAttention, Criterion, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, Mix, Product, Random, Renyi
 from entropatch.entropy import renyi_entropy
+from entropatch.export import export
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
+from entropatch.regularisation import entropy_penalty
 from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
 from entropatch.surgery import (
     Trace,
     UnsupportedModelError,
     fit_processor_,
     prune_,
-    pruned_tower,
     pruning_config,
     restore,
+    tower_name,
     trace,
     unprune_,
     watch,
 )
 from entropatch.tokens import Plan, Tokens
-
-__version__ = "0.2.0.dev0"
+from entropatch.version import __version__
 
 __all__ = [
     "BipartiteMerge",
@@ -40,7 +42,9 @@ __all__ = [
     "KeepRate",
     "Merge",
     "Method",
+    "Mix",
     "Plan",
+    "Product",
     "PruneConfig",
     "Random",
     "Reduction",
@@ -50,14 +54,18 @@ __all__ = [
     "Tokens",
     "Trace",
     "UnsupportedModelError",
+    "__version__",
     "attention_entropy",
+    "calibrate",
+    "entropy_penalty",
+    "export",
     "fit_processor_",
     "prune_",
-    "pruned_tower",
     "pruning_config",
     "register_method",
     "renyi_entropy",
     "restore",
+    "tower_name",
     "trace",
     "unprune_",
     "watch",

@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
-from entropatch.config_fields import UNSET, check_blocks, check_rate, find_reduction, shortened, written_out
-from entropatch.criteria import Criterion, Renyi
+from entropatch.config_fields import (
+    UNSET,
+    check_blocks,
+    check_coverage,
+    check_criterion,
+    check_ignored,
+    check_lengths,
+    check_rate,
+    each,
+    find_reduction,
+    ignored_rate,
+    is_listed,
+    mapped,
+    setting_label,
+    shortened,
+    written_out,
+)
+from entropatch.criteria import Criterion
 from entropatch.kernels.choice import check_backend
-from entropatch.methods import Method, find_method, method_of, renyi_method
+from entropatch.methods import Method, find_method, method_of
 from entropatch.records.files import write_text
 from entropatch.reductions import Reduction
-from entropatch.schedule import MOST_SIZES, RemovePerBlock, Schedule, exact_rate
+from entropatch.schedule import RemovePerBlock, Schedule, exact_rate
 
-VERSION = 1
+VERSION = 2  # 2: one value per block, coverage
 KEEP_RATE = 0.7
-_DEPTH = 12  # of a model on which two schedules are compared by the blocks they would take
+# The fields with one value, or one for each pruning block, and what each value must be.
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "keep_rate": check_rate,
+    "criterion": check_criterion,
+    "reduction": lambda reduction: shortened(find_reduction(reduction)),
+    "coverage": check_coverage,
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,7 @@ class Stage:
         index, count: which of how many reducing blocks it is.
         keep_rate: ρ of this block.
         rate: the same as an exact fraction.
-        criterion, reduction, schedule: as in `PruneConfig`.
+        criterion, reduction, schedule, coverage: as in `PruneConfig`, those of this block.
     """
 
     block: int
@@ -42,6 +64,7 @@ class Stage:
     criterion: Criterion
     reduction: Reduction
     schedule: Schedule
+    coverage: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,17 +74,21 @@ class PruneConfig:
     Args:
         keep_rate: ρ in (0, 1], the share of the patch tokens present that each pruning block keeps, k = ceil(ρ·n), so
             the rate compounds over blocks; or one rate for each pruning block. 1.0 keeps all: the stock model.
-        criterion: how patches are scored. The default, `Renyi(order=2.0)`, is this package's choice; the searched
-            orders of arXiv 2604.03803 are not published.
+        criterion: how patches are scored; or one for each pruning block. The default, `Renyi(order=2.0)`, is this
+            package's choice; the searched orders of arXiv 2604.03803 are not published.
         blocks: 0-based blocks that prune, ascending; None leaves them to the schedule: for keep rates ¼, ½ and ¾ of the
             depth, (3, 6, 9) of 12, the paper's; for `RemovePerBlock` all of them.
         reduction: what becomes of the others, by its short name or as a `Reduction`: "drop" removes them; "fuse"
             appends EViT's one fused token made of them; "merge" merges each into the kept one most like it; "bipartite"
-            is ToMe's matching.
+            is ToMe's matching. Or one for each pruning block.
         schedule: how many stay; `KeepRate()` unless another `Schedule` is given.
+        coverage: side, in patches, of the cells of the grid of which the best patch each is kept before any second one,
+            so that no region is left empty (see `entropatch.tokens.covering`); None for none, by the scores alone; or
+            one entry for each pruning block.
         backend: what computes the entropies: "auto", "reference", "streaming" or "triton" (see `entropatch.kernels`).
-        method: the name of a registered method (`entropatch.methods`); short for its criterion, reduction and schedule.
-        order: short for `criterion=Renyi(order)`.
+        method: the name of a registered method (`entropatch.methods`), short for its criterion, reduction and schedule;
+            or one for each pruning block, all of one schedule.
+        order: short for `criterion=Renyi(order)`; or one for each pruning block.
         r: tokens removed per block, one number or one for each; short for `schedule=RemovePerBlock(r)`.
 
     Raises:
@@ -69,91 +96,65 @@ class PruneConfig:
     """
 
     keep_rate: float | tuple[float, ...] = KEEP_RATE
-    criterion: Criterion = UNSET
+    criterion: Criterion | tuple[Criterion, ...] = UNSET
     blocks: tuple[int, ...] | None = None
-    reduction: str | Reduction = UNSET
+    reduction: str | Reduction | tuple[str | Reduction, ...] = UNSET
     schedule: Schedule = UNSET
     backend: str = "auto"
-    method: InitVar[str | None] = None
+    coverage: int | tuple[int | None, ...] | None = None
+    method: InitVar[str | Sequence[str] | None] = None
     r: InitVar[int | Sequence[int] | None] = None
-    order: InitVar[float | None] = None
+    order: InitVar[float | Sequence[float] | None] = None
 
-    def __post_init__(self, method: str | None, r: int | Sequence[int] | None, order: float | None) -> None:
-        given = {name: getattr(self, name) for name in ("criterion", "reduction", "schedule")}
+    def __post_init__(
+        self,
+        method: str | Sequence[str] | None,
+        r: int | Sequence[int] | None,
+        order: float | Sequence[float] | None,
+    ) -> None:
+        given = {name: getattr(self, name) for name in ("criterion", "reduction", "schedule", "coverage")}
         for name, value in written_out(given, method, order, r).items():
             object.__setattr__(self, name, value)
-        rates = self.keep_rate
-        if isinstance(rates, Sequence) and not isinstance(rates, str):
-            object.__setattr__(self, "keep_rate", tuple(check_rate(rate) for rate in rates))
-        else:
-            object.__setattr__(self, "keep_rate", check_rate(rates))
-        if not isinstance(self.criterion, Criterion):
-            raise TypeError(f"criterion must be a Criterion such as Renyi(order=2.0), but got {self.criterion!r}.")
-        object.__setattr__(self, "reduction", shortened(find_reduction(self.reduction)))
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, mapped(getattr(self, name), check))
+            if name != "keep_rate" and getattr(self, name) == ():
+                raise ValueError(f"{name} must be one or one per block, but got none.")
         if not isinstance(self.schedule, Schedule):
             raise TypeError(f"schedule must be a Schedule such as RemovePerBlock(r=13), but got {self.schedule!r}.")
         if self.blocks is not None:
             object.__setattr__(self, "blocks", check_blocks(self.blocks))
         check_backend(self.backend)
-        self._check_ignored()
-        if isinstance(self.keep_rate, tuple) and self.blocks is not None and len(self.keep_rate) != len(self.blocks):
-            raise ValueError(
-                f"keep_rate must be one number or one per block, but got {len(self.keep_rate)} rates "
-                f"for {len(self.blocks)} blocks {self.blocks}."
-            )
-
-    def _check_ignored(self) -> None:
-        """Refuse what would have no effect."""
-        if not self.reducing.needs_scores and self.criterion != Renyi():
-            raise ValueError(
-                f"reduction {self.reducing.kind!r} asks no criterion, so {self.criterion!r} would have no effect; "
-                'leave it out, or use reduction="merge".'
-            )
-        if not self.schedule.uses_keep_rate and self.keep_rate != KEEP_RATE:
-            raise _ignored_rate(self.schedule, self.keep_rate)
-        if self.schedule.per_image and len({*self.schedule.sizes, 1.0}) > MOST_SIZES:
-            raise ValueError(
-                f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, "
-                f"but {self.schedule!r} has {self.schedule.sizes}."
-            )
-        if self.schedule.per_image and not self.reducing.needs_scores:
-            raise ValueError(
-                f"{self.schedule!r} reads the scores of patches, but reduction {self.reducing.kind!r} has none; use "
-                'reduction="drop" or "merge".'
-            )
+        check_lengths({name: getattr(self, name) for name in _CHECKS}, self.blocks)
+        check_ignored(self.parts, self.schedule, self.keep_rate, KEEP_RATE)
 
     @property
-    def reducing(self) -> Reduction:
-        """The `Reduction` that `reduction` is, or stands for by its short name."""
-        return find_reduction(self.reduction)
+    def parts(self) -> tuple[tuple[Criterion, Reduction, int | None], ...]:
+        """Criterion, reduction and coverage of each pruning block; one triple alone where it holds for all."""
+        fields = (self.criterion, self.reduction, self.coverage)
+        count = max(len(each(field)) for field in fields)
+        criteria, reductions, sides = (each(field) * (1 if is_listed(field) else count) for field in fields)
+        return tuple(zip(criteria, map(find_reduction, reductions), sides, strict=True))
 
     @property
     def named(self) -> Method | None:
         """The registered method that criterion, reduction and schedule make up; None if they have no name."""
-        return method_of(self.criterion, self.reducing, self.schedule)
+        (part, *others) = dict.fromkeys(self.parts)
+        return None if others or part[2] is not None else method_of(*part[:2], self.schedule)
 
     @property
     def label(self) -> str:
-        """For tables and figures: "Rényi, order 2"; criterion and reduction in words where they have no name."""
-        if self.named is not None:
-            return self.named.label
-        usual = method_of(self.criterion, self.reducing, type(self.schedule)())
-        if usual is not None:
-            return f"{usual.label}, {self.schedule.label}"
-        if isinstance(self.criterion, Renyi):
-            criterion = renyi_method(self.criterion.order).label
-        else:
-            fields = {key: value for key, value in vars(self.criterion).items() if not key.startswith("_")}
-            text = ", ".join(f"{key} {value}" for key, value in fields.items())
-            criterion = type(self.criterion).__name__ + (f" ({text})" if text else "")
-        parts = [criterion if self.reducing.needs_scores else "", self.reducing.outcome, self.schedule.label]
-        return ", ".join(part for part in parts if part)
+        """For tables and figures: "Rényi, order 2"; criterion and reduction in words where they have no name.
+
+        Where they differ from block to block, all of them: "Rényi, order ∞ → EViT".
+        """
+        labels = [setting_label(*part, self.schedule) for part in self.parts]
+        return labels[0] if len(set(labels)) == 1 else " → ".join(labels)
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         """What each reducing block of a model of `depth` blocks does, ascending.
 
         Raises:
-            ValueError: a block lies outside the model, or the number of rates is not the number of blocks.
+            ValueError: a block lies outside the model, or a field with one value per block does not have as many.
         """
         blocks = self.schedule.blocks(depth) if self.blocks is None else self.blocks
         if blocks and blocks[-1] >= depth:
@@ -161,31 +162,34 @@ class PruneConfig:
         rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,) * len(blocks)
         if len(rates) != len(blocks):
             raise ValueError(f"keep_rate must be one number or one per block {blocks}, but got {len(rates)} rates.")
+        check_lengths({name: getattr(self, name) for name in _CHECKS}, blocks)
         self.schedule.check(len(blocks))
+        parts = self.parts if len(self.parts) > 1 else self.parts * len(blocks)
         return tuple(
-            Stage(block, i, len(blocks), rate, exact_rate(rate), self.criterion, self.reducing, self.schedule)
-            for i, (block, rate) in enumerate(zip(blocks, rates, strict=True))
+            Stage(block, i, len(blocks), rate, exact_rate(rate), criterion, reduction, self.schedule, side)
+            for i, (block, rate, (criterion, reduction, side)) in enumerate(zip(blocks, rates, parts, strict=True))
         )
 
     def changed(self, **fields: Any) -> PruneConfig:
         """This setting with other fields, given as for `PruneConfig`; what a new one makes meaningless is dropped.
 
-        A `method` replaces criterion, reduction and schedule, `order` the criterion, `r` the schedule. Another kind of
-        schedule chooses its own blocks, unless some are given.
+        A `method` replaces criterion, reduction, schedule and coverage, `order` the criterion, `r` the schedule.
+        Another kind of schedule chooses its own blocks, unless some are given.
         """
         dropped: set[str] = set()
         if fields.get("method") is not None:
-            dropped |= {"criterion", "reduction", "schedule"}
+            dropped |= {"criterion", "reduction", "schedule", "coverage"}
         dropped |= {"criterion"} if fields.get("order") is not None else set()
         dropped |= {"schedule"} if fields.get("r") is not None else set()
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in dropped | set(fields)}
         reduction = fields.get("reduction", kept.get("reduction"))
-        if reduction is not None and not find_reduction(reduction).needs_scores:
+        if reduction is not None and not any(find_reduction(one).needs_scores for one in each(reduction)):
             kept.pop("criterion", None)
+            kept.pop("coverage", None)
         schedule = self._next_schedule(fields)
         if not schedule.uses_keep_rate:
             if "keep_rate" in fields:
-                raise _ignored_rate(schedule, fields["keep_rate"])
+                raise ignored_rate(schedule, fields["keep_rate"])
             kept.pop("keep_rate", None)
         if type(schedule) is not type(self.schedule):
             kept.pop("blocks", None)
@@ -196,27 +200,30 @@ class PruneConfig:
         if fields.get("r") is not None:
             return RemovePerBlock(fields["r"])
         if fields.get("method") is not None:
-            return find_method(fields["method"]).schedule
+            return find_method(each(fields["method"])[0]).schedule
         schedule = fields.get("schedule")
         return schedule if isinstance(schedule, Schedule) else self.schedule
 
     def warmed(self, share: float) -> PruneConfig:
         """This setting with each keep rate ρ moved to ρ + (1 - ρ)·share, as EViT's warm-up does: 1 keeps all."""
-        rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,)
-        # Rounded, since a rate counts as the decimal that is written; four digits are below one patch of any grid.
-        moved = tuple(min(round(rate + (1 - rate) * share, 4), 1.0) for rate in rates)
-        return dataclasses.replace(self, keep_rate=moved if isinstance(self.keep_rate, tuple) else moved[0])
+
+        def moved(rate: float) -> float:
+            # Rounded, since a rate counts as the decimal that is written; four digits are below one patch of any grid.
+            return min(round(rate + (1 - rate) * share, 4), 1.0)
+
+        return dataclasses.replace(self, keep_rate=mapped(self.keep_rate, moved))
 
     def to_json(self) -> str:
         """This setting as a JSON object; `from_json` gives an equal one back."""
         saved = {
             "version": VERSION,
             "keep_rate": self.keep_rate,
-            "criterion": self.criterion.to_dict(),
+            "criterion": mapped(self.criterion, lambda criterion: criterion.to_dict()),
             "blocks": self.blocks,
-            "reduction": self.reduction if isinstance(self.reduction, str) else self.reduction.to_dict(),
+            "reduction": mapped(self.reduction, lambda one: one if isinstance(one, str) else one.to_dict()),
             "schedule": self.schedule.to_dict(),
             "backend": self.backend,
+            "coverage": self.coverage,
         }
         return json.dumps(saved, indent=2)
 
@@ -242,19 +249,17 @@ class PruneConfig:
         version = data.pop("version", VERSION)
         if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= VERSION:
             raise ValueError(
-                f"version of a pruning config must be {VERSION}, but got {version!r}: it was written by a newer "
+                f"version of a pruning config must be 1 or {VERSION}, but got {version!r}: it was written by a newer "
                 "entropatch, or by hand; upgrade, or leave it out."
             )
         known = list(cls.__dataclass_fields__)
         if unknown := sorted(set(data) - set(known)):
             raise ValueError(f"a pruning config has the fields {', '.join(known)}, but got {unknown}.")
-        for name, family in (("criterion", Criterion), ("schedule", Schedule)):
+        for name, family in (("criterion", Criterion), ("schedule", Schedule), ("reduction", Reduction)):
             if name in data:
-                data[name] = family.from_dict(data[name])
-        if isinstance(data.get("reduction"), dict):
-            data["reduction"] = Reduction.from_dict(data["reduction"])
-        if data.get("order") == "inf":
-            data["order"] = float("inf")
+                data[name] = mapped(data[name], lambda one, of=family: _loaded(one, of))
+        if "order" in data:
+            data["order"] = mapped(data["order"], lambda order: float("inf") if order == "inf" else order)
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
@@ -278,14 +283,17 @@ class PruneConfig:
             raise ValueError(f"{path} holds no pruning config: {error}") from error
 
 
-def _ignored_rate(schedule: Schedule, keep_rate: Any) -> ValueError:
-    return ValueError(
-        f"{schedule!r} says by itself how many tokens stay, so keep_rate={keep_rate!r} would have no effect; leave it "
-        f"out, or give schedule={'RemovePerBlock()' if isinstance(schedule, RemovePerBlock) else 'KeepRate()'} with it."
-    )
+def _loaded(value: Any, family: type[Criterion] | type[Schedule] | type[Reduction]) -> Any:
+    """What a saved setting holds; a reduction may stand there by its short name."""
+    return value if family is Reduction and not isinstance(value, dict) else family.from_dict(value)
 
 
-def method_config(name: str, keep_rate: float | Sequence[float], blocks: Sequence[int] | None = None) -> PruneConfig:
-    """The setting of a named method at a keep rate ρ in (0, 1], or one per block. Errors as of `PruneConfig`."""
+def method_config(
+    name: str | Sequence[str], keep_rate: float | Sequence[float], blocks: Sequence[int] | None = None
+) -> PruneConfig:
+    """The setting of a named method, or one per block, at a keep rate ρ in (0, 1], or one per block.
+
+    Errors as of `PruneConfig`.
+    """
     rates: Any = keep_rate  # a tuple, or refused, by `PruneConfig`
     return PruneConfig(rates, blocks=None if blocks is None else tuple(blocks), method=name)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from entropatch.criteria import Renyi
-from entropatch.methods import find_method
+from entropatch.criteria import Criterion, Renyi
+from entropatch.methods import find_method, method_of
+from entropatch.named_method import coverage_text, joined
 from entropatch.reductions import Drop, Reduction
-from entropatch.schedule import KeepRate, RemovePerBlock
+from entropatch.schedule import MOST_SIZES, KeepRate, RemovePerBlock, Schedule
 
 UNSET: Any = object()  # a field that was not given
 
@@ -33,17 +34,67 @@ def shortened(reduction: Reduction) -> str | Reduction:
         return reduction
 
 
+def is_listed(value: Any) -> bool:
+    """Whether a field holds one value for each block."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def each(value: Any) -> tuple[Any, ...]:
+    """The values of a field, one for each block; the one there is where it holds for all."""
+    return tuple(value) if is_listed(value) else (value,)
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A field with each of its values changed; a tuple where it holds one for each block."""
+    return tuple(change(entry) for entry in value) if is_listed(value) else change(value)
+
+
+def check_lengths(fields: Mapping[str, Any], blocks: tuple[int, ...] | None) -> None:
+    """Raise ValueError for fields with one value for each block that are not as many as the blocks, or each other."""
+    counts = {name: len(value) for name, value in fields.items() if is_listed(value)}
+    for name, count in counts.items():
+        what = {"keep_rate": "one number", "order": "one number"}.get(name, "one")
+        if blocks is not None and count != len(blocks):
+            plural = {"keep_rate": "rates", "criterion": "criteria"}.get(name, f"{name}s")
+            raise ValueError(
+                f"{name} must be {what} or one per block, but got {count} {plural} for {len(blocks)} blocks {blocks}."
+            )
+    if len(set(counts.values())) > 1:
+        got = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise ValueError(f"fields with one value per block must have equally many, but got {got}.")
+
+
+def check_criterion(criterion: Any) -> Criterion:
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"criterion must be a Criterion such as Renyi(order=2.0), but got {criterion!r}.")
+    return criterion
+
+
+def check_coverage(side: Any) -> int | None:
+    if side is None:
+        return None
+    if isinstance(side, bool) or not isinstance(side, Integral):
+        raise TypeError(f"coverage must be the side of a cell in patches, or None for none, but got {side!r}.")
+    if side < 2:  # pyright: ignore[reportOperatorIssue]
+        raise ValueError(
+            f"coverage must be at least 2, since in a cell of one patch each is the best, but got {side!r}; "
+            "use None for no coverage."
+        )
+    return int(side)
+
+
 def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[str, Any]:
-    """Criterion, reduction and schedule, with the short forms written out and the defaults filled in."""
+    """Criterion, reduction, schedule and coverage, with the short forms written out and the defaults filled in."""
     if method is not None:
-        found = find_method(method)
-        meant = {"criterion": found.criterion, "reduction": found.reduction, "schedule": found.schedule}
+        meant = _meant_by(method)
         for name, value in given.items():
-            if name == "schedule" and r is not None and found.schedule == RemovePerBlock():
+            if name == "coverage" and not any(each(meant[name])):
+                meant[name] = value
+            elif name == "schedule" and r is not None and meant[name] == RemovePerBlock():
                 meant[name] = RemovePerBlock(r)  # pyright: ignore[reportArgumentType]
-            elif value is not UNSET and value not in (meant[name], getattr(meant[name], "kind", None)):
+            elif value not in (UNSET, None, meant[name], getattr(meant[name], "kind", None)):
                 raise TypeError(f"method={method!r} is short for its own {name}, so give one of the two, not both.")
-        if order is not None and order != found.order:
+        if order is not None and meant["criterion"] != mapped(order, Renyi):
             raise TypeError(f"method={method!r} has its own criterion; give order=… without a method.")
         if r is not None and meant["schedule"] != RemovePerBlock(r):  # pyright: ignore[reportArgumentType]
             raise TypeError(f"method={method!r} has its own schedule; give r=… without a method.")
@@ -51,13 +102,23 @@ def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[
     if order is not None:
         if given["criterion"] is not UNSET:
             raise TypeError("order=… is short for criterion=Renyi(order=…); give one of the two, not both.")
-        given = given | {"criterion": Renyi(order)}
+        given = given | {"criterion": mapped(order, Renyi)}
     if r is not None:
         if given["schedule"] is not UNSET:
             raise TypeError("r=… is short for schedule=RemovePerBlock(r=…); give one of the two, not both.")
         given = given | {"schedule": RemovePerBlock(r)}  # pyright: ignore[reportArgumentType]
-    defaults = {"criterion": Renyi, "reduction": Drop, "schedule": KeepRate}
+    defaults: dict[str, Any] = {"criterion": Renyi, "reduction": Drop, "schedule": KeepRate}
     return {name: defaults[name]() if value is UNSET else value for name, value in given.items()}
+
+
+def _meant_by(method: Any) -> dict[str, Any]:
+    """Criterion, reduction, schedule and coverage of a method, or of one for each block."""
+    if not is_listed(method):
+        found = find_method(method)
+        return {name: getattr(found, name) for name in ("criterion", "reduction", "schedule", "coverage")}
+    if not method:
+        raise ValueError("method must be one name or one per block, but got none.")
+    return joined([find_method(name) for name in method])
 
 
 def check_rate(rate: Any) -> float:
@@ -79,3 +140,58 @@ def check_blocks(blocks: Any) -> tuple[int, ...]:
             f"blocks must be one or more different 0-based indices in ascending order, but got {tuple(blocks)}."
         )
     return tuple(int(block) for block in blocks)
+
+
+def setting_label(criterion: Criterion, reduction: Reduction, coverage: int | None, schedule: Schedule) -> str:
+    """For tables and figures: the name the parts have together, or each of them in words."""
+    covering = coverage_text(coverage)
+    named = method_of(criterion, reduction, schedule)
+    usual = named or method_of(criterion, reduction, type(schedule)())
+    if usual is not None:
+        words = [usual.label, "" if named else schedule.label, covering]
+    else:
+        scored = criterion.label if reduction.needs_scores else ""
+        words = [scored, reduction.outcome, schedule.label, covering]
+    return ", ".join(word for word in words if word)
+
+
+def check_ignored(
+    parts: Sequence[tuple[Criterion, Reduction, int | None]], schedule: Schedule, keep_rate: Any, usual: float
+) -> None:
+    """Raise ValueError for what would have no effect, or does not go together.
+
+    Args:
+        parts: criterion, reduction and coverage of each block.
+        schedule: of the setting.
+        keep_rate: of the setting; `usual` where none was given.
+    """
+    for criterion, reduction, coverage in parts:
+        if not reduction.needs_scores and criterion != Renyi():
+            raise ValueError(
+                f"reduction {reduction.kind!r} asks no criterion, so {criterion!r} would have no effect; "
+                'leave it out, or use reduction="merge".'
+            )
+        if not reduction.needs_scores and coverage is not None:
+            raise ValueError(
+                f"reduction {reduction.kind!r} does not choose by scores, so coverage={coverage} would have no effect; "
+                'leave it out, or use reduction="merge".'
+            )
+        if schedule.per_image and not reduction.needs_scores:
+            raise ValueError(
+                f"{schedule!r} reads the scores of patches, but reduction {reduction.kind!r} has none; use "
+                'reduction="drop" or "merge".'
+            )
+    if not schedule.uses_keep_rate and keep_rate != usual:
+        raise ignored_rate(schedule, keep_rate)
+    if schedule.per_image and len({*schedule.sizes, 1.0}) > MOST_SIZES:
+        raise ValueError(
+            f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, "
+            f"but {schedule!r} has {schedule.sizes}."
+        )
+
+
+def ignored_rate(schedule: Schedule, keep_rate: Any) -> ValueError:
+    return ValueError(
+        f"{schedule!r} says by itself how many tokens stay, so keep_rate={keep_rate!r} would have no effect; leave it "
+        f"out, or give schedule={'RemovePerBlock()' if isinstance(schedule, RemovePerBlock) else 'KeepRate()'} with it."
+    )

@@ -11,83 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
-from entropatch.criteria import ClassAttention, Criterion, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, Product, Random, Renyi
+from entropatch.named_method import Method, composed, is_composed
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
 
 DENSE = "dense"  # how comparisons call the model without pruning; no method
 RANDOM = "random"  # the method that others are set beside
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named way to prune.
-
-    Attributes:
-        name: short and plain, for command lines, file names and records: "renyi-2". Lower-case letters,
-            digits, "-", "." and "+".
-        label: for tables and figures: "Rényi, order 2".
-        description: what it keeps, in a sentence, for the margin of a figure.
-        criterion: how patches are scored.
-        reduction: what becomes of the others.
-        schedule: how many stay in which blocks.
-        rank: where it stands in tables and menus; low ones first, equal ones by name.
-        compared: whether comparisons that name no methods include it.
-    """
-
-    name: str
-    label: str
-    description: str
-    criterion: Criterion = field(default_factory=Renyi)
-    reduction: Reduction = field(default_factory=Drop)
-    schedule: Schedule = field(default_factory=KeepRate)
-    rank: float = 100.0
-    compared: bool = True
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.name):
-            raise ValueError(
-                f'name must be lower-case letters, digits, "-", "." and "+", such as "key-norm", but got {self.name!r}.'
-            )
-        for what, kind in (("criterion", Criterion), ("reduction", Reduction), ("schedule", Schedule)):
-            if not isinstance(getattr(self, what), kind):
-                raise TypeError(f"{what} must be a {kind.__name__}, but got {getattr(self, what)!r}.")
-
-    @property
-    def order(self) -> float | None:
-        """The order of the entropy that scores the patches; None for a method that uses no entropy."""
-        scored = self.reduction.needs_scores and isinstance(self.criterion, Renyi)
-        return self.criterion.order if scored else None  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
-    def drops_by_entropy(self) -> bool:
-        """Whether it is the paper's: patches of high entropy are dropped, at a keep rate. Its orders differ alone."""
-        return self.order is not None and self.reduction == Drop() and self.schedule == KeepRate()
-
-    @property
-    def is_random(self) -> bool:
-        """Whether chance says what stays: a floor for others, which is never recommended and depends on a seed."""
-        return self.reduction.needs_scores and isinstance(self.criterion, Random)
-
-    @property
-    def takes_keep_rate(self) -> bool:
-        """Whether a keep rate means anything to its schedule."""
-        return self.schedule.uses_keep_rate
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The modules outside this package that its criterion, reduction and schedule come from."""
-        parts = (self.criterion, self.reduction, self.schedule)
-        modules = dict.fromkeys(type(part).__module__ for part in parts)
-        return tuple(module for module in modules if module.partition(".")[0] != "entropatch")
-
-    @property
-    def sort_key(self) -> tuple[float, str]:
-        """Where it stands among methods."""
-        return self.rank, self.name
-
 
 _LOW_ENTROPY = "Keeps the patches whose own attention has the lowest {}."
 
@@ -142,6 +73,8 @@ def register_method(method: Method) -> Method:
     known = METHODS.get(method.name)
     if known is not None and known != method and _OWN.get(method.name) is not None:
         raise ValueError(f"a method must not be called {method.name}, as entropatch's own; choose another name.")
+    if is_composed(method.name):
+        raise ValueError(f'"@" and "_" join the parts of a name, so no method has them in its own: {method.name!r}.')
     if method.name == DENSE or (re.match(r"renyi-", method.name) and method.name not in _OWN):
         raise ValueError(f"{method.name!r} has a meaning already; choose another name.")
     labels = {DENSE: method_label(DENSE)} | {name: one.label for name, one in METHODS.items()}
@@ -194,6 +127,14 @@ _OWN: dict[str, Method] = {
             rank=60,
             compared=False,
         ),
+        Method(
+            "class-renyi-2",
+            "Class attention × Rényi, order 2",
+            "Keeps the patches of the most class attention over the perplexity, of order 2, of their own attention.",
+            Product(ClassAttention(), Renyi(2.0)),
+            rank=61,
+            compared=False,
+        ),
     )
 }
 for _method in _OWN.values():
@@ -203,11 +144,15 @@ for _method in _OWN.values():
 def find_method(name: str) -> Method:
     """The method of that name: one of `METHODS`, or "renyi-<order>" for any order in (0, ∞], such as "renyi-0.5".
 
+    "NAME@2" covers 2 × 2 cells, and "NAME_NAME" is one for each pruning block (`entropatch.named_method`).
+
     Raises:
         ValueError: no such method, or an order that is no number in (0, ∞].
     """
     if isinstance(name, str) and name in METHODS:
         return METHODS[name]
+    if is_composed(name):
+        return composed(name, find_method)
     kind, _, order = name.partition("-") if isinstance(name, str) else ("", "", "")
     if kind != "renyi" or not order:
         known = ", ".join(METHODS)
@@ -246,11 +191,7 @@ def methods_text() -> str:
 
 
 def compared_methods(orders: Iterable[float] = ()) -> list[str]:
-    """The methods that a comparison shows when it is not told which, in the order of their ranks.
-
-    Args:
-        orders: of Rényi entropies to be among them.
-    """
+    """The methods that a comparison shows when it is not told which, with these orders, in the order of their ranks."""
     methods = {name: method for name, method in METHODS.items() if method.compared}
     methods |= {method.name: method for method in map(renyi_method, orders)}
     return sorted(methods, key=lambda name: methods[name].sort_key)
@@ -259,8 +200,7 @@ def compared_methods(orders: Iterable[float] = ()) -> list[str]:
 def pictured_methods(orders: Iterable[float]) -> list[str]:
     """The methods that pictures show side by side when they are not told which: one stage beside the same of others.
 
-    These are the compared ones that keep a share of the patches and choose by neither chance nor entropy, then the
-    entropies of these orders.
+    The compared ones that keep a share of the patches by neither chance nor entropy, then entropies of these orders.
     """
     others = [
         name
@@ -271,12 +211,9 @@ def pictured_methods(orders: Iterable[float]) -> list[str]:
 
 
 def stand_in(name: str) -> str | None:
-    """The method that scores alike but drops, for a model that another reduction does not fit; None if there is none.
-
-    Raises ValueError for an unknown name.
-    """
+    """The method that scores alike but drops, for a model that another reduction does not fit; None without one."""
     method = find_method(name)
-    if not method.reduction.needs_scores or method.reduction == Drop():
+    if not method.needs_scores or method.reduction == Drop() or isinstance(method.criterion, tuple):
         return None
     other = method_of(method.criterion, Drop(), method.schedule)
     return None if other is None else other.name
@@ -292,7 +229,7 @@ def method_of(criterion: Criterion, reduction: Reduction, schedule: Schedule) ->
     same = (criterion if reduction.needs_scores else None, reduction, schedule)
     methods = list(METHODS.values()) + ([renyi_method(criterion.order)] if isinstance(criterion, Renyi) else [])
     for method in methods:
-        own = (method.criterion if method.reduction.needs_scores else None, method.reduction, method.schedule)
+        own = (method.criterion if method.needs_scores else None, method.reduction, method.schedule)
         if own == same:
             return method
     return None

@@ -16,10 +16,52 @@ from torch import Tensor
 def select(scores: Tensor, k: int) -> Tensor:
     """Indices of the k highest scores, ascending so that kept tokens stay in raster order: (batch, n) -> (batch, k).
 
-    Ties go to the lower index on every device (a stable sort; `topk` breaks ties differently on CPU and GPU).
+    Ties go to the lower index, see `highest`.
     """
-    best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return best.sort(dim=1).values
+    return highest(scores, k).sort(dim=1).values
+
+
+def highest(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k highest scores, the highest first: (batch, n) -> (batch, k).
+
+    Ties go to the lower index on every device (a stable sort; `topk` breaks ties differently on CPU and GPU), and in
+    ONNX files, which have no stable sort, but whose TopK gives ties to the lower index by the standard.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return scores.topk(k, dim=1).indices
+    return scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+
+
+def covering(scores: Tensor, positions: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Priorities by which `select` takes the best patch of each cell of the grid before any second one.
+
+    The grid of original patches is cut into cells of side × side from its upper left corner; cells at the right and
+    the lower edge are smaller where the grid is not divisible. The best patch of a cell is the present one with the
+    highest score, of equal ones that with the lower index. First come the cells' best by their scores, then all others
+    by theirs: where k is below the number of cells that hold a patch, the best k of the cells' best stay. Each image
+    for itself.
+
+    Args:
+        scores: importance of the tokens present, (batch, n), larger = keep.
+        positions: the original patch at which each stands, (batch, n), int64; -1 for a token at no place, which is in
+            no cell.
+        grid: (H, W), in patches.
+        side: of a cell, in patches.
+
+    Returns:
+        Whole numbers, all different, (batch, n), float32 (exact up to 2²³ tokens); only their order means anything.
+    """
+    n = scores.shape[1]
+    order = highest(scores, n)
+    ranks = torch.arange(n, device=scores.device).expand_as(order)
+    rank = torch.empty_like(order).scatter(1, order, ranks)
+    rows, columns = (-(-length // side) for length in grid)
+    cell = positions // grid[1] // side * columns + positions % grid[1] // side
+    nowhere = positions < 0
+    cell = torch.where(nowhere, rows * columns, cell)  # a cell of its own, without a best
+    first = rank.new_full((scores.shape[0], rows * columns + 1), n).scatter_reduce(1, cell, rank, "amin")
+    best = (rank == first.gather(1, cell)) & ~nowhere
+    return -(rank + torch.where(best, 0, n)).float()
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
@@ -117,6 +159,8 @@ class Tokens:
         carried: what a method hands from block to block, by name; each (batch, n, …), reduced as the tokens are.
         followed: whether `places` is kept up to date.
         valid: which tokens stand for patches, (batch, n) bool; the others fill up images that have fewer. None: all do.
+        grid: (H, W), or (T, H, W) of a video, the grid of patches that `positions` number row by row; None where patch
+            dropout left some out.
     """
 
     num_prefix_tokens: int
@@ -128,6 +172,7 @@ class Tokens:
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     followed: bool = False
     valid: Tensor | None = None
+    grid: tuple[int, ...] | None = None
 
     def after(self, plan: Plan) -> Tokens:
         """What the tokens stand for once the plan was carried out."""

@@ -12,6 +12,9 @@ from training_case import records
 from typer.testing import CliRunner
 
 from entropatch.cli import app
+from entropatch.data import DATASETS
+from entropatch.records.correct import aligned, read_correct
+from entropatch.records.uncertainty import accuracy
 from entropatch.train import load_weights, read_about
 
 pytest.importorskip("accelerate")
@@ -30,6 +33,12 @@ def command(*arguments):
     shown = CliRunner().invoke(app, ["finetune", *map(str, arguments)])
     assert shown.exception is None or isinstance(shown.exception, SystemExit), shown.exception
     return shown
+
+
+def test_the_help_names_every_data_set():
+    shown = command("--help")
+    named = "".join(shown.output.split())  # names are broken at their hyphens
+    assert all(f"{name}," in named or f"{name}or" in named for name in DATASETS)
 
 
 def test_a_run_from_the_command_line_and_the_same_command_again(tmp_path):
@@ -70,7 +79,15 @@ def test_several_seeds_end_in_mean_spread_and_best(tmp_path):
     assert summary["top1_mean"] == pytest.approx(mean)
     assert summary["top1_std"] == pytest.approx((sum((value - mean) ** 2 for value in last)) ** 0.5)
     assert summary["top1_best"] == pytest.approx(best)
-    assert f"2 seeds: top-1 {mean:.2f} ±" in shown.output
+    assert f"2 seeds: top-1 {mean:.2f} %, standard deviation of the seeds {summary['top1_std']:.2f}" in shown.output
+    runs = [read_correct(tmp_path / f"seed-{seed}") for seed in (0, 3)]
+    for run, top1 in zip(runs, last, strict=True):  # what the run ended with, image by image
+        (right,) = run.correct.values()
+        assert 100 * right.sum() / run.tested.sum() == pytest.approx(top1)
+    (correct,) = aligned(runs)
+    assert summary["top1_se"] == pytest.approx(accuracy(correct).standard_error)
+    p, n = last[0] / 100, correct.shape[1]
+    assert f"seed 0: top-1 {last[0]:.2f} ± {100 * (p * (1 - p) / n) ** 0.5:.2f} %" in shown.output
 
 
 def test_a_teacher_and_a_config_file(tmp_path):
@@ -165,3 +182,20 @@ def test_accelerate_launch_on_two_processes_gives_the_result_of_one(tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
     assert [r["top1"] for r in records(tmp_path / "one")] == [r["top1"] for r in records(tmp_path / "two")]
+
+
+def test_one_value_per_block() -> None:
+    from entropatch import PruneConfig
+    from entropatch.cli.options import pruning
+
+    assert pruning("renyi-2", "0.7", None, None, "inf,1,2", "2,none,3") == PruneConfig(
+        0.7, order=(float("inf"), 1.0, 2.0), coverage=(2, None, 3)
+    )
+    assert pruning("evit,renyi-inf@2", "0.7,0.5", "1,3", None) == PruneConfig(
+        (0.7, 0.5), blocks=(1, 3), method=("evit", "renyi-inf@2")
+    )
+    assert pruning("evit", "0.7", None, None, coverage="2") == PruneConfig(0.7, method="evit", coverage=2)
+    with pytest.raises(ValueError, match="give one of them"):
+        pruning("evit", "0.7", None, None, "1")
+    with pytest.raises(ValueError, match="--coverage takes values"):
+        pruning("evit", "0.7", None, None, coverage="x")

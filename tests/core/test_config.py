@@ -16,7 +16,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropatch import ClassAttention, CumulativeImportance, PruneConfig, Random, RemovePerBlock, Renyi
+from entropatch import (
+    ClassAttention,
+    CumulativeImportance,
+    Drop,
+    Fuse,
+    Merge,
+    Mix,
+    Product,
+    PruneConfig,
+    Random,
+    RemovePerBlock,
+    Renyi,
+)
 from entropatch.schedule import default_blocks, exact_rate, kept_count
 
 rates = st.one_of(
@@ -166,7 +178,23 @@ def test_is_frozen_comparable_and_hashable() -> None:
         ({"blocks": (True,)}, TypeError, r"integers, but got True"),
         ({"reduction": "melt"}, ValueError, r"reduction must be one of .*bipartite, .*drop, .*fuse, .* but got 'melt'"),
         ({"reduction": None}, ValueError, r"reduction must be one of .*bipartite, .*drop, .*fuse, .* but got None"),
-        ({"reduction": ["drop"]}, ValueError, r"but got \['drop'\]"),
+        ({"reduction": ["melt"]}, ValueError, r"but got 'melt'"),
+        ({"reduction": ()}, ValueError, r"reduction must be one or one per block, but got none"),
+        ({"criterion": ()}, ValueError, r"criterion must be one or one per block, but got none"),
+        ({"criterion": (Renyi(), 2.0)}, TypeError, r"criterion must be a Criterion .*, but got 2\.0"),
+        ({"order": (1.0, 0.0)}, ValueError, "ranks nothing"),
+        ({"order": (1.0, 2.0), "blocks": (3, 6, 9)}, ValueError, r"criterion .* but got 2 criteria for 3 blocks"),
+        ({"order": (1.0, 2.0), "reduction": ("drop",) * 3}, ValueError, r"2 of criterion, 3 of reduction"),
+        ({"keep_rate": (0.5, 0.5), "coverage": (2,) * 3}, ValueError, r"2 of keep_rate, 3 of coverage"),
+        ({"coverage": 1}, ValueError, r"at least 2, since in a cell of one patch each is the best, but got 1"),
+        ({"coverage": 2.0}, TypeError, r"side of a cell in patches, or None for none, but got 2\.0"),
+        ({"coverage": True}, TypeError, "but got True"),
+        ({"coverage": (2, 0)}, ValueError, "but got 0"),
+        ({"coverage": 2, "reduction": "bipartite"}, ValueError, "coverage=2 would have no effect"),
+        ({"criterion": (Renyi(1.0),) * 2, "reduction": ("drop", "bipartite")}, ValueError, "would have no effect"),
+        ({"method": ("evit", "tome")}, ValueError, "evit, tome have 2 of them"),
+        ({"method": ()}, ValueError, "one name or one per block, but got none"),
+        ({"method": ("evit", "shannon"), "order": 2.0}, TypeError, "own criterion"),
     ],
 )
 def test_fields_out_of_range_or_of_the_wrong_type_are_refused(
@@ -174,6 +202,39 @@ def test_fields_out_of_range_or_of_the_wrong_type_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         PruneConfig(**fields)
+
+
+def test_one_value_per_block() -> None:
+    config = PruneConfig(0.5, order=(math.inf, 1.0, 2.0), reduction=("drop", "merge", "fuse"), coverage=(None, 2, 3))
+    assert [(stage.block, stage.criterion, stage.reduction, stage.coverage) for stage in config.stages(12)] == [
+        (3, Renyi(math.inf), Drop(), None),
+        (6, Renyi(1.0), Merge(), 2),
+        (9, Renyi(2.0), Fuse(), 3),
+    ]
+    with pytest.raises(ValueError, match=r"3 criteria for 1 blocks \(0,\)"):
+        config.stages(1)
+    assert PruneConfig(order=(1.0, 2.0), blocks=[1, 2]).stages(4)[1].criterion == Renyi(2.0)  # type: ignore[arg-type]
+    assert [stage.coverage for stage in PruneConfig(coverage=2).stages(12)] == [2, 2, 2]
+
+
+def test_one_method_per_block() -> None:
+    config = PruneConfig(method=("renyi-inf", "evit", "shannon-merge"), blocks=(1, 3, 6))
+    assert config.criterion == (Renyi(math.inf), ClassAttention(), Renyi(1.0))
+    assert config.reduction == ("drop", "fuse", "merge")
+    assert config.named is None
+    assert config.label == "Rényi, order ∞ → EViT → Shannon, merging"
+    assert PruneConfig(method=("evit", "evit")).label == PruneConfig(method="evit").label == "EViT"
+
+
+def test_what_covers_is_no_named_method() -> None:
+    assert PruneConfig(method="evit", coverage=2).named is None
+    assert PruneConfig(method="evit", coverage=2).label == "EViT, the best of each 2 × 2"
+
+
+def test_a_named_method_is_that_method_alone() -> None:
+    assert PruneConfig(order=(1.0, 2.0), coverage=2).changed(method="evit") == PruneConfig(method="evit")
+    assert PruneConfig(coverage=2).changed(reduction="bipartite") == PruneConfig(reduction="bipartite")
+    assert PruneConfig(coverage=2).changed(order=1.0) == PruneConfig(coverage=2, order=1.0)
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------
@@ -185,9 +246,12 @@ configs = st.builds(
         st.builds(Renyi, st.one_of(st.floats(1e-300, 1e300), st.just(math.inf), st.integers(1, 9))),
         st.just(ClassAttention()),
         st.builds(Random, st.one_of(st.none(), st.integers())),
+        st.builds(Mix, st.just(ClassAttention()), st.builds(Renyi, st.floats(0.1, 9)), st.floats(0, 1)),
+        st.just((Renyi(math.inf), Mix(Product(ClassAttention(), Renyi(2.0)), Random(3), 0.3))),
     ),
     blocks=st.one_of(st.none(), st.sampled_from([(3, 6), (0, 11)])),
-    reduction=st.sampled_from(["drop", "fuse"]),
+    reduction=st.sampled_from(["drop", "fuse", ("merge", "fuse"), (Merge(proportional=False), "drop")]),
+    coverage=st.sampled_from([None, 2, (None, 3)]),
 )
 
 
@@ -202,7 +266,7 @@ def test_json_is_plain(tmp_path: Path) -> None:
     config = PruneConfig(keep_rate=(0.9, 0.5), criterion=Renyi(math.inf), blocks=(3, 6), reduction="fuse")
     data = json.loads(config.to_json(), parse_constant=pytest.fail)
     assert set(data) == {field.name for field in dataclasses.fields(PruneConfig)} | {"version"}
-    assert data["version"] == 1
+    assert data["version"] == 2
     assert data["keep_rate"] == [0.9, 0.5]
     assert data["criterion"] == {"name": "Renyi", "order": "inf"}
     assert data["blocks"] == [3, 6]
@@ -228,7 +292,7 @@ def test_json_fields_left_out_take_their_defaults() -> None:
         (
             '{"keep_rates": 0.7, "alpha": 2}',
             ValueError,
-            r"fields keep_rate, criterion, blocks, reduction, schedule, backend, method, r, order, but got "
+            r"fields keep_rate, criterion, blocks, reduction, schedule, backend, coverage, method, r, order, but got "
             r"\['alpha', 'keep_rates'\]",
         ),
         ('{"criterion": {"name": "Entropy"}}', ValueError, r"one of .*Renyi.*but got 'Entropy'"),

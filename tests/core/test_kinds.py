@@ -108,7 +108,7 @@ def test_short_forms_in_a_file() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"version": 2}', "version of a pruning config must be 1, but got 2"),
+        ('{"version": 3}', "version of a pruning config must be 1 or 2, but got 3"),
         ('{"version": "1"}', "but got '1'"),
         ('{"criterion": {"name": "Renyi", "order": 1' + "0" * 400 + "}}", "order"),
         ("[" * 100_000 + "]" * 100_000, "nested too deep"),

@@ -143,3 +143,52 @@ def test_a_label_belongs_to_one_method(registry, label):
     register_method(Method("own", "Own, changed", ""))  # defined anew, as in a notebook
     register_method(Method("own", "Own, changed", ""))
     assert METHODS["own"].label == "Own, changed"
+
+
+# --- names of several parts --------------------------------------------------------------------------------------
+
+
+def test_a_name_with_a_side_covers() -> None:
+    method = find_method("evit@2")
+    assert (method.name, method.coverage) == ("evit@2", 2)
+    assert method.label == "EViT, the best of each 2 × 2" == PruneConfig(method="evit@2").label
+    assert PruneConfig(method="evit@2") == PruneConfig(method="evit", coverage=2)
+    assert find_method("renyi-1.0@3").name == "shannon@3"
+    assert not find_method("shannon@3").drops_by_entropy
+    assert find_method("shannon@3").order == 1.0
+    with pytest.raises(TypeError, match="its own coverage"):
+        PruneConfig(method="evit@2", coverage=3)
+
+
+def test_a_name_of_several_is_one_for_each_block() -> None:
+    method = find_method("renyi-inf_evit@2_shannon-merge")
+    config = PruneConfig(method=method.name, blocks=(1, 2, 3))
+    assert config == PruneConfig(method=("renyi-inf", "evit@2", "shannon-merge"), blocks=(1, 2, 3))
+    assert config.coverage == (None, 2, None)
+    assert config.label == method.label == "Rényi, order ∞ → EViT, the best of each 2 × 2 → Shannon, merging"
+    assert (method.order, method.drops_by_entropy, method.takes_keep_rate) == (None, False, True)
+    assert stand_in(method.name) is None
+    assert find_method("random_evit").is_random
+    assert find_method("shannon_shannon").needs_scores
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("evit@", "side of a cell"),
+        ("evit@1", "at least 2"),
+        ("evit@2@2", "side of a cell"),
+        ("tome@2", "does not choose by scores"),
+        ("evit_tome", "must share a schedule"),
+        ("evit_", "a method is one of"),
+        ("evit_nothing", "but got 'nothing'"),
+    ],
+)
+def test_names_whose_parts_do_not_fit_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_method(name)
+
+
+def test_a_registered_name_has_no_parts() -> None:
+    with pytest.raises(ValueError, match="join the parts of a name"):
+        register_method(Method("a_b", "A and b", ""))

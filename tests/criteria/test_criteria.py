@@ -11,9 +11,22 @@ import numpy as np
 import pytest
 import reference
 import torch
+from small_models import create
 from torch import Tensor
 
-from entropatch import BlockAttention, ClassAttention, Criterion, PruneConfig, Random, Renyi
+from entropatch import (
+    BlockAttention,
+    ClassAttention,
+    Criterion,
+    Mix,
+    Product,
+    PruneConfig,
+    Random,
+    Renyi,
+    UnsupportedModelError,
+    kernels,
+    prune_,
+)
 from entropatch.tokens import select
 
 
@@ -280,3 +293,89 @@ def test_a_criterion_must_not_take_the_name_of_one_of_ours():
     assert Criterion.from_dict({"name": "Renyi", "order": 2.0}) == Renyi(2.0)
     for _ in range(2):  # a notebook's cell runs again
         type("Repeated", (Criterion,), {"__module__": "elsewhere"})
+
+
+# --- Mix and Product ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [0, 0.3, 1.0])
+def test_a_mixture_is_the_weighted_mean_of_standardised_scores(weight: float) -> None:
+    attention = block_attention()
+    got = Mix(ClassAttention(), Renyi(1.0), weight).importance(attention)
+    for row, (q, k) in zip(got, images(attention), strict=True):
+        a = reference.standardised(reference.evit_importance(q, k, 0.7, 2))
+        b = reference.standardised(reference.renyi_importance(q, k, 1.0, 0.7, 2))
+        expected = [weight * x + (1 - weight) * y for x, y in zip(a, b, strict=True)]
+        torch.testing.assert_close(row, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_scores_all_alike_count_nothing_in_a_mixture() -> None:
+    q = torch.zeros(2, 3, 6, 4)
+    attention = BlockAttention(q, q, q, num_prefix_tokens=1, has_class_token=True)
+    own = Random(3).importance(attention)
+    mixed = Mix(Renyi(2.0), Random(3)).importance(attention)
+    assert not mixed.isnan().any()
+    assert torch.equal(mixed.argsort(1), own.argsort(1))
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, math.inf])
+def test_a_product_ranks_by_class_attention_over_perplexity(order: float) -> None:
+    attention = block_attention(batch=4, patches=30)
+    got = Product(ClassAttention(), Renyi(order)).importance(attention)
+    for row, (q, k) in zip(got, images(attention), strict=True):
+        share = reference.evit_importance(q, k, 0.7, 2)
+        entropy = reference.renyi_importance(q, k, order, 0.7, 2)
+        product = [a * math.exp(minus) for a, minus in zip(share, entropy, strict=True)]
+        away = row.double() - torch.tensor(product).double().log()
+        torch.testing.assert_close(away, away.mean().expand_as(away), atol=1e-5, rtol=0)
+        assert select(row[None], 12)[0].tolist() == reference.kept_places(product, 12)
+
+
+def test_a_product_is_finite_where_a_share_is_none() -> None:
+    q = torch.zeros(1, 1, 4, 1)
+    q[0, 0, 0], k = 1.0, torch.tensor([0.0, 0.0, -1e6, 1.0])[None, None, :, None]
+    attention = BlockAttention(q, k, k, scale=1.0, num_prefix_tokens=1, has_class_token=True)
+    assert Product(ClassAttention(), Renyi(2.0)).importance(attention).isfinite().all()
+
+
+def test_a_mixture_needs_a_class_token_where_one_of_its_criteria_does() -> None:
+    for kind in (Mix, Product):
+        assert kind(Renyi(1.0), kind(Renyi(2.0), ClassAttention())).needs_class_token
+        assert not kind(Renyi(1.0), Random()).needs_class_token
+    model = create("siglip")
+    with pytest.raises(UnsupportedModelError, match=r"Mix .*needs a class token"):
+        prune_(model, criterion=(Renyi(2.0), Mix(Renyi(1.0), ClassAttention()), Renyi(2.0)))
+
+
+def test_a_mixture_checks_its_fields() -> None:
+    fields: list[tuple[Any, type[Exception], str]] = [
+        ((Renyi(1.0), Renyi), TypeError, "b must be a Criterion"),
+        (("evit", Renyi(1.0)), TypeError, "a must be a Criterion"),
+        ((Renyi(1.0), Renyi(2.0), 1.5), ValueError, r"weight must lie in \[0, 1\]"),
+        ((Renyi(1.0), Renyi(2.0), math.nan), ValueError, "nan"),
+        ((Renyi(1.0), Renyi(2.0), "1"), TypeError, "weight must be a number"),
+    ]
+    for given, error, message in fields:
+        with pytest.raises(error, match=message):
+            Mix(*given)
+    with pytest.raises(TypeError, match="b must be a Criterion"):
+        Product(Renyi(1.0), 2.0)  # type: ignore[arg-type]
+
+
+def test_class_attention_and_an_entropy_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entropies come with the block's output, and the class token's row is one row."""
+    calls: list[str] = []
+    for name in ("attend_with_entropy", "attention_entropy"):
+        own = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *args, own=own, name=name: (calls.append(name), own(*args))[1])
+    for criterion in (Mix(ClassAttention(), Renyi(2.0)), Product(Renyi(2.0), ClassAttention())):
+        attention = block_attention()
+        criterion.importance(attention)
+        attention.output()
+    assert calls == ["attend_with_entropy"] * 2
+
+
+def test_a_mixture_is_a_criterion_like_others() -> None:
+    assert Mix(ClassAttention(), Renyi(math.inf), 0.25).label == "0.25 × class attention + 0.75 × Rényi, order ∞"
+    assert PruneConfig(criterion=Product(ClassAttention(), Renyi(2.0))) == PruneConfig(method="class-renyi-2")
+    assert PruneConfig(criterion=Product(ClassAttention(), Renyi(1.0))).label == "class attention × Shannon"

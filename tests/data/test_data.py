@@ -482,7 +482,7 @@ def test_hugging_face_name_that_is_not_cached_is_not_downloaded(tmp_path, monkey
 
 
 def test_unknown_names_and_options_are_refused():
-    with pytest.raises(ValueError, match=r"imagenet100, aircraft, .*hf:NAME, but got 'cifar'"):
+    with pytest.raises(ValueError, match=r"imagenet100, imagenette, .*hf:NAME, but got 'cifar'"):
         open_data("cifar")
     with pytest.raises(TypeError, match="takes the options level, but got levle"):
         open_data("aircraft", levle="family")

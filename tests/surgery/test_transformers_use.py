@@ -39,9 +39,9 @@ def first(output: Any) -> Tensor:
 def test_the_tower_that_was_pruned_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "entropatch"):
         model, _ = pruned("CLIPModel")
-    assert "pruned .vision_model (CLIPVisionModel) of CLIPModel" in caplog.text
-    assert entropatch.pruned_tower(model) == "vision_model"
-    assert entropatch.pruned_tower(model.vision_model) == ""
+    assert "CLIPModel: .vision_model is pruned (CLIPVisionModel)" in caplog.text
+    assert entropatch.tower_name(model) == "vision_model"
+    assert entropatch.tower_name(model.vision_model) == ""
     assert entropatch.pruning_config(model) == entropatch.pruning_config(model.vision_model)
     entropatch.prune_(model, keep_rate=0.9)
     assert entropatch.pruning_config(model.vision_model).keep_rate == 0.9
@@ -123,7 +123,7 @@ def test_copies_pickles_tuples_and_sizes() -> None:
         expected = model(**inputs).logits
         for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(copied(**inputs).logits, expected)
-            assert entropatch.pruned_tower(copied) == "vit"
+            assert entropatch.tower_name(copied) == "vit"
         assert torch.equal(model(**inputs, return_dict=False)[0], expected)
         assert isinstance(model.vit(**inputs, return_dict=False), tuple)
     square = entropatch.prune_(lively(hf.ViTModel(hf.ViTConfig(**SMALL))), keep_rate=0.5)
@@ -262,7 +262,7 @@ def test_timm_models_in_their_wrapper(name: str) -> None:
         entropatch.prune_(model, keep_rate=0.5)
         with entropatch.trace(model) as trace:
             model(images)
-    assert entropatch.pruned_tower(model) == "timm_model"
+    assert entropatch.tower_name(model) == "timm_model"
     assert isinstance(model.timm_model, timm.models.VisionTransformer)
     assert trace.counts == [16, 8, 4, 2]
 
@@ -358,7 +358,7 @@ def test_transformers_is_imported_for_its_models_only() -> None:
         "model = timm.create_model('vit_tiny_patch16_224', depth=4, embed_dim=24, num_heads=3)\n"
         "entropatch.prune_(model)\n"
         "try: entropatch.prune_(torch.nn.Linear(2, 2))\n"
-        "except entropatch.UnsupportedModelError as error: assert 'transformers ViTModel' in str(error)\n"
+        "except entropatch.UnsupportedModelError as error: assert 'transformers' in str(error)\n"
         "assert 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,6 +23,7 @@ from entropatch.look.observation import observe
 from entropatch.measure import count_flops, time_interleaved
 from entropatch.measure.variants import Variant, pruned_copy
 from entropatch.methods import Method, find_method, renyi_method
+from entropatch.models.card import card_of
 from entropatch.schedule import default_blocks
 from entropatch.surgery import block_count, prune_
 
@@ -138,6 +139,12 @@ class Explorer:
         with self._lock:
             return self._model(model).source
 
+    def code(self, model: str) -> str | None:
+        """Python that loads the model, where it is of another library than timm; loads it if need be."""
+        with self._lock:
+            card = card_of(self._model(model).dense)
+            return None if card is None else card.code
+
     def crop(self, model: str, picture: str) -> np.ndarray:
         """The pixels the model sees of a picture, (height, width, 3), uint8."""
         with self._lock:
@@ -159,7 +166,7 @@ class Explorer:
             counted = Setting(renyi_method(1.0).name, setting.keep_rate) if method.drops_by_entropy else setting
             return Seen(
                 method,
-                self._importance(model, picture, method, stages.blocks) if method.reduction.needs_scores else None,
+                self._importance(model, picture, method, stages.blocks) if method.needs_scores else None,
                 stages,
                 self._gflops(model, counted),
                 self._gflops(model, None),
@@ -185,10 +192,11 @@ class Explorer:
             return [self._latencies[model, setting] for setting in settings]
 
     def _importance(self, model: str, picture: str, method: Method, blocks: tuple[int, ...]) -> np.ndarray:
+        criteria = [criterion for criterion, _ in method.parts] * (1 if len(method.parts) > 1 else len(blocks))
         with torch.inference_mode():
             maps = [
-                method.criterion.importance(attention).reshape(grid).float().numpy()
-                for attention, grid in self._attention(model, picture, blocks)
+                criterion.importance(attention).reshape(grid).float().numpy()
+                for criterion, (attention, grid) in zip(criteria, self._attention(model, picture, blocks), strict=True)
             ]
         return np.stack(maps)
 

@@ -22,9 +22,11 @@ app = typer.Typer(
 COMMANDS: tuple[str, ...] = (
     "app_command",
     "bench",
+    "calibrate",
     "check",
     "demo",
     "evaluate",
+    "export",
     "figures",
     "finetune",
     "report",
@@ -35,7 +37,7 @@ COMMANDS: tuple[str, ...] = (
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from entropatch import __version__
+        from entropatch.version import __version__
 
         typer.echo(f"entropatch {__version__}")
         raise typer.Exit

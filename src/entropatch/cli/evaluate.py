@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import data_of, entries, model_spec, named_methods, pairs, weights_about
+from entropatch.cli.options import data_of, entries, input_side, model_spec, named_methods, pairs, weights_about
 from entropatch.cli.terminal import fail, progress_bar
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def evaluate(
     weights: Annotated[
         str, typer.Option(help="pretrained, or a file; the file of a run knows its model, data and pruning.")
     ] = "pretrained",
-    model: Annotated[str | None, typer.Option(help="A timm model; default what the file is of.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of --library; default what the file is of.")] = None,
+    library: parameters.SpecLibrary = None,
     model_arg: parameters.ModelArguments = None,
     data: Annotated[str | None, typer.Option(help="As for finetune; default what the file was trained on.")] = None,
     root: parameters.Root = None,
@@ -40,30 +42,40 @@ def evaluate(
     config: Annotated[
         list[Path] | None, typer.Option(help="A pruning config file as one more row; repeatable.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="In pixels; default the file's, or 224.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="In pixels; default the file's; else 224, or the model's own.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per pass over the test set.")] = 64,
     speed_batch_size: Annotated[int, typer.Option(help="Images per timed call; 0 measures no speed.")] = 16,
     repeats: parameters.SpeedRepeats = 10,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: parameters.Device = "cpu",
     workers: parameters.Workers = 2,
-    output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv and .json.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv, .json and correct.json.")] = None,
 ) -> None:
-    """Test a model on a data set: top-1, top-5, GFLOPs and images/s, dense beside pruned."""
+    """Test a model on a data set: top-1, top-5, GFLOPs and images/s, dense beside pruned.
+
+    Accuracies have standard errors, and differences to dense and to random those of the pairs on the same images.
+    """
     from entropatch.look.naming import data_label
     from entropatch.measure import environment
+    from entropatch.measure.comparing import evaluation_table
     from entropatch.measure.evaluation import Speed, count_steps
     from entropatch.measure.evaluation import evaluate as run
-    from entropatch.records.tables import markdown_table, write_records
+    from entropatch.records.correct import CorrectImages, write_correct
+    from entropatch.records.tables import write_records
 
     try:
-        about = weights_about(weights, model, data)
+        about = weights_about(weights, model, data, library)
         opened = data_of(about, data, root, download, test_limit, pairs(data_option or [], "--data-option"))
-        size = image_size or about.get("image_size", 224)
-        spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"))
+        spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"), library)
+        size = image_size or about.get("image_size", 224 if spec.library == "timm" else None)
         settings = _settings(methods, keep_rates, blocks, config or [], about.get("prune"))
         speed = Speed(speed_batch_size, repeats) if speed_batch_size else None
-        built = spec.build(None, size, strict=True)
+        say = partial(typer.echo, err=True)
+        built = spec.build(None, size, strict=True, classes=opened.classes, say=say)
+        size = size or input_side(built)
+        correct: list[CorrectImages] = []
         with progress_bar(
             "evaluating", count_steps(opened, len(settings), batch_size, speed), unit="batches and timed calls"
         ) as step:
@@ -78,16 +90,18 @@ def evaluate(
                 workers=workers,
                 speed=speed,
                 on_step=step,
+                on_correct=correct.append,
             )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("evaluate", error, 1)
-    shown, paths = markdown_table(*_table(records)), []
+    shown, paths = evaluation_table(records), []
     if output is not None:
         facts = {"model": spec.name, "weights": weights, "data": dict(opened.description), "image_size": size}
         facts |= {"precision": precision, **environment(device)}
         title = f"{spec.name} on {data_label(opened.description)}"
         try:
             paths = write_records(records, output, "evaluate", title=title, about=facts, table=shown)
+            paths += [write_correct(output, found) for found in correct]
         except (TypeError, ValueError, OSError) as error:
             typer.echo(shown)
             fail("evaluate", error, 1)
@@ -129,14 +143,3 @@ def _row_name(config: PruneConfig) -> str:
 
     rate = f", {rates_text(config.keep_rate)}" if config.schedule.uses_keep_rate else ""
     return pruning_label(config) + rate
-
-
-def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    columns = {"name": "", "top1": "top-1 %", "top5": "top-5 %", "gflops": "GFLOPs", "images_per_second": "images/s"}
-    shown = [key for key in columns if key in records[0]]
-    digits = {"top1": 2, "top5": 2, "gflops": 3, "images_per_second": 1}
-
-    def cell(record: dict[str, Any], key: str) -> Any:
-        return f"{record[key]:.{digits[key]}f}" if key in digits else record[key]
-
-    return [columns[key] for key in shown], [[cell(record, key) for key in shown] for record in records]

@@ -50,18 +50,43 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, Any]:
     return found
 
 
-def pruning(method: str, keep_rate: str, blocks: str | None, config: Path | None) -> PruneConfig | None:
-    """What --method, --keep-rate, --blocks or --config say; None is dense."""
-    from entropatch.config import method_config
-    from entropatch.methods import DENSE
+def pruning(
+    method: str,
+    keep_rate: str,
+    blocks: str | None,
+    config: Path | None,
+    orders: str | None = None,
+    coverage: str | None = None,
+) -> PruneConfig | None:
+    """What --method or --order, --keep-rate, --blocks and --coverage, or --config say; None is dense.
+
+    Each is one value, or one for each block with commas between.
+    """
+    from entropatch.methods import DEFAULT_METHOD, DENSE, parse_order
 
     if config is not None:
         return PruneConfig.load(config)
     if method == DENSE:
         return None
-    rates = entries(keep_rate, float, "--keep-rate")
-    places = None if blocks is None else entries(blocks, int, "--blocks")
-    return method_config(method, rates[0] if len(rates) == 1 else rates, places)
+    fields: dict[str, Any] = {"keep_rate": _one_or_each(keep_rate, float, "--keep-rate")}
+    if orders is not None:
+        if method != DEFAULT_METHOD:
+            raise ValueError(f"--order names the entropy that scores, and so does --method {method}; give one of them.")
+        fields["order"] = _one_or_each(orders, parse_order, "--order")
+    else:
+        fields["method"] = _one_or_each(method, str, "--method")
+    if coverage is not None:
+        fields["coverage"] = _one_or_each(coverage, _side, "--coverage")
+    return PruneConfig(blocks=None if blocks is None else entries(blocks, int, "--blocks"), **fields)
+
+
+def _one_or_each(text: str, kind: Callable[[str], T], option: str) -> T | tuple[T, ...]:
+    found = entries(text, kind, option)
+    return found[0] if len(found) == 1 else found
+
+
+def _side(text: str) -> int | None:
+    return None if text == "none" else int(text)
 
 
 def possible(model: nn.Module, names: Sequence[str], insist: bool, say: Callable[[str], None]) -> list[str]:
@@ -114,11 +139,17 @@ def recipe_of(name: str, changes: dict[str, Any]) -> Recipe:
     return dataclasses.replace(RECIPES[name], **changes)
 
 
-def weights_about(weights: str, model: str | None, data: str | None) -> dict[str, Any]:
-    """What the weights file says of itself, which must not leave model or data open."""
+def weights_about(weights: str, model: str | None, data: str | None, library: str | None = None) -> dict[str, Any]:
+    """What the weights file says of itself, which must not leave model or data open.
+
+    Another library than timm has weights by name too, which say nothing.
+    """
     from entropatch.train import read_about
 
-    about = {} if weights in ("pretrained", "bundled", "none") else read_about(weights)
+    named = weights in ("pretrained", "bundled", "none") or (
+        library not in (None, "timm") and not Path(weights).is_file()
+    )
+    about = {} if named else read_about(weights)
     for value, key, option in ((model, "model", "--model"), (data, "data", "--data")):
         if value is None and key not in about:
             raise ValueError(f"{weights} does not say which {key} it belongs to; give {option}.")
@@ -126,14 +157,32 @@ def weights_about(weights: str, model: str | None, data: str | None) -> dict[str
 
 
 def model_spec(
-    about: dict[str, Any], weights: str, model: str | None, drop_path: float, arguments: dict[str, Any]
+    about: dict[str, Any],
+    weights: str,
+    model: str | None,
+    drop_path: float,
+    arguments: dict[str, Any],
+    library: str | None = None,
 ) -> ModelSpec:
     """The model that is asked for, or that the weights file is of."""
+    from entropatch.models.libraries import TIMM, check_library
     from entropatch.train import ModelSpec
 
     noted = about.get("model", {})
     start = None if weights == "none" else weights
-    return ModelSpec(model or noted["name"], start, drop_path, arguments or noted.get("arguments", {}))
+    of = library or noted.get("library", TIMM)
+    check_library(of)
+    return ModelSpec(model or noted["name"], start, drop_path, arguments or noted.get("arguments", {}), of)
+
+
+def input_side(model: nn.Module) -> int:
+    """Side of the square images that a model of another library than timm takes."""
+    from entropatch.data.images import data_config
+
+    _, height, width = data_config(model)["input_size"]
+    if height != width:
+        raise ValueError(f"the model takes images of {height}×{width} pixels, but square ones are needed here.")
+    return height
 
 
 def data_of(

@@ -23,6 +23,15 @@ class Criterion(Kind):
     example: ClassVar[str] = '{"name": "Renyi", "order": 2.0}'
     needs_class_token: ClassVar[bool] = False
 
+    @property
+    def label(self) -> str:
+        """For tables and figures, where no method's name says it: the class and its fields."""
+        fields = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        text = ", ".join(
+            f"{key} {value.label if isinstance(value, Criterion) else value}" for key, value in fields.items()
+        )
+        return type(self).__name__ + (f" ({text})" if text else "")
+
     @abstractmethod
     def importance(self, attention: BlockAttention) -> Tensor:
         """Importance of each patch: (batch, patches), floating point, larger = keep. Runs without gradients."""

@@ -20,6 +20,10 @@ class ClassAttention(Criterion):
 
     needs_class_token: ClassVar[bool] = True
 
+    @property
+    def label(self) -> str:
+        return "class attention"
+
     def importance(self, attention: BlockAttention) -> Tensor:
         return attention.class_attention().mean(1)
 

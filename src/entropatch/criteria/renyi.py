@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,6 +23,12 @@ class Renyi(Criterion):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", check_order(self.order))
+
+    @property
+    def label(self) -> str:
+        if self.order == 1:
+            return "Shannon"
+        return "Rényi, order " + ("∞" if math.isinf(self.order) else f"{self.order:.6g}")
 
     def importance(self, attention: BlockAttention) -> Tensor:
         return -attention.entropy(self.order).mean(1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,18 @@ class DataSet:
     train: LabelledImages
     test: LabelledImages
     description: Mapping[str, Any] = field(default_factory=dict)
+
+
+def listing_hash(images: LabelledImages) -> str:
+    """A hash of the list: the name of each image with the folder it lies in, its label, and their order.
+
+    Where the data set lies does not matter, and no image is read.
+    """
+    found = hashlib.sha256()
+    for index in range(len(images)):
+        name = "/".join(PurePath(images.name(index)).parts[-2:])
+        found.update(f"{name}\t{images.label(index)}\n".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
 
 
 def limited(images: LabelledImages, limit: int | None, what: str) -> LabelledImages:

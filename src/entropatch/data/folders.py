@@ -5,32 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from entropatch.data.base import DataError, DataSet, ImageFiles
+from entropatch.data.file_lists import open_listed, some
 
 TEST_SPLITS = ("val", "validation", "test")
 
 
-class _ClassFolders(ImageFolder):
-    """torchvision's ImageFolder over given class folders, numbered as given."""
-
-    def __init__(self, root: Path, numbers: dict[str, int]):
-        self._numbers = numbers
-        super().__init__(str(root), allow_empty=True)
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        here = {name: number for name, number in self._numbers.items() if (Path(directory) / name).is_dir()}
-        return list(here), here
-
-
-def open_folder(root: Path | None, *, download: bool = False, test_split: str | None = None) -> DataSet:
+def open_folder(
+    root: Path | None, *, download: bool = False, test_split: str | None = None, split: str | None = None
+) -> DataSet:
     """Any data set of the layout  root/train/<class>/<image>  and  root/val/<class>/<image>.
 
     Args:
         root: the folder that holds the splits.
         test_split: the split to test on; by default the one that exists of val, validation and test.
+        split: a list of the images to use, `entropatch.data.file_lists`; its lines begin with the names of the folders.
 
     Raises:
         DataError: a split or an image is missing, a class is empty, or the splits differ in their classes.
@@ -38,12 +27,15 @@ def open_folder(root: Path | None, *, download: bool = False, test_split: str | 
     del download  # there is nothing to download
     root = existing(root, "folder")
     train = split_folder(root, ("train",))
+    if split is not None:
+        names = TEST_SPLITS if test_split is None else (test_split,)
+        return open_listed(split, {name: root / name for name in ("train", *names)})
     test = split_folder(root, TEST_SPLITS if test_split is None else (test_split,))
     classes, tested = class_names(train), class_names(test)
     if classes != tested:
         raise DataError(
             f"{train} and {test} must hold the same classes, but only the first has "
-            f"{_some(set(classes) - set(tested))} and only the second has {_some(set(tested) - set(classes))}."
+            f"{some(set(classes) - set(tested))} and only the second has {some(set(tested) - set(classes))}."
         )
     return DataSet(tuple(classes), list_images([train], classes), list_images([test], classes))
 
@@ -66,7 +58,7 @@ def split_folder(root: Path, names: Sequence[str]) -> Path:
             f"{root}/val/<class>/<image>. But it has {_contents(root)}."
         )
     if len(found) > 1:
-        raise DataError(f"{root} holds {_some(path.name for path in found)}; say which one to test on: test_split=….")
+        raise DataError(f"{root} holds {some(path.name for path in found)}; say which one to test on: test_split=….")
     return found[0]
 
 
@@ -86,17 +78,21 @@ def list_images(splits: Sequence[Path], classes: Sequence[str]) -> ImageFiles:
     Raises:
         DataError: a class has no folder, or no image.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
     where = " and ".join(map(str, splits))
     missing = [name for name in classes if not any((split / name).is_dir() for split in splits)]
     if missing:
-        raise DataError(f"{where} must hold a folder for each class, but {len(missing)} are missing: {_some(missing)}.")
-    samples = [sample for split in splits for sample in _ClassFolders(split, numbers).samples]
+        raise DataError(f"{where} must hold a folder for each class, but {len(missing)} are missing: {some(missing)}.")
+    samples: list[tuple[str, int]] = []
+    for split in splits:
+        here = {name: number for number, name in enumerate(classes) if (split / name).is_dir()}
+        samples += make_dataset(split, here, IMG_EXTENSIONS, allow_empty=True) if here else []
     empty = set(classes) - {classes[number] for _, number in samples}
     if empty:
         raise DataError(
             f"every class folder in {where} must hold an image (.jpg, .png, .webp, …), but these are empty: "
-            f"{_some(empty)}. Fill them, or remove them from every split."
+            f"{some(empty)}. Fill them, or remove them from every split."
         )
     return ImageFiles([file for file, _ in samples], [number for _, number in samples])
 
@@ -112,7 +108,7 @@ def _contents(path: Path) -> str:
         if not images:
             return "nothing"
         return f"{images} {'images' if images > 1 else 'image'} and no folder; sort them into one folder per class"
-    found = f"the folders {_some(folders)}" if len(folders) > 1 else f"the folder {folders[0]}"
+    found = f"the folders {some(folders)}" if len(folders) > 1 else f"the folder {folders[0]}"
     if path.name in ("train", *TEST_SPLITS):
         return f"{found}; give the folder that holds {path.name}, {path.parent}, if these are the classes"
     if any(_count_images(path / name) for name in folders):
@@ -121,13 +117,6 @@ def _contents(path: Path) -> str:
 
 
 def _count_images(path: Path) -> int:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     return sum(entry.suffix.lower() in IMG_EXTENSIONS for entry in path.iterdir())
-
-
-def _some(names: object, most: int = 5) -> str:
-    """The first few of the names, and how many more there are."""
-    listed = sorted(names)  # type: ignore[call-overload]
-    if not listed:
-        return "nothing"
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from entropatch.data.base import DataError, LabelledImages
 from entropatch.data.batches import TrainingBatches
+from entropatch.data.preprocessing import preprocessing_of
 from entropatch.data.seeding import derived_seed, seeded
 
 # After so many damaged images in a row the folder, not an image, is at fault.
@@ -29,19 +30,33 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (batch, 3, height, width), labels (batch,), and the names of the damaged images met on the way."""
+    """Images (batch, 3, height, width), labels (batch,), and the names of the damaged images met on the way.
+
+    `sound` tells for each image that was asked for, in order, whether it is among them; None: all of them are.
+    """
 
     images: Tensor
     labels: Tensor
     damaged: tuple[str, ...] = ()
+    sound: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Called by PyTorch's loader."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.damaged)
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.damaged, self.sound)
 
 
 def data_config(model: nn.Module, image_size: int) -> dict[str, Any]:
-    """timm's mean, standard deviation, interpolation and crop of the model, at this image size."""
+    """Mean, standard deviation, interpolation and crop of the model, in timm's words, at this image size.
+
+    Raises ValueError where the model carries a preprocessing for another size.
+    """
+    own = preprocessing_of(model)
+    if own is not None:
+        if own.size != (image_size, image_size):
+            raise ValueError(
+                f"the model takes images of {own.size} pixels, but image_size is {image_size}; load it for that size."
+            )
+        return own.config
     from timm.data import resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
 
     return resolve_model_data_config(model) | {"input_size": (3, image_size, image_size)}
@@ -81,6 +96,12 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
 
     transform: Any = create_transform(**config, is_training=False)
     return transform
+
+
+def evaluation_transform_of(model: nn.Module, image_size: int) -> Transform:
+    """The test transform of a model: timm's, or the one it carries. Errors as of `data_config`."""
+    own, config = preprocessing_of(model), data_config(model, image_size)
+    return evaluation_transform(config) if own is None else own.tensor
 
 
 class TrainingImages(Dataset):
@@ -169,7 +190,8 @@ def collate(samples: Sequence[tuple[Tensor | None, int, tuple[str, ...]]]) -> Ba
     sound = [(image, label) for image, label, _ in samples if image is not None]
     images = torch.stack([image for image, _ in sound]) if sound else torch.empty(0)
     labels = torch.tensor([label for _, label in sound], dtype=torch.long)
-    return Batch(images, labels, tuple(name for _, _, names in samples for name in names))
+    damaged = tuple(name for _, _, names in samples for name in names)
+    return Batch(images, labels, damaged, torch.tensor([image is not None for image, _, _ in samples]))
 
 
 def _sound_image(images: LabelledImages, number: int) -> Image.Image | None:

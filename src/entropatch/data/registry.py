@@ -10,24 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from entropatch.data.base import DataSet, limited
+from entropatch.data.caltech101 import open_caltech101
+from entropatch.data.cub200 import open_cub200
 from entropatch.data.digits import open_digits
 from entropatch.data.fashion_mnist import open_fashion_mnist
 from entropatch.data.folders import open_folder
 from entropatch.data.hub import open_hub
 from entropatch.data.imagenet100 import open_imagenet100
 from entropatch.data.photos import open_fashion_mnist_photos
-from entropatch.data.torchvision_sets import open_aircraft, open_flowers102
+from entropatch.data.torchvision_sets import (
+    open_aircraft,
+    open_cars,
+    open_dtd,
+    open_flowers102,
+    open_food101,
+    open_imagenette,
+    open_pets,
+)
 
 DATASETS: dict[str, Callable[..., DataSet]] = {
     "imagenet100": open_imagenet100,
+    "imagenette": open_imagenette,
+    "caltech101": open_caltech101,
     "aircraft": open_aircraft,
+    "cars": open_cars,
+    "cub200": open_cub200,
+    "dtd": open_dtd,
     "flowers102": open_flowers102,
+    "food101": open_food101,
+    "pets": open_pets,
     "folder": open_folder,
     "digits": open_digits,
     "fashion-mnist": open_fashion_mnist,
     "fashion-mnist-photos": open_fashion_mnist_photos,
 }
 HUB = "hf:"
+
+
+def data_text() -> str:
+    """What `open_data` may be asked for, for messages and help texts: "imagenet100, …, or hf:NAME"."""
+    return f"{', '.join(DATASETS)} or {HUB}NAME"
 
 
 def open_data(
@@ -57,7 +79,7 @@ def open_data(
     """
     opener = partial(open_hub, name.removeprefix(HUB)) if name.startswith(HUB) else DATASETS.get(name)
     if opener is None:
-        raise ValueError(f"a data set is one of {', '.join(DATASETS)} or hf:NAME, but got {name!r}.")
+        raise ValueError(f"a data set is one of {data_text()}, but got {name!r}.")
     known = [p.name for p in inspect.signature(opener).parameters.values() if p.kind is p.KEYWORD_ONLY]
     known.remove("download")
     unknown = set(options) - set(known)
@@ -77,4 +99,4 @@ def open_data(
         "train": len(train),
         "test": len(test),
     }
-    return replace(data, train=train, test=test, description=description)
+    return replace(data, train=train, test=test, description=description | dict(data.description))

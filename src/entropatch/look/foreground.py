@@ -101,7 +101,7 @@ def check_foreground(
     one_class = 0
     for number, (image, mask) in enumerate(images_and_masks, 1):
         check_size(mask, image, f"image {number}")
-        found = _image_aurocs(model, image, mask, scored, methods is not None)
+        found = image_aurocs(model, image, mask, scored, methods is not None)
         if found is None:
             one_class += 1
         else:
@@ -157,15 +157,24 @@ def pixel_deviation(crop: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.linalg.norm(means - means.mean((0, 1)), axis=-1)
 
 
-def _image_aurocs(
-    model: nn.Module, image: Image.Image, mask: np.ndarray, scored: Sequence[Method], named: bool
+def image_aurocs(
+    model: nn.Module, image: Image.Image, mask: np.ndarray, scored: Sequence[Method], named: bool = True
 ) -> tuple[dict[str, np.ndarray], float] | None:
-    """AUROC of each score in every block (blocks,), and of the pixels; None if there is one class only."""
+    """AUROC of each method's scores in every block (blocks,), and of the pixels; None if there is one class only.
+
+    Args:
+        model, image, mask: as of `check_foreground`.
+        scored: methods that score patches.
+        named: whether all must be possible on this model; else those that need a class token are left out without one.
+    """
 
     def look(attention: BlockAttention, grid: tuple[int, int]) -> dict[str, np.ndarray]:
         del grid
-        wanted = [one for one in scored if named or attention.has_class_token or not one.criterion.needs_class_token]
-        return {one.name: one.criterion.importance(attention)[0].double().cpu().numpy() for one in wanted}
+        criteria = {one.name: one.parts[0][0] for one in scored}
+        wanted = [
+            name for name, one in criteria.items() if named or attention.has_class_token or not one.needs_class_token
+        ]
+        return {name: criteria[name].importance(attention)[0].double().cpu().numpy() for name in wanted}
 
     seen = observe(model, to_tensor(image, model)[None], look)
     foreground = (foreground_share(mask, model, seen.grid) >= SHARE).ravel()
@@ -182,9 +191,13 @@ def _scored(orders: Sequence[float], names: Sequence[str] | None) -> list[Method
     found = [renyi_method(order) for order in orders]
     for name in compared_methods() if names is None else names:
         method = find_method(name)
-        if names is not None and not method.reduction.needs_scores:
+        if names is not None and not method.needs_scores:
             raise ValueError(f"methods must name some that score patches, but {name} asks for no scores.")
-        if names is not None or not (method.drops_by_entropy or method.is_random or not method.reduction.needs_scores):
+        if len(method.parts) > 1:
+            raise ValueError(
+                f"methods must name one criterion each, since every block is scored by it, but got {name}."
+            )
+        if names is not None or not (method.drops_by_entropy or method.is_random or not method.needs_scores):
             found.append(method)
     return list({method.name: method for method in found}.values())
 

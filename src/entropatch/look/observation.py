@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig
-from entropatch.surgery import Trace, features, is_pruned, prune_, pruning_config, trace, unprune_, watch
+from entropatch.surgery import Trace, is_pruned, prune_, pruning_config, run_images, trace, unprune_, watch
 from entropatch.tokens import Tokens
 
 T = TypeVar("T")
@@ -103,4 +103,4 @@ def _of_images(grid: tuple[int, ...] | None) -> tuple[int, int]:
 
 def _forward(model: nn.Module, images: Tensor) -> None:
     parameter = next(model.parameters())
-    features(model, images.to(parameter.device, parameter.dtype))
+    run_images(model, images.to(parameter.device, parameter.dtype))

@@ -22,7 +22,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, str | int | Non
         omp_num_threads and omp_wait_policy (None where the variable is not set), cpu_capability, python, torch, cuda
         (None on a CPU build), timm and entropatch versions, platform, date (UTC, ISO 8601).
     """
-    from entropatch import __version__
+    from entropatch.version import __version__
 
     device = torch.device(device)
     cpu = _cpu_name()
@@ -43,6 +43,14 @@ def environment(device: str | torch.device = "cpu") -> dict[str, str | int | Non
         "platform": platform.platform(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited to run over the last minute, on average; None where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        return None
 
 
 def _available_cores() -> int:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from entropatch.config import PruneConfig
-from entropatch.data.base import DataSet
-from entropatch.data.loaders import Batch, data_config, evaluation_loader, evaluation_transform
+from entropatch.data.base import DataSet, listing_hash
+from entropatch.data.loaders import Batch, evaluation_loader, evaluation_transform_of
 from entropatch.measure import count_flops, time_interleaved
+from entropatch.measure.comparing import compared
 from entropatch.measure.variants import pruned_copy
+from entropatch.models.card import card_of
+from entropatch.records.correct import Bits, CorrectImages
 
 # What autocast computes in, by the precision asked for; None is without it.
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _none() -> Bits:
+    return np.zeros(0, bool)
 
 
 @dataclass(frozen=True)
@@ -28,12 +36,16 @@ class Correct:
         top1, top5: images whose class was the first, or among the first five, of the scores.
         images: images tested. Damaged ones are not among them.
         damaged: names of the images that could not be read.
+        right: which images' class was the first, (images of the list,); False where not tested.
+        tested: which images could be read; these two in the order of the list.
     """
 
     top1: int
     top5: int
     images: int
     damaged: tuple[str, ...] = ()
+    right: Bits = field(default_factory=_none, compare=False, repr=False)
+    tested: Bits = field(default_factory=_none, compare=False, repr=False)
 
     @property
     def top1_percent(self) -> float:
@@ -67,6 +79,7 @@ def evaluate(
     workers: int = 0,
     speed: Speed | None = None,
     on_step: Callable[[], None] | None = None,
+    on_correct: Callable[[CorrectImages], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Test a model under several pruning settings, in one pass over the images and with one set of weights.
 
@@ -82,11 +95,13 @@ def evaluate(
         workers: loading processes.
         speed: measure throughput too; None leaves it out.
         on_step: called (batches of the test set) + (calls timed) times; `count_steps` says how many that is.
+        on_correct: given which images came out right under each setting.
 
     Returns:
         One record per setting: name, keep_rate (None if dense, or where the schedule takes none), top1, top5 (percent),
-        gflops (10⁹ multiply-adds per image), uncounted (operators left out of that), images, damaged (how many could
-        not be read), and with `speed` images_per_second, p50_ms and p95_ms.
+        their errors and differences to dense and random, as `entropatch.measure.comparing.compared` names them, gflops
+        (10⁹ multiply-adds per image), uncounted (operators left out of that), images, damaged (how many could not be
+        read), and with `speed` images_per_second, p50_ms and p95_ms.
 
     Raises:
         ValueError: no settings; a model without classifier or for other classes; an unknown precision; no sound image.
@@ -100,7 +115,7 @@ def evaluate(
     classes = class_places(model, data.classes)
     model = model.to(device).eval()
     models = {name: pruned_copy(model, config) for name, config in settings.items()}
-    transform = evaluation_transform(data_config(model, image_size))
+    transform = evaluation_transform_of(model, image_size)
     batches = evaluation_loader(data.test, transform, batch_size, workers=workers, pin_memory=device.type == "cuda")
     dtype, timings = AUTOCAST[precision], {}
     with nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
@@ -113,12 +128,19 @@ def evaluate(
             timings = time_interleaved(
                 runs, speed.batch_size, repeats=speed.repeats, warmup=speed.warmup, device=device, on_step=step
             )
+    first = next(iter(counts.values()))
+    if not first.images:
+        raise ValueError(f"no image could be read, of {len(first.damaged)}; the first: {first.damaged[0]}.")
+    correct = CorrectImages(listing_hash(data.test), first.tested, {name: one.right for name, one in counts.items()})
+    errors = compared(settings, correct)
     records = []
     for name, variant in models.items():
-        record = _record(name, settings[name], variant, counts[name], image_size, device)
+        record = _record(name, settings[name], variant, counts[name], errors[name], image_size, device)
         if name in timings:
             record |= {key: getattr(timings[name], key) for key in ("images_per_second", "p50_ms", "p95_ms")}
         records.append(record)
+    if on_correct is not None:
+        on_correct(correct)
     return records
 
 
@@ -149,6 +171,8 @@ def count_correct(
     """
     modes = {module: module.training for model in models.values() for module in model.modules()}
     sums = {name: torch.zeros(2, dtype=torch.long, device=device) for name in models}
+    right: dict[str, list[Tensor]] = {name: [] for name in models}
+    sound: list[Tensor] = []
     images, damaged = 0, []
     try:
         for model in models.values():
@@ -157,6 +181,7 @@ def count_correct(
             for batch in batches:
                 damaged += batch.damaged
                 images += len(batch.labels)
+                sound.append(torch.ones(len(batch.labels), dtype=torch.bool) if batch.sound is None else batch.sound)
                 if len(batch.labels):
                     pixels = batch.images.to(device, non_blocking=True)
                     labels = batch.labels.to(device, non_blocking=True)
@@ -164,12 +189,19 @@ def count_correct(
                         scores = model(pixels) if classes is None else model(pixels)[:, classes]
                         place = _place(scores.float(), labels)
                         sums[name] += torch.stack(((place < 1).sum(), (place < 5).sum()))
+                        right[name].append(place < 1)
                 if on_batch is not None:
                     on_batch()
     finally:
         for module, training in modes.items():
             module.training = training
-    return {name: Correct(int(counts[0]), int(counts[1]), images, tuple(damaged)) for name, counts in sums.items()}
+    tested = torch.cat(sound).numpy() if sound else _none()
+    found = {}
+    for name, counts in sums.items():
+        bits = np.zeros(len(tested), bool)
+        bits[tested] = torch.cat(right[name]).cpu().numpy() if right[name] else False
+        found[name] = Correct(int(counts[0]), int(counts[1]), images, tuple(damaged), bits, tested)
+    return found
 
 
 def class_places(model: nn.Module, classes: tuple[str, ...]) -> Tensor | None:
@@ -178,8 +210,14 @@ def class_places(model: nn.Module, classes: tuple[str, ...]) -> Tensor | None:
     Raises:
         ValueError: the model has no classifier, or one for other classes.
     """
+    card = card_of(model)
+    labels = [_plain(label) for label in (card.labels if card is not None else None) or ()]
+    if labels and all(labels.count(_plain(name)) == 1 for name in classes):
+        places = [labels.index(_plain(name)) for name in classes]
+        everything = places == list(range(len(labels)))
+        return None if everything else torch.tensor(places, device=next(model.parameters()).device)
     outputs = getattr(model, "num_classes", len(classes))
-    if outputs == len(classes):
+    if outputs == len(classes) and (not labels or outputs == 1000):
         return None
     if outputs == 1000:
         from timm.data.imagenet_info import ImageNetInfo
@@ -189,17 +227,26 @@ def class_places(model: nn.Module, classes: tuple[str, ...]) -> Tensor | None:
             device = next(model.parameters()).device
             return torch.tensor([numbers[name] for name in classes], device=device)
     have = f"a classifier for {outputs} classes" if outputs else "no classifier"
+    names = f" ({card.labels[0]}, …)" if card is not None and card.labels else ""
     raise ValueError(
-        f"the model has {have}, but the data set has {len(classes)} classes; fine-tune it on that data set first "
-        "(entropatch finetune)."
+        f"the model has {have}{names}, but the data set has {len(classes)} classes ({classes[0]}, …); fine-tune it on "
+        "that data set first (entropatch finetune)."
     )
 
 
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").split())
+
+
 def _record(
-    name: str, config: PruneConfig | None, model: nn.Module, counts: Correct, image_size: int, device: torch.device
+    name: str,
+    config: PruneConfig | None,
+    model: nn.Module,
+    counts: Correct,
+    errors: Mapping[str, Any],
+    image_size: int,
+    device: torch.device,
 ) -> dict[str, Any]:
-    if not counts.images:
-        raise ValueError(f"no image could be read, of {len(counts.damaged)}; the first: {counts.damaged[0]}.")
     flops = count_flops(model, torch.zeros(1, 3, image_size, image_size, device=device))
     return {
         "name": name,
@@ -210,6 +257,7 @@ def _record(
         "uncounted": sorted(flops.uncounted),
         "images": counts.images,
         "damaged": len(counts.damaged),
+        **errors,
     }
 
 

@@ -52,6 +52,12 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     return "".join(lines)
 
 
+def plus_minus(value: float, error: float | None, *, signed: bool = False, bold: bool = False) -> str:
+    """ "85.30 ± 0.41", of two decimals; the value alone where there is no error, with its sign if `signed`."""
+    text = format(value, "+.2f" if signed else ".2f") + ("" if error is None else f" ± {error:.2f}")
+    return f"**{text}**" if bold else text
+
+
 def write_records(
     records: Sequence[Mapping[str, Any]],
     folder: str | Path,

@@ -80,7 +80,7 @@ def check_output(path: Path, force: bool) -> None:
 
 def render(runs: Sequence[Run], title: str, folder: Path) -> str:
     """The page as text, to lie in `folder`. Everything that came from a file is escaped."""
-    from entropatch import __version__
+    from entropatch.version import __version__
 
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     page = _environment().get_template("page.html")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from entropatch.config import PruneConfig
-from entropatch.criteria import Random
+from entropatch.config_fields import mapped
+from entropatch.criteria import Criterion, Random
 from entropatch.measure.variants import Variant, takes_keep_rate
 from entropatch.methods import DENSE, find_method
 
@@ -54,11 +55,14 @@ class Point(Variant):
 
         Random pruning draws by the point's seed; in training it draws anew at every step, from the run's seed.
         """
-        config = self.config(blocks)
-        if config is None or not isinstance(config.criterion, Random):
-            return config
-        seed = self.seed if scope == TRAINING_FREE else None
-        return replace(config, criterion=replace(config.criterion, seed=seed))
+        config, seed = self.config(blocks), self.seed if scope == TRAINING_FREE else None
+        if config is None:
+            return None
+
+        def seeded(criterion: Criterion) -> Criterion:
+            return replace(criterion, seed=seed) if isinstance(criterion, Random) else criterion
+
+        return replace(config, criterion=mapped(config.criterion, seeded))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""

@@ -2,9 +2,9 @@
 
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.placeholders import fit_processor_, tokens_left
-from entropatch.surgery.prune import block_count, features, prune_, unprune_
+from entropatch.surgery.prune import block_count, prune_, run_images, tower_name, unprune_
 from entropatch.surgery.stage_record import StageRecord
-from entropatch.surgery.state import is_pruned, pruned_tower, pruning_config
+from entropatch.surgery.state import is_pruned, pruning_config
 from entropatch.surgery.tracing import Trace, restore, trace
 from entropatch.surgery.watching import watch
 
@@ -13,14 +13,14 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "block_count",
-    "features",
     "fit_processor_",
     "is_pruned",
     "prune_",
-    "pruned_tower",
     "pruning_config",
     "restore",
+    "run_images",
     "tokens_left",
+    "tower_name",
     "trace",
     "unprune_",
     "watch",

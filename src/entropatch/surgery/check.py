@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig, Stage
@@ -57,24 +58,36 @@ def check_parts(model: nn.Module, adapter: Adapter, blocks: Sequence[int], whole
 
 def _check_surroundings(model: nn.Module, adapter: Adapter) -> None:
     """The model without its blocks, as the library runs it and as the swapped class does."""
-    image, container, entry = adapter.example(model), adapter.container, adapter.entry
-    assert entry is not None
-    blocks = getattr(model, container)
-    model._modules[container] = type(blocks)()
+    example = adapter.example(model)
+    parent, _, name = adapter.container.rpartition(".")
+    holder, blocks = model.get_submodule(parent), adapter.container_of(model)
+    holder._modules[name] = type(blocks)()
     # Past nn.Module's own __setattr__, as in `prune_`.
     vars(model)[ATTRIBUTE] = Pruning(PruneConfig(keep_rate=1.0), adapter, (), Observers())
     try:
-        stock, swapped = (getattr(kind, entry)(model, image) for kind in (adapter.stock_class(model), type(model)))
+        kind = adapter.stock_class(model)
+        try:
+            expected = adapter.run_model(kind, model, example)
+        except Exception as error:  # whatever a model raises that was built so that it cannot run
+            raise UnsupportedModelError(
+                f"the stock {kind.__name__} does not run on a random image of its size: {' '.join(str(error).split())}"
+            ) from error
+        stock, swapped = (
+            [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            for output in (expected, adapter.run_model(type(model), model, example))
+        )
     finally:
-        model._modules[container] = blocks
+        holder._modules[name] = blocks
         vars(model).pop(ATTRIBUTE)
-    if stock.shape != swapped.shape or not torch.equal(
-        stock.isnan() | (stock == swapped), torch.ones_like(stock).bool()
-    ):
+    if len(stock) != len(swapped) or not all(map(_same, stock, swapped)):
         raise UnsupportedModelError(
             f"{type(model).__name__} does not embed its patches, or norm its tokens, as entropatch expects: this "
             "version of the model library computes them differently, or a part was changed."
         )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a.isnan() | (a == b)).all())
 
 
 def _check_block(model: nn.Module, adapter: Adapter, number: int) -> str | None:
@@ -88,7 +101,7 @@ def _check_block(model: nn.Module, adapter: Adapter, number: int) -> str | None:
     got = block(x, **inputs, visit=Visit(number, Tokens(prefix, n, n), stage))
     rows = [*range(prefix), *range(prefix, prefix + n, 2)]
     stock: Any = adapter.stock_class(block)
-    expected, x = stock.forward(block, x, **inputs)[:, rows], x[:, rows]
+    expected, x = adapter.run_block(stock, block, x, inputs)[:, rows], x[:, rows]
     # The residual stream x itself agrees trivially, so errors are measured against what the block added to it.
     error = (got - expected).abs().max().item()
     size = (expected - x).abs().max().item()

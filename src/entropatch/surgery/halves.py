@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.state import carrier, pruning_of
+from entropatch.surgery.state import pruned_part, pruning_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def leave_blocks(model: nn.Module, halfway: Halfway) -> Tensor:
 
 def _halves_of(model: nn.Module) -> Any:
     """The pruned model, whose class must have `run_first(images, block)` and `run_last(halfway)`."""
-    target = carrier(model)
+    target = pruned_part(model)
     if not hasattr(target, "run_first"):
         raise UnsupportedModelError(f"{type(target).__name__} cannot be run in halves: its adapter does not offer it.")
     return target

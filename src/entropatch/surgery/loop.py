@@ -41,7 +41,7 @@ class Stream:
     rows: Tensor | None = None
 
 
-class Passing:
+class Passed:
     """One forward pass through the blocks of a pruned model, block by block.
 
     Args:
@@ -119,30 +119,37 @@ class Passing:
 def run_blocks(
     model: nn.Module,
     x: Tensor,
-    grid: tuple[int, ...],
+    grid: tuple[int, int],
     call: Call | None = None,
     *,
     patches: int | None = None,
     blocks: range | None = None,
     taken: Collection[int] = (),
-) -> Passing:
+) -> Passed:
     """Run the blocks of a pruned model.
 
     Args:
-        model, x, grid, patches, taken: as of `Passing`.
+        model, x, grid, patches, taken: as of `Passed`.
         call: runs one block; None calls it with its tokens and its visit.
         blocks: which blocks; None for all.
     """
-    passing = Passing(model, x, grid, patches=patches, taken=taken)
-    modules = passing.modules
+    passed = Passed(model, x, grid, patches=patches, taken=taken)
+    pruning, modules, recorded = passed.pruning, passed.modules, passed.recorded
 
     def plain(i: int, x: Tensor, visit: Visit) -> Tensor:
         return modules[i](x, visit=visit)
 
+    sharer = pruning.observers.sharer() if blocks is None and not taken else None
+    if sharer is not None:
+        begin, streams, reduced = sharer.resume(pruning, recorded)
+        if begin:
+            passed.streams, passed.reduced, blocks = streams, reduced, range(begin, len(modules))
     for i in range(len(modules)) if blocks is None else blocks:
-        passing.step(i, plain if call is None else call)
-    passing.end()
-    return passing
+        if sharer is not None:
+            sharer.keep(pruning, recorded, i, passed.streams, passed.reduced)
+        passed.step(i, plain if call is None else call)
+    passed.end()
+    return passed
 
 
 def _refuse_stock(modules: Sequence[nn.Module], adapter: Adapter) -> None:
@@ -181,7 +188,7 @@ def _entering(x: Tensor, prefix: int, grid: tuple[int, ...], patches: int | None
             "tokens were added or removed before the blocks (prompt tuning, a hook), and could not be "
             "told from patches. Remove what does it, or entropatch.unprune_ the model."
         )
-    return Tokens(prefix, n, n, followed=followed)
+    return Tokens(prefix, n, n, followed=followed, grid=grid if patches is None else None)
 
 
 def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) -> list[Stream]:

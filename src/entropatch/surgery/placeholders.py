@@ -67,7 +67,7 @@ def fit_processor_(processor: Any, model: nn.Module) -> int | None:
         >>> model.generate(**processor(images=image, text="USER: <image> What is this? ASSISTANT:"))
     """
     tower = tower_of(unwrap(model))
-    if tower is None or tower.holder is None:
+    if tower.holder is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} is no vision-language model that is supported; pass the whole model, no tower."
         )

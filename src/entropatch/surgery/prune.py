@@ -7,36 +7,35 @@ pruned model changes no class and no module: it works on compiled, wrapped and s
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from entropatch.config import PruneConfig, Stage
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.registry import Tower, adapter_of, installed, tower_of
-from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, carrier, is_pruned, pruning_of, unwrap
+from entropatch.surgery.registry import Tower, adapter_of, supported, tower_of
+from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruned_part, pruning_of, unwrap
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger("entropatch")
 
 
 def block_count(model: nn.Module) -> int:
     """How many transformer blocks a supported model has, stock or pruned. Raises UnsupportedModelError for others."""
-    tower, _ = _as_found(model)
-    return len(tower.adapter.blocks(tower.module))
+    tower, pruning = _as_found(model)
+    adapter = pruning.adapter if pruning else _find_adapter(tower.module, model)
+    return len(adapter.blocks(tower.module))
 
 
-def features(model: nn.Module, images: Tensor) -> Tensor:
-    """What the blocks of a supported model make of images, stock or pruned: its tokens, normed, (batch, tokens, width).
-
-    Of a larger model only the tower runs. Raises UnsupportedModelError for others.
-    """
-    tower, _ = _as_found(model)
-    return tower.adapter.features(tower.module, images)
+def run_images(model: nn.Module, images: Tensor) -> None:
+    """Run the blocks of a supported model on images, stock or pruned. Raises UnsupportedModelError for others."""
+    tower, pruning = _as_found(model)
+    adapter = pruning.adapter if pruning else _find_adapter(tower.module, model)
+    adapter.run_images(model, tower.module, images)
 
 
 def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -> nn.Module:
@@ -47,21 +46,22 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     buffers and state_dict keys do not change. `keep_rate=1.0` gives the stock model's output exactly. On a model that
     is pruned already only the setting changes: keywords replace the named fields, a config replaces all of them.
 
-    Of a larger model that is known, such as a classifier or a vision-language model of transformers, the vision tower
-    is pruned: `entropatch.pruned_tower(model)` names it, and the log (INFO, "entropatch.surgery.prune") says so. Where
-    that model reads the patches at their places on the grid, pruned ones are put back with the last value they had.
+    Of a larger model that a library builds around its Vision Transformer, such as OpenCLIP's `CLIP`, that part is
+    pruned, and nothing else; `tower_name` says where it is, and so does the log of `entropatch`. Where the larger model
+    reads patches at their places on the grid, as those that make maps do, pruned ones are put back with the last value
+    they had.
 
     Every block is first run once on random tokens, dropping every other patch, and must give what the original block
     gives for those patches; the model around the blocks is run against the original too. (Forward hooks on these parts
     see these runs.)
 
     Args:
-        model: a model of timm (`VisionTransformer`, `VisionTransformerDistilled`, `Eva`) or of another library that
-            there is an adapter for; prune before `torch.compile` and before wrapping. To change the setting later pass
-            the pruned model, or its wrapper.
+        model: a stock model of a library that an adapter knows, such as a timm `VisionTransformer`; what is not
+            understood is refused, and the message lists what is. Prune before `torch.compile` and before wrapping. To
+            change the setting later pass the pruned model, its wrapper, or a model that holds it.
         config: a complete setting; or None, and its fields as keywords.
-        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, schedule, backend), and its short
-            forms: `method="evit"`, `order=2.0`, `r=13`.
+        **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, schedule, coverage, backend), and
+            its short forms: `method="evit"`, `order=2.0`, `r=13`.
 
     Returns:
         The model.
@@ -73,11 +73,12 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
     tower, before = _as_found(model)
-    target, adapter = tower.module, tower.adapter
+    target = tower.module
     config = _settle(config, fields, before.config if before else PruneConfig())
+    adapter = before.adapter if before else _find_adapter(target, model)
     adapter.refuse_parts(target)
-    _refuse_setting(tower, config)
-    adapter.refuse_setting(target, config, tower.reads)
+    _refuse_setting(tower, adapter, config)
+    adapter.refuse_setting(target, config)
     stages = _stages(target, adapter, config)
     fresh = [i for i, block in enumerate(adapter.blocks(target)) if not adapter.is_swapped(block)]
     unsound = dict(before.unsound) if before else {}
@@ -94,8 +95,8 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     observers = before.observers if before else Observers()
     # Past nn.Module's own __setattr__: it is no parameter, no buffer and no module.
     vars(target)[ATTRIBUTE] = Pruning(config, adapter, stages, observers, tower.reads, unsound)
-    if tower.name and before is None:
-        _LOG.info("pruned .%s (%s) of %s", tower.name, type(target).__name__, type(model).__name__)
+    if before is None and target is not model:
+        logger.info("%s: .%s is pruned (%s).", type(model).__name__, tower_name(model), type(target).__name__)
     return model
 
 
@@ -112,23 +113,32 @@ def unprune_(model: nn.Module) -> nn.Module:
         ValueError: the model is not pruned.
         UnsupportedModelError: a wrapper changed it in a way that cannot be undone; it is left pruned.
     """
-    target = carrier(model)
-    pruning_of(target).adapter.unswap(target)
+    target = pruned_part(model)
+    adapter = pruning_of(target).adapter
+    adapter.unswap(target)
     vars(target).pop(ATTRIBUTE)
     return model
 
 
+def tower_name(model: nn.Module) -> str:
+    """Where in a model the part is that `prune_` prunes, or has pruned: "visual.trunk", or "" for the model itself.
+
+    Raises UnsupportedModelError for a model that `prune_` does not know.
+    """
+    tower, before = _as_found(model)
+    if before is None:
+        _find_adapter(tower.module, model)
+    return next(name for name, part in model.named_modules() if part is tower.module)
+
+
 def _as_found(model: nn.Module) -> tuple[Tower, Pruning | None]:
-    """The tower of a model, past its wrappers where it is pruned, and what it carries; None if it is not pruned."""
+    """The pruned module, with what it carries; of a model that is not pruned the part that would be, and None."""
     if not is_pruned(model):
-        return _find_tower(model), None
-    module, outer = carrier(model), unwrap(model)
-    pruning = pruning_of(module)
-    # A tower that was pruned alone, and is now pruned as what a larger model holds.
+        return tower_of(model), None
+    module, pruning, outer = pruned_part(model), pruning_of(model), unwrap(model)
+    # A tower that was pruned alone may be pruned now as what a larger model holds.
     tower = None if outer is module else tower_of(outer)
-    if tower is not None and tower.module is module:
-        return dataclasses.replace(tower, adapter=pruning.adapter), pruning
-    return Tower(module, pruning.adapter, "", pruning.reads), pruning
+    return tower if tower is not None and tower.module is module else Tower(module, pruning.reads), pruning
 
 
 def _stages(model: nn.Module, adapter: Adapter, config: PruneConfig) -> tuple[Stage | None, ...]:
@@ -160,48 +170,57 @@ def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneCo
     return current.changed(**fields)
 
 
-def _refuse_setting(tower: Tower, config: PruneConfig) -> None:
+def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None:
     """Raise UnsupportedModelError for a criterion, reduction or schedule that makes no sense on this model."""
-    model, adapter = tower.module, tower.adapter
-    criterion, reduction = config.criterion, config.reducing
-    needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
-    if needs_class and not adapter.has_class_token(model):
-        raise UnsupportedModelError(
-            f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
-            f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
-        )
-    if reduction.appends and adapter.is_rotary(model):
-        raise UnsupportedModelError(
-            "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
-            'use reduction="drop" with this model.'
-        )
-    if reduction.appends and tower.reads == "grid":
-        raise UnsupportedModelError(
-            f"reduction={reduction.kind!r} appends a token that stands at no place of the grid, but what follows this "
-            f'{type(model).__name__} reads its patches at their places; use reduction="drop".'
-        )
+    model = tower.module
     if config.schedule.per_image and tower.reads == "tokens":
         raise UnsupportedModelError(
             f"under {config.schedule!r} images keep different numbers of tokens, but what follows this "
             f"{type(model).__name__} reads the tokens of a batch as one tensor; use a schedule with one number for "
             "all, such as KeepRate()."
         )
+    for criterion, reduction, _ in config.parts:
+        needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
+        if needs_class and not adapter.has_class_token(model):
+            raise UnsupportedModelError(
+                f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
+                f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
+            )
+        if reduction.appends and adapter.is_rotary(model):
+            raise UnsupportedModelError(
+                "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
+                'use reduction="drop" with this model.'
+            )
+        if reduction.appends and tower.reads == "grid":
+            raise UnsupportedModelError(
+                f"reduction={reduction.kind!r} appends a token that stands at no place of the grid, but what follows "
+                f'this {type(model).__name__} reads its patches at their places; use reduction="drop".'
+            )
 
 
-def _find_tower(model: nn.Module) -> Tower:
+def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:
+    """The adapter of a stock model, which is `whole` or its tower."""
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError("the model is compiled already; prune it first, then call torch.compile on it.")
-    tower = tower_of(model)
-    if tower is not None:
-        return tower
+    for kind, made in ((torch.jit.ScriptModule, "TorchScript"), (torch.fx.GraphModule, "torch.fx")):
+        if isinstance(model, kind):
+            raise UnsupportedModelError(
+                f"the model was made by {made}, where the blocks cannot be changed any more; prune the Python model "
+                "that it was made from (open_clip: create_model(…, jit=False); torchvision: use hooks in place of "
+                "create_feature_extractor)."
+            )
+    adapter = adapter_of(model)
+    if adapter is not None:
+        return adapter
     kind = type(model)
+    where = next(name for name, part in whole.named_modules() if part is model)
+    what = f"{kind.__module__}.{kind.__qualname__}" + (
+        f", the .{where} of this {type(whole).__name__}," if where else ""
+    )
     wrapped = next((name for name, child in model.named_modules() if name and adapter_of(child) is not None), None)
-    hint = f" It holds one as .{wrapped}: prune that." if wrapped else ""
+    hint = f" It holds one as .{wrapped}: prune that, if what reads it can do with fewer tokens." if wrapped else ""
     if kind.__module__.startswith(
         ("torch.distributed", "torch.nn.utils")
     ):  # FSDP2 and parametrize derive a class of their own
         hint = " It was sharded, parametrized or wrapped already: prune it before." + hint
-    supported = "; ".join(adapter.supported for adapter in installed())
-    raise UnsupportedModelError(
-        f"{kind.__module__}.{kind.__qualname__} is not supported.{hint} Supported: {supported}."
-    )
+    raise UnsupportedModelError(f"{what} is not supported.{hint} Supported: {supported()}.")

@@ -31,9 +31,13 @@ class SplitBlock:
                 "from patches. Remove it, or entropatch.unprune_ the model."
             )
         if visit.is_idle:
-            return super().forward(x, *args, **inputs)  # pyright: ignore[reportAttributeAccessIssue]
+            return self.whole(x, *args, **inputs)
         x = self.attention_half(x, visit, *args, **inputs)
         return self.mlp_half(visit.reduce(x))
+
+    def whole(self, x: Tensor, *args: Any, **inputs: Any) -> Tensor:
+        """What the stock block gives."""
+        return super().forward(x, *args, **inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def attention_half(self, x: Tensor, visit: Visit, *args: Any, **inputs: Any) -> Tensor:
         """The tokens after the attention residual; its attention is shown to `visit.see`."""

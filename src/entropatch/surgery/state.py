@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,17 @@ class Recorder(Protocol):
     def again(self) -> Callable[[], None]: ...
 
 
+class Sharer(Protocol):
+    """What forward passes of one batch share, as a forward pass sees it; see `entropatch.surgery.sharing`."""
+
+    thread: int
+
+    def resume(self, pruning: Pruning, recorded: bool) -> tuple[int, list[Any], list[Any]]: ...
+    def keep(
+        self, pruning: Pruning, recorded: bool, block: int, streams: Sequence[Any], reduced: Sequence[Any]
+    ) -> None: ...
+
+
 @dataclass
 class Watch:
     """Somebody who looks at the attention of blocks while the model runs.
@@ -85,6 +96,7 @@ class Observers:
     def __init__(self) -> None:
         self.traces: list[Recorder] = []
         self.watches: list[Watch] = []
+        self.shared: list[Sharer] = []
         self.lent: PruneConfig | None = None  # the setting of a stock model, while it is watched
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -108,12 +120,19 @@ class Observers:
         finally:
             bring_back()
 
+    def sharer(self) -> Sharer | None:
+        """What this thread's passes share, if nobody looks at their blocks."""
+        if torch.compiler.is_compiling() or not self.shared or torch.is_grad_enabled() or self.watching():
+            return None
+        mine = _of_this_thread(self.shared)
+        return mine[-1] if mine else None
+
     def watching(self) -> list[Watch]:
         """The watches this thread opened."""
         return _of_this_thread(self.watches)
 
 
-Observer = TypeVar("Observer", Recorder, Watch)
+Observer = TypeVar("Observer", Recorder, Watch, Sharer)
 
 
 def _of_this_thread(observers: list[Observer]) -> list[Observer]:
@@ -185,49 +204,41 @@ def _carries(module: nn.Module) -> bool:
 
 
 def is_pruned(model: nn.Module) -> bool:
-    """Whether the model, the module inside a wrapper such as torch.compile's, or a tower of the model is pruned."""
-    return len(_carriers(model)) > 0
+    """Whether the model is pruned, or the module inside a wrapper such as torch.compile's, or one that it holds."""
+    return _carries(unwrap(model)) or any(_carries(part) for part in model.modules())
 
 
-def carrier(model: nn.Module) -> nn.Module:
-    """The pruned module: the model, the one inside its wrappers, or the tower of a larger model.
-
-    Raises:
-        ValueError: nothing is pruned, or several towers are.
-    """
-    found = _carriers(model)
-    if not found:
-        raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
-    if len(found) > 1:
-        raise ValueError(
-            f"{type(model).__name__} holds several pruned models, {', '.join('.' + name for name in found)}; pass the "
-            "one that is meant."
-        )
-    return next(iter(found.values()))
-
-
-def pruned_tower(model: nn.Module) -> str:
-    """Which part of a larger model is pruned: its name, such as "vision_tower"; "" for the model itself.
+def pruned_part(model: nn.Module) -> nn.Module:
+    """The pruned module: the model, the one inside its wrappers, or the only one that it holds.
 
     Raises:
-        ValueError: nothing is pruned, or several towers are.
+        ValueError: it is not pruned, or holds several that are.
     """
-    target = carrier(model)
-    return "" if unwrap(model) is target else next(name for name, part in model.named_modules() if part is target)
-
-
-def _carriers(model: nn.Module) -> dict[str, nn.Module]:
     target = unwrap(model)
     if _carries(target):
-        return {"": target}
-    return {name: part for name, part in model.named_modules() if _carries(part)}
+        return target
+    held = {name: part for name, part in model.named_modules() if _carries(part)}
+    if not held:
+        raise ValueError(f"{type(model).__name__} is not pruned; call entropatch.prune_(model, …) first.")
+    if len(held) > 1:
+        names = ", ".join(f".{name}" for name in held)
+        raise ValueError(
+            f"{type(model).__name__} holds {len(held)} pruned models, {names}; give the one that is meant."
+        )
+    return next(iter(held.values()))
 
 
 def pruning_of(model: nn.Module) -> Pruning:
-    """What the pruned module of a model carries. Errors as of `carrier`."""
-    return vars(carrier(model))[ATTRIBUTE]
+    """What the pruned module of a model carries. Errors as of `pruned_part`."""
+    return vars(pruned_part(model))[ATTRIBUTE]
 
 
 def pruning_config(model: nn.Module) -> PruneConfig:
     """The setting a pruned model works with. Raises ValueError for a model that is not pruned."""
     return pruning_of(model).config
+
+
+def undisturbed(model: nn.Module) -> AbstractContextManager[None]:
+    """While a pruned module runs what follows its blocks: what was recorded stays, although hooks may run it again."""
+    # Compiled code runs no hooks of that kind, and knows few context managers.
+    return nullcontext() if torch.compiler.is_compiling() else vars(model)[ATTRIBUTE].observers.undisturbed()

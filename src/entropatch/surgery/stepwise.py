@@ -13,9 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from entropatch.surgery.loop import Passing
+from entropatch.surgery.loop import Passed
+from entropatch.surgery.outcome import Outcome
 from entropatch.surgery.state import ATTRIBUTE, Pruning
-from entropatch.surgery.visit import Outcome, Visit
+from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens, gather_tokens
 
 # Runs a block on tokens: run(x, visit).
@@ -37,7 +38,7 @@ class Stepwise:
         pruning: Pruning = vars(model)[ATTRIBUTE]
         self._model, self._grid, self._dense = model, grid, pruning.reads == "grid"
         self._valid = valid
-        self._passing: Passing | None = None
+        self._passing: Passed | None = None
         self._visits: dict[int, list[Visit]] = {}
         self._width = 0  # tokens handed on, prefix tokens included
 
@@ -62,7 +63,7 @@ class Stepwise:
 
         passing = self._passing
         if passing is None:
-            passing = self._passing = Passing(self._model, x, self._grid, followed=self._dense, valid=self._valid)
+            passing = self._passing = Passed(self._model, x, self._grid, followed=self._dense, valid=self._valid)
         else:
             self._check_width(x)
             passing.streams = [replace(s, x=self._left(s.tokens, s.rows, x)) for s in passing.streams]

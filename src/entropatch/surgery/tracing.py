@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from entropatch.config import PruneConfig
 from entropatch.surgery.restoring import to_grid
 from entropatch.surgery.stage_record import StageRecord, short
-from entropatch.surgery.state import Reduced, among, carrier, pruning_of, this_thread
+from entropatch.surgery.state import Reduced, among, pruned_part, pruning_of, this_thread
 
 
 class Trace:
@@ -135,7 +135,7 @@ def trace(model: nn.Module) -> Iterator[Trace]:
         >>> trace.counts
         [196, 138, 97, 68]
     """
-    pruning, target = pruning_of(model), carrier(model)
+    pruning, target = pruning_of(model), pruned_part(model)
     recorder = Trace(pruning.config, pruning.adapter.num_prefix_tokens(target), pruning.adapter.norm(target))
     with among(pruning.observers.traces, recorder):
         yield recorder

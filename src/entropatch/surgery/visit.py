@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from numbers import Integral
 from typing import Any
 
@@ -13,35 +13,13 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.config import Stage
 from entropatch.schedule import Site
+from entropatch.surgery.outcome import Outcome, ranked_within
 from entropatch.surgery.plan_check import checked_plan
 from entropatch.surgery.state import Watch
-from entropatch.tokens import Plan, Tokens
+from entropatch.tokens import Plan, Tokens, covering
 
 PLAN = tuple(field.name for field in fields(Plan))
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of some images' tokens: all of them, or those of one size.
-
-    Attributes:
-        rows: numbers of these images in the batch that entered the block, (images,); None for all.
-        plan: what was done; None if all their tokens stayed.
-        n: patch tokens that left.
-        valid: which of the tokens that entered stay, (images, n); None where all images keep as many as there are.
-    """
-
-    rows: Tensor | None
-    plan: Plan | None
-    n: int
-    valid: Tensor | None = None
-
-    def after(self, tokens: Tokens) -> Tokens:
-        """What the tokens that left stand for; `tokens` is what those of these images that entered did."""
-        if self.plan is None:
-            return tokens
-        return (tokens if self.valid is None else replace(tokens, valid=self.valid)).after(self.plan)
 
 
 class Visit:
@@ -171,8 +149,9 @@ class Visit:
         assert self.k is not None
         if self.k == self.tokens.n and not self._trimmed:
             return x
-        plan = checked_plan(stage.reduction, attention, self.tokens, self.scores, self.k)
-        self.outcomes = [Outcome(None, plan, plan.n, self._staying())]
+        priorities = self._priorities(stage)
+        plan = checked_plan(stage.reduction, attention, self.tokens, priorities, self.k)
+        self.outcomes = [Outcome(None, plan, plan.n, ranked_within(priorities, self._valid_counts))]
         return torch.cat((x[:, :prefix], plan.apply(patches)), dim=1)
 
     def again(self) -> Visit:
@@ -205,7 +184,7 @@ class Visit:
 
     def _reduce_groups(self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor) -> Tensor:
         """As `reduce`, images of one size at a time; padded to the largest size for the rest of this block."""
-        n, prefix = self.tokens.n, self.tokens.num_prefix_tokens
+        n, prefix, priorities = self.tokens.n, self.tokens.num_prefix_tokens, self._priorities(stage)
         sizes = counts.unique().tolist()
         outcomes, parts = [], []
         for k in sizes:
@@ -213,7 +192,7 @@ class Visit:
             group = x.index_select(0, rows)
             plan = None
             if k < n:
-                scores = None if self.scores is None else self.scores.index_select(0, rows)
+                scores = None if priorities is None else priorities.index_select(0, rows)
                 plan = checked_plan(stage.reduction, attention.take(rows), self.tokens.take(rows), scores, k)
                 group = torch.cat((group[:, :prefix], plan.apply(group[:, prefix:])), dim=1)
             outcomes.append(Outcome(rows, plan, group.shape[1] - prefix))
@@ -240,13 +219,23 @@ class Visit:
         self._valid_counts = torch.tensor(counts, device=valid.device)
         return max(counts)
 
-    def _staying(self) -> Tensor | None:
-        """Which tokens stay where images keep different numbers of them: those ranked best, (batch, n)."""
-        if self._valid_counts is None:
-            return None
-        assert self.scores is not None
-        ranks = self.scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        return ranks < self._valid_counts[:, None]
+    def _priorities(self, stage: Stage) -> Tensor | None:
+        """What the reduction takes the best of: the scores, or with coverage their ranks, the cells' best first."""
+        if stage.coverage is None or self.scores is None:
+            return self.scores
+        if self.tokens.grid is not None and len(self.tokens.grid) != 2:
+            raise ValueError(
+                f"coverage={stage.coverage} cuts an image into cells, but the grid is {self.tokens.grid}: that of a "
+                "video; leave coverage out."
+            )
+        if self.tokens.grid is None:
+            raise ValueError(
+                f"coverage={stage.coverage} needs to know where each patch stands, but patch dropout left some out "
+                "before the first block; train without patch_drop_rate, or without coverage."
+            )
+        positions = self.tokens.original_positions(self.scores)
+        height, width = self.tokens.grid
+        return covering(self.scores, positions, (height, width), stage.coverage)
 
     def _site(self, stage: Stage) -> Site:
         return Site(stage.block, stage.index, stage.count, stage.rate, self.tokens.n, self.tokens.total)

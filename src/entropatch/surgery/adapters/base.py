@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -20,19 +20,6 @@ from entropatch.surgery.wrappers import inside, rebased
 READS = ("pooled", "tokens", "grid")
 
 
-@dataclass(frozen=True)
-class Held:
-    """A tower inside a larger model.
-
-    Attributes:
-        name: of the submodule, such as "vision_model".
-        reads: what the larger model reads of its tokens: one of `READS`.
-    """
-
-    name: str
-    reads: str
-
-
 class Adapter(ABC):
     """What surgery knows of one model library. All functions take the model, stock or pruned.
 
@@ -43,8 +30,11 @@ class Adapter(ABC):
         library: its name, for refusals.
         models, blocks_table, attention: stock class -> swapped class. `attention` is empty where a block's subclass
             computes its attention itself.
-        others: further classes that are swapped, such as the container of the blocks.
-        container: the model's attribute that holds the blocks.
+        others: further classes that are swapped, such as the container of the blocks and what is around it.
+        towers: class of a larger model -> where in it the model is that is pruned, such as "visual". That may be one
+            of another library, and larger than its own tower again.
+        container: where the model holds its blocks, such as "blocks" or "encoder.layer".
+        attention_name: a block's attribute that is its attention.
         entry: the model's method that runs the blocks and what is around them, checked against the original at surgery;
             None where the original runs what is around the blocks.
         replaceable: methods whose replacement on an instance is refused.
@@ -55,7 +45,9 @@ class Adapter(ABC):
     blocks_table: ClassVar[dict[type, type]] = {}
     attention: ClassVar[dict[type, type]] = {}
     others: ClassVar[dict[type, type]] = {}
+    towers: ClassVar[dict[type, str]] = {}
     container: ClassVar[str] = "blocks"
+    attention_name: ClassVar[str] = "attn"
     entry: ClassVar[str | None] = "forward"
     replaceable: ClassVar[tuple[str, ...]] = ("forward",)
 
@@ -73,55 +65,45 @@ class Adapter(ABC):
     def supported(self) -> str:
         """The classes that are understood, in words."""
         models = ", ".join(kind.__name__ for kind in self.models)
-        return f"{self.library} {models} with blocks {', '.join(kind.__name__ for kind in self.blocks_table)}"
+        larger = ", ".join(kind.__name__ for kind in self.towers)
+        inside = f" (also inside {larger})" if larger else ""
+        return f"{self.library} {models}{inside} with blocks {', '.join(kind.__name__ for kind in self.blocks_table)}"
 
     # What a library's file must say, or may say otherwise.
 
     @abstractmethod
-    def example(self, model: nn.Module) -> Tensor:
-        """One random image of the model's size, on its device and of its type."""
+    def example(self, model: nn.Module) -> Any:
+        """One random image of the model's size, on its device and of its type; as `run_model` takes it."""
 
-    def check_inputs(self, model: Any, block: int, patches: int) -> tuple[Tensor, dict[str, Any]]:
-        """Random tokens for a block, (1, prefix + patches, width), and what else the block is given."""
-        return self.random_tokens(model, patches, model.embed_dim), {}
+    def run_model(self, kind: type, model: nn.Module, example: Any) -> Any:
+        """What the model gives for its example, run as one of class `kind`: a nest of tensors."""
+        assert self.entry is not None
+        return getattr(kind, self.entry)(model, example)
 
-    def features(self, model: Any, images: Tensor) -> Tensor:
-        """The tokens of images after the blocks and the final norm, (batch, tokens, width)."""
-        return model.forward_features(images)
+    def run_block(self, kind: type, block: nn.Module, x: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """What a block gives for tokens (batch, tokens, width), run as one of the stock class `kind`."""
+        return kind.forward(block, x, **inputs)
 
-    def num_prefix_tokens(self, model: Any) -> int:
-        return model.num_prefix_tokens
-
-    def has_class_token(self, model: Any) -> bool:
-        return model.cls_token is not None
-
-    def is_rotary(self, model: nn.Module) -> bool:
-        """Whether positions are in the attention of every block, so that an appended token has none."""
-        return False
-
-    def norm(self, model: Any) -> nn.Module:
-        """The final norm, which `restore` puts the values of pruned patches through."""
-        return model.norm
-
-    def reads(self, model: nn.Module) -> str:
-        """What is read of the model's tokens, if nothing holds it as a tower: one of `READS`."""
-        return "pooled"
-
-    def held(self, model: nn.Module) -> Held | None:
-        """The tower that a larger model of this library holds; None if the model is not one that is known.
+    def tower(self, model: nn.Module) -> str | None:
+        """Where the model that is pruned is in a larger one; None if this file knows no such larger model.
 
         Raises:
-            UnsupportedModelError: it holds several, or what it does with their tokens is not understood.
+            UnsupportedModelError: it has none, several, or one that must not be pruned there.
         """
-        return None
+        return self.towers.get(type(model))
 
-    def holder(self, model: nn.Module) -> nn.Module:
-        """The container of the blocks."""
-        return getattr(model, self.container)
+    def reads_of_tower(self, model: nn.Module) -> str:
+        """What a larger model reads of its tower's tokens: one of `READS`."""
+        return "pooled"
 
-    def attention_of(self, block: nn.Module) -> nn.Module | None:
-        """The attention module of a block, where it is swapped; None if there is none."""
-        return getattr(block, "attn", None)
+    def reads(self, model: nn.Module) -> str:
+        """What is read of the model's tokens whatever holds it: one of `READS`."""
+        return "pooled"
+
+    def run_images(self, whole: nn.Module, model: nn.Module, images: Tensor) -> None:
+        """Run the blocks of a model on images, alone or as `whole`, the larger model that holds it."""
+        run: Any = getattr(whole, "forward_features", whole)  # without the head, where it can be run so
+        run(images)
 
     def fit_processor(
         self, processor: Any, model: nn.Module, tokens_left: Callable[[int, int | None], int]
@@ -137,15 +119,38 @@ class Adapter(ABC):
         Raises:
             UnsupportedModelError: it is not known how.
         """
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is no vision-language model of {self.library} that is known."
-        )
+        raise UnsupportedModelError(f"{type(model).__name__} is no vision-language model that is supported.")
+
+    def check_inputs(self, model: Any, block: int, patches: int) -> tuple[Tensor, dict[str, Any]]:
+        """Random tokens for a block, (1, prefix + patches, width), and what else the block is given."""
+        return self.random_tokens(model, patches, model.embed_dim), {}
+
+    def num_prefix_tokens(self, model: Any) -> int:
+        return model.num_prefix_tokens
+
+    def has_class_token(self, model: Any) -> bool:
+        return model.cls_token is not None
+
+    def is_rotary(self, model: nn.Module) -> bool:
+        """Whether positions are in the attention of every block, so that an appended token has none."""
+        return False
+
+    def norm(self, model: Any) -> nn.Module:
+        """The final norm, which `restore` puts the values of pruned patches through."""
+        return model.norm
 
     def refuse_model(self, model: nn.Module) -> None:  # noqa: B027  # there may be none
         """Raise UnsupportedModelError for a part around the blocks that is not understood."""
 
-    def refuse_setting(self, model: nn.Module, config: PruneConfig, reads: str) -> None:  # noqa: B027  # as above
-        """Raise UnsupportedModelError for a setting that this model, whose tokens are read so, cannot have."""
+    def refuse_setting(self, model: nn.Module, config: PruneConfig) -> None:  # noqa: B027  # there may be none
+        """Raise UnsupportedModelError for a setting that this model cannot have."""
+
+    def attention_of(self, block: nn.Module) -> nn.Module | None:
+        """The attention module of a block; None if it has none."""
+        return getattr(block, self.attention_name, None)
+
+    def refuse_block(self, block: Any, what: str) -> None:  # noqa: B027  # there may be none
+        """Raise UnsupportedModelError for a stock block, of a class that is listed, with a part not understood."""
 
     # What is the same for all.
 
@@ -159,7 +164,16 @@ class Adapter(ABC):
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks in the order they run, wrappers included."""
-        return list(self.holder(model))  # pyright: ignore[reportArgumentType]
+        return list(self.container_of(model))
+
+    def container_of(self, model: nn.Module) -> Any:
+        """The module that holds the blocks."""
+        return attrgetter(self.container)(model)
+
+    def _around(self, model: nn.Module) -> list[nn.Module]:
+        """The modules on the way from the model to its blocks, the container last."""
+        names = self.container.split(".")
+        return [attrgetter(".".join(names[: i + 1]))(model) for i in range(len(names))]
 
     def stock_class(self, part: nn.Module) -> type:
         """The class a part, past its wrappers, has without pruning."""
@@ -169,8 +183,9 @@ class Adapter(ABC):
         """Raise UnsupportedModelError for a stock part that cannot be split, or whose forward was replaced."""
         if not self.is_swapped(model):
             self._refuse_replaced(model, "the model")
-            self._refuse_replaced(self.holder(model), "the container of the blocks")
             self.refuse_model(model)
+            for part in self._around(model):
+                self._refuse_replaced(part, "the container of the blocks")
         blocks = self.blocks(model)
         if len({id(block) for block in blocks}) < len(blocks):
             raise UnsupportedModelError(
@@ -183,12 +198,13 @@ class Adapter(ABC):
             if self.attention:
                 what, why = f"the attention of block {i}", "has no single softmax over its patches"
                 self._refuse_part(self.attention_of(block), self.attention, what, why)
+            self.refuse_block(block, f"block {i}")
 
     def swap(self, model: Any) -> list[tuple[nn.Module, type]]:
         """Swap the classes of the model and of its blocks that are stock; returns each part with its class before."""
         fresh = [block for block in self.blocks(model) if not self.is_swapped(block)]
         parts: list[Any] = [part for block in fresh for part in (self.attention_of(block) or block, block)]
-        parts += [self.holder(model), model]
+        parts += [*reversed(self._around(model)), model]
         changed = [(part, type(part)) for part in parts if type(part) in self.swapped]
         for part, kind in changed:
             part.__class__ = self.swapped[kind]
@@ -216,7 +232,7 @@ class Adapter(ABC):
 
     def random_tokens(self, model: nn.Module, patches: int, width: int) -> Tensor:
         """Random tokens of one image, (1, prefix + patches, width), of the type and on the device of the blocks."""
-        parameter = next(p for p in self.holder(model).parameters() if p.is_floating_point())
+        parameter = next(p for p in self.container_of(model).parameters() if p.is_floating_point())
         # Drawn on the CPU from a generator of its own: the user's random state stays as it was.
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, self.num_prefix_tokens(model) + patches, width, generator=generator, device="cpu")

@@ -11,6 +11,7 @@ from timm.models import eva as timm_eva
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
+from entropatch.surgery.adapters import torch_modules
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.adapters.timm import attention_classes, block_classes, model_classes
 from entropatch.surgery.errors import UnsupportedModelError
@@ -35,7 +36,7 @@ class TimmAdapter(Adapter):
         timm_attention.AttentionRope: attention_classes.AttentionRope,
         timm_eva.EvaAttention: attention_classes.EvaAttention,
     }
-    others: ClassVar = {nn.Sequential: block_classes.Sequential}
+    others: ClassVar = {nn.Sequential: torch_modules.Sequential}
     entry = "forward_features"
     replaceable = ("forward", "forward_features", "forward_intermediates", "_pos_embed")
 

@@ -5,12 +5,11 @@ The swapped classes have the names of timm's, so that tools which know a block b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from timm.models import eva as timm_eva
 from timm.models import vision_transformer as timm_vit
-from torch import Tensor, nn
+from torch import Tensor
 
 from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.visit import Visit
@@ -77,10 +76,3 @@ class EvaBlockPostNorm(_SplitEvaBlock, timm_eva.EvaBlockPostNorm):
 
     def mlp_half(self, x: Tensor) -> Tensor:
         return x + self.drop_path2(self.norm2(self.mlp(x)))
-
-
-class Sequential(nn.Sequential):
-    """The container of a `VisionTransformer`'s blocks: called as in the stock model, it runs the loop it is given."""
-
-    def forward(self, input: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        return super().forward(input) if run is None else run(input)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +14,13 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from entropatch.surgery.adapters.timm.block_classes import Sequential
+from entropatch.surgery.adapters.torch_modules import Sequential, run_inside
 from entropatch.surgery.checkpointing import checkpointed
+from entropatch.surgery.dense_maps import dense_maps
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.halves import Halfway
-from entropatch.surgery.loop import Passing, Stream, in_order, padded, run_blocks
-from entropatch.surgery.restoring import to_grid
-from entropatch.surgery.state import ATTRIBUTE, Pruning
+from entropatch.surgery.loop import Passed, Stream, in_order, padded, run_blocks
+from entropatch.surgery.state import ATTRIBUTE, Pruning, undisturbed
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens
 
@@ -68,11 +67,11 @@ class SplitModel:
         if not _pruning(self).config.schedule.per_image:
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         streams = self.run_streams(x, *args, **kwargs)
-        with _undisturbed(self):
+        with undisturbed(self):
             return in_order(streams, [self.forward_head(self.norm(stream.x)) for stream in streams])
 
     def forward_head(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _undisturbed(self):
+        with undisturbed(self):
             return super().forward_head(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward_features(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -87,16 +86,7 @@ class SplitModel:
         grid, given = _grid(self, images), _given(attn_mask, is_causal)
         if self.grad_checkpointing or given or not isinstance(self.blocks, Sequential):
             return self.run_blocks(x, rope, grid, given).streams
-        passed: list[Passing] = []
-
-        def run(x: Tensor) -> Any:
-            passed.append(self.run_blocks(x, rope, grid, given))
-            streams = passed[0].streams
-            return streams[0].x if len(streams) == 1 else [stream.x for stream in streams]
-
-        y = self.blocks(x, run=run)
-        streams = passed[0].streams
-        return [replace(stream, x=part) for stream, part in zip(streams, [y] if len(streams) == 1 else y, strict=True)]
+        return run_inside(self.blocks, x, lambda x: self.run_blocks(x, rope, grid, given))
 
     def enter(self: Any, images: Tensor) -> tuple[Tensor, RotaryTables | None]:
         """The tokens that enter the first block, and the rotary tables."""
@@ -115,7 +105,7 @@ class SplitModel:
         given: dict[str, Any],
         blocks: range | None = None,
         taken: Sequence[int] = (),
-    ) -> Passing:
+    ) -> Passed:
         modules = list(self.blocks)
 
         def call(i: int, x: Tensor, visit: Visit) -> Tensor:
@@ -133,7 +123,7 @@ class SplitModel:
 
     def join_streams(self: Any, streams: Sequence[Stream]) -> Tensor:
         """The normed tokens of the whole batch, in its order."""
-        with _undisturbed(self):
+        with undisturbed(self):
             normed = [replace(stream, x=self.norm(stream.x)) for stream in streams]
         return in_order(normed, padded(normed))
 
@@ -173,7 +163,7 @@ class SplitModel:
         grid, (tokens, rope) = _grid(self, x), self.enter(x)
         blocks = range(last + 1) if stop_early else None
         passed = self.run_blocks(tokens, rope, grid, _given(attn_mask, is_causal), blocks, wanted)
-        maps, prefixes = _dense_maps(passed, wanted, self.num_prefix_tokens, self.norm if norm else nn.Identity())
+        maps, prefixes = dense_maps(passed, wanted, self.num_prefix_tokens, self.norm if norm else nn.Identity())
         if output_fmt == "NCHW":
             maps = [y.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() for y in maps]
         with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
@@ -202,11 +192,6 @@ def _pruning(model: nn.Module) -> Pruning:
     return vars(model)[ATTRIBUTE]
 
 
-def _undisturbed(model: nn.Module) -> AbstractContextManager[None]:
-    # Compiled code runs no hooks of that kind, and knows few context managers.
-    return nullcontext() if torch.compiler.is_compiling() else _pruning(model).observers.undisturbed()
-
-
 def _grid(model: Any, images: Tensor) -> tuple[int, int]:
     return model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
 
@@ -221,15 +206,3 @@ def _left_by_dropout(model: Any, patches: int) -> int | None:
 def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
     """The mask arguments in use, as keywords; left out otherwise, since older timm blocks lack `is_causal`."""
     return ({} if attn_mask is None else {"attn_mask": attn_mask}) | ({"is_causal": True} if is_causal else {})
-
-
-def _dense_maps(passed: Passing, wanted: list[int], prefix: int, norm: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Patch maps (batch, H·W, width) and prefix tokens of each block wanted, both normed."""
-    maps, prefixes = [], []
-    for block in wanted:
-        streams = passed.taken[block]
-        tokens = in_order(streams, padded(streams))
-        reduced = [part for part in passed.reduced if part.stage.block <= block]
-        maps.append(norm(to_grid(tokens[:, prefix:], reduced, None, nn.Identity())))
-        prefixes.append(norm(tokens[:, :prefix]))
-    return maps, prefixes

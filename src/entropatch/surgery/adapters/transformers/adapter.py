@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from entropatch.config import PruneConfig
 from entropatch.schedule import KeepRate
-from entropatch.surgery.adapters.base import Adapter, Held
+from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.adapters.transformers.families import FAMILIES, Family, pair
 from entropatch.surgery.adapters.transformers.holders import HOLDERS, why_not
 from entropatch.surgery.adapters.transformers.processors import fit_processor
@@ -49,14 +49,14 @@ class TransformersAdapter(Adapter):
         _check_version()
         return super().recognises(model)
 
-    def held(self, model: nn.Module) -> Held | None:
+    def tower(self, model: nn.Module) -> str | None:
         kind = type(model)
         if not kind.__module__.startswith("transformers."):
             return None
         if (why := why_not(model)) is not None:
             raise UnsupportedModelError(why)
         if kind.__name__ in HOLDERS:
-            return Held(*HOLDERS[kind.__name__])
+            return HOLDERS[kind.__name__][0]
         towers = [name for name, part in model.named_modules() if name and _family(part) is not None]
         if not towers:
             return None
@@ -64,6 +64,9 @@ class TransformersAdapter(Adapter):
             f"what transformers' {kind.__name__} does with the tokens of its tower .{towers[0]} is not known to fit "
             f"fewer of them. If it is, prune that tower: entropatch.prune_(model.{towers[0]}, …)."
         )
+
+    def reads_of_tower(self, model: nn.Module) -> str:
+        return HOLDERS[type(model).__name__][1]
 
     def fit_processor(
         self, processor: Any, model: nn.Module, tokens_left: Callable[[int, int | None], int]
@@ -73,8 +76,12 @@ class TransformersAdapter(Adapter):
     def reads(self, model: nn.Module) -> str:
         return _of(model).towers[_name(model)]
 
-    def holder(self, model: nn.Module) -> nn.Module:
+    def container_of(self, model: nn.Module) -> Any:
         return model.get_submodule(_of(model).layers[_name(model)])
+
+    def _around(self, model: nn.Module) -> list[nn.Module]:
+        names = _of(model).layers[_name(model)].split(".")
+        return [model.get_submodule(".".join(names[: i + 1])) for i in range(len(names))]
 
     def attention_of(self, block: nn.Module) -> nn.Module | None:
         kinds = {(kind.__module__, kind.__name__) for kind in type(block).__mro__}
@@ -100,13 +107,8 @@ class TransformersAdapter(Adapter):
             inputs["position_embeddings"] = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
         return x, inputs
 
-    def features(self, model: Any, images: Tensor) -> Tensor:
-        output = model(images)
-        if getattr(output, "last_hidden_state", None) is None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} gives maps and no tokens; look into the model it is of."
-            )
-        return output.last_hidden_state
+    def run_images(self, whole: nn.Module, model: nn.Module, images: Tensor) -> None:
+        model(images)
 
     def refuse_model(self, model: Any) -> None:
         if getattr(model, "pooler", None) is not None and self.num_prefix_tokens(model) == 0:
@@ -115,13 +117,14 @@ class TransformersAdapter(Adapter):
                 "may be pruned; make the model with add_pooling_layer=False."
             )
 
-    def refuse_setting(self, model: Any, config: PruneConfig, reads: str) -> None:
-        padded = _of(model).tower in ("Padded", "Tiled")
-        if padded and (config.reducing.kind != "drop" or not isinstance(config.schedule, KeepRate)):
+    def refuse_setting(self, model: Any, config: PruneConfig) -> None:
+        if _of(model).tower not in ("Padded", "Tiled"):
+            return
+        kept = all(reduction.kind == "drop" and coverage is None for _, reduction, coverage in config.parts)
+        if not kept or not isinstance(config.schedule, KeepRate):
             raise UnsupportedModelError(
                 f"{type(model).__name__} fills up its images with padding, which is neither scored nor counted with "
-                f'reduction="drop" and keep rates only, but got reduction={config.reducing.kind!r} and '
-                f"{config.schedule!r}."
+                f'reduction="drop", keep rates and no coverage only, but got {config!r}.'
             )
 
     def num_prefix_tokens(self, model: Any) -> int:

@@ -1,0 +1,307 @@
+"""The paper's protocol on a classifier of photographs: every method at every keep rate, fine-tuned with the pruning
+active, and tested without any training.
+
+    python benchmarks/evidence/grid.py --data imagenette --root FOLDER --weights CLASSIFIER --output RECORDS
+
+Each cell starts from the same dense classifier. A cell is a line of RECORDS/*.jsonl with the setting, the accuracy and,
+as packed bits in base 64, which test images were right; a cell that has its line is not computed again, so an
+interrupted run goes on where it stopped. Several processes share the work: --lane 0/4, 1/4, … on one device.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from pixels import packed, random_crops
+from torch import Tensor, nn
+
+from entropatch import PruneConfig, entropy_penalty, prune_
+from entropatch.config import method_config
+from entropatch.criteria import Random
+from entropatch.data.batches import TrainingBatches
+from entropatch.data.loaders import data_config
+from entropatch.data.seeding import derived_seed, set_seeds
+from entropatch.measure import environment
+from entropatch.models.checkpoint import save_weights
+from entropatch.models.spec import ModelSpec
+from entropatch.train.loss import TrainingLoss
+from entropatch.train.optimisation import optimizer_of, schedule_of
+from entropatch.train.recipe import Recipe
+
+METHODS = "random,evit,evit-drop,renyi-0.5,shannon,renyi-2,renyi-4,renyi-inf,class-renyi-2"
+TEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting: `name` is dense, a method, or of a config file; `seed` is None without training."""
+
+    name: str
+    keep_rate: float | None
+    blocks: str
+    seed: int | None
+
+    def config(self, files: dict[str, PruneConfig]) -> PruneConfig | None:
+        if self.name == "dense":
+            return None
+        if (named := f"{self.name}-{self.keep_rate}") in files:
+            return files[named]
+        blocks = None if self.blocks == "paper" else [int(block) for block in self.blocks.split(",")]
+        return method_config(self.name, self.keep_rate or 1.0, blocks)
+
+
+@dataclass
+class Bench:
+    """What all cells of one process share: the dense classifier on the device, the images there, and the recipe; with
+    a weight, also an `entropatch.entropy_penalty` of the given settings."""
+
+    spec: ModelSpec
+    model: nn.Module
+    pixels: dict[str, Tensor]
+    recipe: Recipe
+    device: torch.device
+    curve: bool
+    entropy: dict[str, Any] | None = None
+    entropy_weight: float = 0.0
+
+    def autocast(self) -> Any:
+        if self.recipe.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.recipe.precision))
+
+    def penalised(self, model: nn.Module) -> Any:
+        return nullcontext() if self.entropy is None else entropy_penalty(model, **self.entropy)
+
+    def correct(self, model: nn.Module) -> Tensor:
+        """Which test images are right, in float32: (images,), bool."""
+        model.eval()
+        with torch.no_grad():
+            set_seeds(0)
+            found = [model(images.to(self.device)).argmax(1).cpu() for images in self.pixels["test"].split(TEST_BATCH)]
+        return torch.cat(found) == self.pixels["test_labels"]
+
+    def run(self, config: PruneConfig | None, seed: int | None, saved: Path | None = None) -> dict[str, Any]:
+        """A cell's results; the trained weights are written to the file `saved`."""
+        model = copy.deepcopy(self.model)
+        started, curve = time.monotonic(), []
+        if seed is not None:
+            curve = list(self.train(model, seed, chance(config, None), chance(config, seed)))
+        if saved is not None:
+            save_weights(model, saved, {"model": self.spec.to_dict()})
+        return {**self.test(model, config, seed or 0), "seconds": time.monotonic() - started, "curve": curve}
+
+    def test(self, model: nn.Module, config: PruneConfig | None, seed: int) -> dict[str, Any]:
+        """The accuracy under a setting, and which images were right."""
+        tested = chance(config, seed)
+        if tested is not None:
+            prune_(model, tested)
+        correct = self.correct(model)
+        return {
+            "top1": 100 * correct.float().mean().item(),
+            "images": len(correct),
+            "correct": base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode(),
+        }
+
+    def train(
+        self, model: nn.Module, seed: int, trained: PruneConfig | None, tested: PruneConfig | None
+    ) -> Iterator[dict[str, float]]:
+        """Train; after each epoch its mean loss and, half way or where the curve is wanted, the accuracy so far."""
+        recipe, images = self.recipe, self.pixels["train"]
+        batches = TrainingBatches(len(images), recipe.batch_size, seed)
+        steps = batches.steps_per_epoch
+        optimizer = optimizer_of(model, recipe)
+        schedule = schedule_of(optimizer, recipe, steps)
+        loss_of = TrainingLoss(recipe, int(self.pixels["train_labels"].max()) + 1)
+        config = data_config(model, recipe.image_size)
+        mean, std = (torch.tensor(config[name], device=self.device).view(3, 1, 1) for name in ("mean", "std"))
+        for epoch in range(recipe.epochs):
+            model.train()
+            if trained is not None:
+                prune_(model, trained)
+            batches.start(epoch)
+            total = torch.zeros((), device=self.device)
+            for step, piece in enumerate(batches):
+                numbers = torch.tensor([number for _, number in piece])
+                set_seeds(derived_seed(seed, epoch, step, 1))
+                crops = random_crops(
+                    images[numbers].to(self.device), recipe.image_size, recipe.crop_scale, mean, std,
+                    torch.Generator().manual_seed(derived_seed(seed, epoch, step)),
+                )  # fmt: skip
+                labels = self.pixels["train_labels"][numbers].to(self.device)
+                schedule.step_update(epoch * steps + step)
+                crops, targets = loss_of.mix(crops, labels, derived_seed(seed, epoch, step, 0))
+                with self.autocast(), self.penalised(model) as penalty:
+                    loss = loss_of(model(crops), targets, crops)
+                    if penalty is not None:
+                        loss = loss + self.entropy_weight * penalty.value
+                loss.backward()
+                if recipe.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                total += loss.detach()
+            point = {"epoch": epoch + 1, "loss": round(float(total) / steps, 4)}
+            if self.curve or epoch + 1 == recipe.epochs // 2:
+                if tested is not None:
+                    prune_(model, tested)
+                point["top1"] = 100 * self.correct(model).float().mean().item()
+            yield point
+
+
+def chance(config: PruneConfig | None, seed: int | None) -> PruneConfig | None:
+    """The setting, chance drawing anew at every step (None) or from a seed."""
+    if config is None or not isinstance(config.criterion, Random):
+        return config
+    return replace(config, criterion=Random(seed))
+
+
+def cells(
+    methods: list[str], rates: list[float], blocks: list[str], seeds: list[int | None], files: dict[str, PruneConfig]
+) -> list[Cell]:
+    """All cells, seed by seed, so that what an interrupted run has is whole seeds."""
+    found: list[Cell] = []
+    for seed in seeds:
+        found += [Cell("dense", None, "", seed)] * ("dense" in methods)
+        found += [
+            Cell(name, rate, place, seed) for rate in rates for place in blocks for name in methods if name != "dense"
+        ]
+        for stem in files:  # "calibrated-0.5" stands beside the methods at ρ = 0.5
+            name, _, rate = stem.rpartition("-")
+            found.append(Cell(name, float(rate), blocks[0], seed))
+    return found
+
+
+def recipe_of(
+    epochs: int,
+    batch_size: int,
+    size: int,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float,
+    precision: str,
+) -> Recipe:
+    """The recipe of every cell."""
+    return Recipe(
+        epochs=epochs, batch_size=batch_size, image_size=size, learning_rate=learning_rate,
+        minimum_learning_rate=learning_rate / 100, weight_decay=weight_decay, layer_decay=layer_decay, clip_norm=1.0,
+        crop_scale=(0.4, 1.0), mixup=0.0, cutmix=0.0, random_erasing=0.0, precision=precision,
+    )  # fmt: skip
+
+
+def opened(
+    data: str,
+    root: Path,
+    weights: Path,
+    model: str,
+    recipe: Recipe,
+    device: str,
+    cache: Path,
+    workers: int,
+    curve: bool,
+) -> Bench:
+    """The dense classifier and the images, on the device."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    place = torch.device(device)
+    spec = ModelSpec(model, str(weights), 0.0)
+    dense = spec.build(None, recipe.image_size, strict=True).to(place)
+    pixels = dict(packed(cache, data, root, recipe.image_size, dense, workers))
+    if place.type == "cuda":
+        pixels = {name: tensor.to(place) if name in ("train", "test") else tensor for name, tensor in pixels.items()}
+    return Bench(spec, dense, pixels, recipe, place, curve)
+
+
+def main(
+    data: Annotated[str, typer.Option(help="Name of the data set, for the records.")],
+    root: Annotated[Path, typer.Option(help="Its folder.")],
+    weights: Annotated[Path, typer.Option(help="The dense classifier all cells start from.")],
+    output: Annotated[Path, typer.Option(help="Folder of the records.")],
+    size: int = 196,
+    model: str = "vit_small_patch14_dinov2",
+    methods: str = "dense," + METHODS,
+    keep_rates: str = "0.9,0.7,0.5,0.3",
+    blocks: Annotated[list[str] | None, typer.Option(help='"paper", or numbers such as 5,8,10; repeatable.')] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A pruning config file NAME-RATE.json, to stand beside the methods at that rate; repeatable."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help='Commas between; "none" tests without training.')] = "0,1,2",
+    epochs: int = 6,
+    batch_size: int = 128,
+    learning_rate: Annotated[float, typer.Option(help="Per 512 images, as in entropatch's recipes.")] = 4e-4,
+    layer_decay: float = 0.75,
+    weight_decay: float = 0.02,
+    precision: str = "bfloat16",
+    device: str = "cuda",
+    lane: Annotated[str, typer.Option(help="I/N: this process takes every N-th cell from the I-th on.")] = "0/1",
+    deadline: Annotated[float | None, typer.Option(help="Seconds after which no further cell is begun.")] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="Test after every epoch.")] = False,
+    tag: Annotated[str, typer.Option(help="Part of the record files' name.")] = "grid",
+    cache: Annotated[Path, typer.Option(help="Where the images' pixels are kept.")] = Path("/tmp/entropatch-pixels"),
+    workers: int = 0,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help='A cell, such as "shannon-0.5", whose weights of seed 0 to save; repeatable.'),
+    ] = None,
+) -> None:
+    """Compute the cells that have no record yet."""
+    began = time.monotonic()
+    recipe = recipe_of(epochs, batch_size, size, learning_rate, weight_decay, layer_decay, precision)
+    bench = opened(data, root, weights, model, recipe, device, cache, workers, curve)
+    files = {path.stem: PruneConfig.load(path) for path in config or ()}
+    numbers = [None if text == "none" else int(text) for text in seeds.split(",")]
+    wanted = cells(
+        methods.split(",") if methods else [], [float(rate) for rate in keep_rates.split(",")], blocks or ["paper"],
+        numbers, files,
+    )  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    number, count = map(int, lane.split("/"))
+    about = {
+        "data": data,
+        "size": size,
+        "model": model,
+        "recipe": recipe.to_dict(),
+        "machine": environment(bench.device),
+    }
+    done = {
+        (line["name"], line["keep_rate"], line["blocks"], line["seed"], line["data"], line["size"], line["tag"])
+        for file in output.glob("*.jsonl")
+        for line in map(json.loads, file.read_text().splitlines())
+    }
+    with (output / f"{tag}-{data}-{size}-{number}.jsonl").open("a") as records:
+        for cell in wanted[number::count]:
+            if (*asdict(cell).values(), data, size, tag) in done:
+                continue
+            if deadline is not None and time.monotonic() - began > deadline:
+                typer.echo(f"lane {lane}: the deadline is reached; the rest is left for another run.")
+                break
+            setting = cell.config(files)
+            name = f"{cell.name}-{cell.keep_rate}" if cell.keep_rate else cell.name
+            kept = name in (keep or ()) and cell.seed == 0
+            result = bench.run(setting, cell.seed, output / f"{data}-{size}-{name}.safetensors" if kept else None)
+            line = {
+                **asdict(cell),
+                "tag": tag,
+                "config": None if setting is None else json.loads(setting.to_json()),
+                **result,
+                **about,
+            }
+            records.write(json.dumps(line) + "\n")
+            records.flush()
+            typer.echo(f"{cell} {result['top1']:.2f} in {result['seconds']:.1f} s")
+
+
+if __name__ == "__main__":
+    typer.run(main)
