@@ -14,7 +14,7 @@ from entropatch.cli import app
 from entropatch.cli import export as _registered  # noqa: F401
 from entropatch.export import about_file
 
-SMALL = ["--model", "test_vit", "--weights", "none", "--image-size", "48", "--model-arg", "depth=2"]
+SMALL = ["--model", "test_vit", "--weights", "none", "--image-size", "48", "--model-arg", "depth=1"]
 
 
 def invoke(*arguments: str) -> Any:
@@ -24,14 +24,14 @@ def invoke(*arguments: str) -> Any:
 def test_a_file_with_the_setting_that_was_asked_for(tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    chosen = ["--method", "shannon", "--keep-rate", "0.5,0.6", "--blocks", "0,1", "--kept"]
+    chosen = ["--method", "shannon", "--keep-rate", "0.5", "--blocks", "0", "--kept"]
     outcome = invoke(str(tmp_path / "model.onnx"), *SMALL, *chosen)
     assert outcome.exit_code == 0, outcome.output
     lines = outcome.output.splitlines()
-    assert lines[-1] == f"written: {tmp_path / 'model.onnx'}, 0.8 MiB"
+    assert lines[-1] == f"written: {tmp_path / 'model.onnx'}, 0.6 MiB"
     assert next(line for line in lines if line.startswith("kept sets: equal for "))
     said = entropatch.PruneConfig.from_json(json.dumps(about_file(tmp_path / "model.onnx")["pruning"]))
-    assert said == entropatch.PruneConfig((0.5, 0.6), blocks=(0, 1), method="shannon")
+    assert said == entropatch.PruneConfig(0.5, blocks=(0,), method="shannon")
 
 
 @pytest.mark.parametrize(

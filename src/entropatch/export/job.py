@@ -121,9 +121,10 @@ def _checked(subject: Subject, chosen: Format, made: Made, options: Options) -> 
     batches = batches_of(subject.images)
     arrays = {name: images.numpy() for name, images in batches.items()}
     names = [*subject.outputs, *subject.decisions]
+    files = list(dict.fromkeys((made.inspected, made.file)))
+    inspected, *others = run_outside(chosen.runtime, files, arrays)
+    delivered = others[0] if others else inspected
     found: dict[str, Named] = {}
-    inspected = run_outside(chosen.runtime, made.inspected, arrays)
-    delivered = inspected if made.file == made.inspected else run_outside(chosen.runtime, made.file, arrays)
     for batch in batches:
         outputs = dict(zip(names, inspected[batch], strict=True))
         found[batch] = outputs | dict(zip(subject.outputs, delivered[batch], strict=False))
