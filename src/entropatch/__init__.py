@@ -14,6 +14,7 @@ from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
+from entropatch.regularisation import entropy_penalty
 from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
 from entropatch.surgery import (
     Trace,
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "attention_entropy",
     "calibrate",
+    "entropy_penalty",
     "export",
     "prune_",
     "pruning_config",

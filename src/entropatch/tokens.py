@@ -16,13 +16,20 @@ from torch import Tensor
 def select(scores: Tensor, k: int) -> Tensor:
     """Indices of the k highest scores, ascending so that kept tokens stay in raster order: (batch, n) -> (batch, k).
 
-    Ties go to the lower index on every device (a stable sort; `topk` breaks ties differently on CPU and GPU).
+    Ties go to the lower index, see `highest`.
     """
-    if torch.onnx.is_in_onnx_export():  # it has no stable sort, but its TopK gives ties to the lower index
-        best = scores.topk(k, dim=1).indices
-    else:
-        best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return best.sort(dim=1).values
+    return highest(scores, k).sort(dim=1).values
+
+
+def highest(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k highest scores, the highest first: (batch, n) -> (batch, k).
+
+    Ties go to the lower index on every device (a stable sort; `topk` breaks ties differently on CPU and GPU), and in
+    ONNX files, which have no stable sort, but whose TopK gives ties to the lower index by the standard.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return scores.topk(k, dim=1).indices
+    return scores.argsort(dim=1, descending=True, stable=True)[:, :k]
 
 
 def covering(scores: Tensor, positions: Tensor, grid: tuple[int, int], side: int) -> Tensor:
@@ -45,7 +52,7 @@ def covering(scores: Tensor, positions: Tensor, grid: tuple[int, int], side: int
         Whole numbers, all different, (batch, n), float32 (exact up to 2²³ tokens); only their order means anything.
     """
     n = scores.shape[1]
-    order = scores.argsort(dim=1, descending=True, stable=True)
+    order = highest(scores, n)
     ranks = torch.arange(n, device=scores.device).expand_as(order)
     rank = torch.empty_like(order).scatter(1, order, ranks)
     rows, columns = (-(-length // side) for length in grid)

@@ -14,6 +14,7 @@ from torch.export import Dim
 from entropatch.export.format import Format, Made, Options
 from entropatch.export.int8 import quantise
 from entropatch.export.metadata import KEY, about
+from entropatch.export.onnx_operators import translations
 from entropatch.export.subject import KEPT, Subject
 from entropatch.extras import require
 
@@ -65,6 +66,7 @@ def _convert(subject: Subject, path: Path, opset: int) -> int:
                 dynamic_shapes=({0: Dim("batch", min=1)},),
                 input_names=["images"],
                 output_names=[*subject.outputs, *subject.decisions],
+                custom_translation_table=translations(),
                 opset_version=opset,
                 verbose=False,
             )

@@ -60,7 +60,8 @@ class Parity:
         counted: how many of them have PyTorch's kept sets in every block, and no near tie; all of them if `lossy`.
         near_ties: choices between scores that differ by less than the score error; what follows is not counted.
         differing: choices that differ without that excuse.
-        scores, outputs: of the images counted so far, and of those counted.
+        scores: of each block that scored, of the images counted until then.
+        outputs: of the images counted.
         kept_share: mean share of the patches kept that PyTorch keeps too.
         agreeing: share of the images whose highest output is PyTorch's.
         lossy: whether the file is to differ, as a quantised one does.
@@ -73,7 +74,7 @@ class Parity:
     counted: int = 0
     near_ties: list[Place] = field(default_factory=list)
     differing: list[Place] = field(default_factory=list)
-    scores: Gap = field(default_factory=Gap)
+    scores: dict[int, Gap] = field(default_factory=dict)
     outputs: Gap = field(default_factory=Gap)
     kept_share: float = 1.0
     agreeing: float = 1.0
@@ -82,11 +83,12 @@ class Parity:
         """What is wrong with the file, if anything; of a lossy one only values that are not numbers."""
         if self.lossy:
             return None if np.isfinite(self.outputs.difference) else "its outputs are no numbers where PyTorch's are"
-        for what, gap in (("scores", self.scores), ("outputs", self.outputs)):
+        scores = ((f"scores in block {block}", gap) for block, gap in self.scores.items())
+        for what, gap in (*scores, ("outputs", self.outputs)):
             if gap.exceeds(tolerance):
                 return f"its {what} differ by up to {gap.difference:.2g}, allowed {gap.allowed(tolerance):.2g}"
         if self.differing:
-            return "it keeps other patches: " + "; ".join(map(_where, self.differing[:5]))
+            return "it keeps other patches: " + "; ".join(_where(self.differing))
         if not self.counted:
             return "no image could be compared, since each has near ties; give photographs as images"
         return None
@@ -98,11 +100,11 @@ class Parity:
             lines.append(f"kept sets: {self.kept_share:.1%} of the patches kept are PyTorch's, batch sizes {sizes}")
         elif self.staged:
             lines.append(
-                f"kept sets: equal for {self.counted} of {self.images} images, batch sizes {sizes}; "
-                f"score error {self.scores.difference:.1e}"
+                f"kept sets: equal for {self.counted} of {self.images} images, batch sizes {sizes}; score error "
+                + (", ".join(f"{gap.difference:.1e} in block {block}" for block, gap in self.scores.items()) or "none")
             )
-            lines += [f"near tie, not counted: {_where(place)}" for place in self.near_ties]
-            lines += [f"other patches kept: {_where(place)}" for place in self.differing]
+            lines += [f"near tie, not counted: {place}" for place in _where(self.near_ties)]
+            lines += [f"other patches kept: {place}" for place in _where(self.differing)]
         lines.append(
             f"outputs: largest difference {self.outputs.difference:.1e}, batch sizes {sizes}; "
             f"largest output {self.outputs.largest:.1f}"
@@ -111,9 +113,12 @@ class Parity:
         return lines
 
 
-def _where(place: Place) -> str:
-    size, image, block = place
-    return f"image {image} of the batch of {size}, block {block}"
+def _where(places: Sequence[Place]) -> list[str]:
+    """The places in words, those of one block and batch together."""
+    together: dict[tuple[int, int], list[int]] = {}
+    for size, image, block in places:
+        together.setdefault((size, block), []).append(image)
+    return [f"block {block}, image {', '.join(map(str, found))} of {size}" for (size, block), found in together.items()]
 
 
 def batches_of(images: Tensor) -> dict[str, Tensor]:
@@ -160,7 +165,7 @@ def _compare_kept(parity: Parity, model: nn.Module, images: Tensor, mine: Named,
         close = np.zeros_like(counted)
         if f"{SCORES}_{block}" in mine:
             ours, theirs = (scores[f"{SCORES}_{block}"] for scores in (mine, other))
-            parity.scores.add(ours[counted], theirs[counted])
+            parity.scores.setdefault(block, Gap()).add(ours[counted], theirs[counted])
             with np.errstate(invalid="ignore"):
                 error = np.where(ours == theirs, 0.0, np.abs(ours.astype(np.float64) - theirs)).max(1)
             # Each of the two scores may be off by the error.

@@ -146,7 +146,7 @@ def _refuse_setting(config: PruneConfig) -> None:
             f"{config.schedule!r} keeps another number of tokens for each image, but an exported graph has one for "
             "all; use a keep rate: entropatch.prune_(model, schedule=KeepRate(), keep_rate=0.7)."
         )
-    if config.reducing.needs_scores and config.criterion == Random(seed=None):
+    if any(reduction.needs_scores and criterion == Random(seed=None) for criterion, reduction, _ in config.parts):
         raise ValueError(
             "Random(seed=None) draws anew in every pass from PyTorch's generator, which an exported file does not "
             "have; use Random(seed=0), whose scores depend on seed, block, place in the batch and patch alone."

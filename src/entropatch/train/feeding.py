@@ -10,7 +10,7 @@ from entropatch.data.batches import TrainingBatches
 from entropatch.data.loaders import (
     data_config,
     evaluation_loader,
-    evaluation_transform,
+    evaluation_transform_of,
     training_loader,
     training_transform,
 )
@@ -33,6 +33,7 @@ def loaders(job: Job, accelerator: Any) -> tuple[TrainingBatches, DataLoader, Da
         color_jitter=recipe.color_jitter,
     )
     training = training_loader(data.train, transform, batches, runtime.workers, pin)
+    tested = evaluation_transform_of(job.model, recipe.image_size)
     size = runtime.evaluation_batch_size or 2 * recipe.batch_size // (processes * runtime.accumulate)
-    testing = evaluation_loader(data.test, evaluation_transform(config), size, process, processes, runtime.workers, pin)
+    testing = evaluation_loader(data.test, tested, size, process, processes, runtime.workers, pin)
     return batches, training, testing

@@ -1,0 +1,125 @@
+"""Attention entropy as a term of the training loss: `entropy_penalty`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor, nn
+
+from entropatch.attention import BlockAttention
+from entropatch.entropy import check_order
+from entropatch.surgery import block_count, watch
+from entropatch.tokens import Tokens
+
+SIDES: dict[str, Callable[[Tensor], Tensor]] = {
+    "both": torch.square,
+    "above": lambda distance: distance.clamp(min=0).square(),
+    "below": lambda distance: distance.clamp(max=0).square(),
+}
+
+
+class EntropyPenalty:
+    """What `entropy_penalty` gathers while a model runs.
+
+    Attributes:
+        means: by block, the mean normalised entropy of each head over images and patches, (heads,), without gradients:
+            0 where every patch attends to one patch, 1 where all attend evenly. Heads that collapse show here. Of the
+            last forward pass.
+    """
+
+    def __init__(self, target: float, heads: Sequence[int] | None, order: float, side: str):
+        self._target, self._heads, self._order, self._distance = target, heads, order, SIDES[side]
+        self._terms: list[Tensor] = []
+        self._differentiated = False
+        self.means: dict[int, Tensor] = {}
+
+    @property
+    def value(self) -> Tensor:
+        """The penalty, a scalar in float32 on the model's device, to be added to the loss with a weight.
+
+        Raises:
+            RuntimeError: the model has not run inside the `with` block; or it ran without gradients while they were on
+                outside, as PyTorch's reentrant checkpointing does, so that the penalty would teach nothing.
+        """
+        if not self._terms:
+            raise RuntimeError(
+                "the penalty is of a forward pass inside `with entropy_penalty(...)`, but none ran; call the model "
+                "there."
+            )
+        value = torch.stack(self._terms).mean()
+        if self._differentiated and torch.is_grad_enabled() and not value.requires_grad:
+            raise RuntimeError(
+                "the model ran without gradients, so the penalty has none; use checkpointing with use_reentrant=False."
+            )
+        return value
+
+    def _look(self, attention: BlockAttention, tokens: Tokens) -> None:
+        with torch.autocast(attention.q.device.type, enabled=False):
+            entropy = attention.entropy(self._order).float()
+        if self._heads is not None:
+            if max(self._heads) >= entropy.shape[1]:
+                raise ValueError(f"heads must lie in 0 … {entropy.shape[1] - 1}, but got {tuple(self._heads)}.")
+            entropy = entropy[:, list(self._heads)]
+        by_image = entropy.mean(-1) / math.log(max(attention.num_patches, 2))
+        term = self._distance(by_image - self._target).mean()
+        # Checkpointing runs the block again during the backward pass: the same operations, of a term counted already.
+        if torch._C._current_graph_task_id() == -1:
+            self._terms.append(term)
+            self.means[attention.block] = by_image.detach().mean(0)
+
+
+@contextmanager
+def entropy_penalty(
+    model: nn.Module,
+    *,
+    target: float,
+    blocks: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    order: float = 1.0,
+    side: str = "both",
+) -> Iterator[EntropyPenalty]:
+    """A penalty on the attention entropy of a model, for training.
+
+        penalty = mean over blocks, images, heads of  g(e - target),    e = mean over patches of H_α(p_i) / log n
+
+    with H_α the entropy of a patch's attention over the n patches present, as the criterion `Renyi(order)` takes it, so
+    that e lies in [0, 1] whatever the number of patches; g(x) = x² ("both"), max(x, 0)² ("above": entropy above the
+    target is penalised) or min(x, 0)² ("below"). The target is one of the mean over patches, so that patches may
+    differ, which pruning lives by. Its gradient reaches queries and keys, and is computed without the n×n matrix. Zhai
+    et al. (2023) describe how training goes with collapsing entropy: watch `means`.
+
+    Args:
+        model: as `entropatch.prune_` takes it, stock or pruned; pruned, its remaining patches count.
+        target: of the normalised entropy, in [0, 1].
+        blocks: 0-based; None means all.
+        heads: 0-based; None means all.
+        order: α, in (0, ∞].
+        side: "both", "above" or "below".
+
+    Yields:
+        An `EntropyPenalty`; its `value` is the penalty of the forward passes inside the `with` block, their mean.
+
+    Raises:
+        ValueError, TypeError: a setting out of range. UnsupportedModelError: as of `watch`.
+
+    Example:
+        >>> with entropatch.entropy_penalty(model, target=0.6, blocks=(3, 6, 9)) as penalty:
+        ...     loss = F.cross_entropy(model(images), labels) + 0.1 * penalty.value
+        ...     loss.backward()  # inside, which gradient checkpointing asks for
+    """
+    if isinstance(target, bool) or not isinstance(target, Real) or not 0 <= target <= 1:
+        raise ValueError(f"target must be a number in [0, 1], a share of log n, but got {target!r}.")
+    if side not in SIDES:
+        raise ValueError(f"side must be one of {', '.join(SIDES)}, but got {side!r}.")
+    if heads is not None and (not len(heads) or any(not isinstance(h, Integral) or h < 0 for h in heads)):
+        raise ValueError(f"heads must be numbers from 0 on, at least one, or None for all, but got {heads!r}.")
+    if blocks is not None and not len(blocks):
+        raise ValueError(f"blocks must be numbers in 0 … {block_count(model) - 1}, or None for all, but got none.")
+    penalty = EntropyPenalty(float(target), heads, check_order(order), side)
+    penalty._differentiated = any(parameter.requires_grad for parameter in model.parameters())
+    with watch(model, blocks, penalty._look, gradients=True):
+        yield penalty
