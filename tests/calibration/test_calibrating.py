@@ -288,7 +288,7 @@ def verdict(*losses: Any) -> str:
 def test_a_difference_within_its_paired_error_is_none() -> None:
     """The errors of both means are large; that of their difference decides."""
     image = np.linspace(0, 1, 10)
-    said = verdict(image, image + 0.01 * (1 + image), image + np.where(np.arange(10) % 2, 0.1, -0.11), image - 0.2)
+    said = verdict(image, image + 0.01 * (1 + image), image + np.where(np.arange(10) % 2, 0.11, -0.1), image - 0.2)
     assert "The calibrated setting beats random at the same cost" in said
     assert "does not beat the default" in said
     assert said.endswith("Better by more than the paired error: EViT.")
