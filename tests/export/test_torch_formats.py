@@ -23,7 +23,7 @@ SMALL = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Any]:
     model = create("deit", depth=1)
-    entropatch.prune_(model, keep_rate=0.6, blocks=(0,), method="evit")
+    entropatch.prune_(model, keep_rate=0.6, blocks=(0,), criterion=entropatch.Renyi(2.0), reduction="fuse")
     path = tmp_path_factory.mktemp("pt2") / "model.pt2"
     return model, entropatch.export(model, photographs(model, 3), path, on_message=lambda line: None)
 
