@@ -211,6 +211,7 @@ def test_peft(prune_first: bool) -> None:
     entropatch.unprune_(merged)
 
 
+@pytest.mark.usefixtures("accelerate_forgets")
 def test_trainer_and_pipeline(tmp_path: Path) -> None:
     from PIL import Image
 
