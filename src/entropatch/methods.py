@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from entropatch.criteria import ClassAttention, Criterion, Product, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, HeadDiversity, Product, Random, Renyi
 from entropatch.named_method import Method, composed, is_composed
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
@@ -133,6 +133,22 @@ _OWN: dict[str, Method] = {
             "Keeps the patches of the most class attention over the perplexity, of order 2, of their own attention.",
             Product(ClassAttention(), Renyi(2.0)),
             rank=61,
+            compared=False,
+        ),
+        Method(
+            "head-variance",
+            "Head variance",
+            "Keeps the patches on which the class token's attention varies most from head to head.",
+            HeadDiversity("variance"),
+            rank=70,
+            compared=False,
+        ),
+        Method(
+            "head-mad",
+            "Head MAD",
+            "Keeps the patches of the largest median absolute deviation of class attention over the heads.",
+            HeadDiversity("mad"),
+            rank=71,
             compared=False,
         ),
     )
