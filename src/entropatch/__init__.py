@@ -7,6 +7,7 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 """
 
 from entropatch.attention import BlockAttention, attention_entropy
+from entropatch.calibration import calibrate
 from entropatch.config import PruneConfig
 from entropatch.criteria import (
     AttEntropy,
@@ -33,6 +34,7 @@ from entropatch.schedule import CumulativeImportance, FloorRate, KeepRate, Remov
 from entropatch.surgery import (
     Trace,
     UnsupportedModelError,
+    fit_processor_,
     prune_,
     pruning_config,
     restore,
@@ -79,8 +81,10 @@ __all__ = [
     "ValueNormAttention",
     "__version__",
     "attention_entropy",
+    "calibrate",
     "entropy_penalty",
     "export",
+    "fit_processor_",
     "prune_",
     "pruning_config",
     "register_method",

@@ -13,6 +13,7 @@ from entropatch.reductions import Drop, Reduction
 from entropatch.schedule import MOST_SIZES, KeepRate, RemovePerBlock, Schedule
 
 UNSET: Any = object()  # a field that was not given
+Parts = tuple[tuple[Criterion, Reduction, int | None], ...]  # criterion, reduction and coverage of each block
 
 
 def find_reduction(reduction: Any) -> Reduction:
@@ -210,13 +211,14 @@ def check_ignored(
         )
 
 
-def check_first(reduction: Reduction, blocks: tuple[int, ...]) -> None:
-    """Raise ValueError where the first reducing block has nothing to choose by."""
-    if blocks and blocks[0] == 0 and reduction.detours:
+def check_first(parts: Parts, blocks: tuple[int, ...]) -> Parts:
+    """Return the parts of each block, or raise ValueError where the first has nothing to choose by."""
+    if blocks and blocks[0] == 0 and parts[0][1].detours:
         raise ValueError(
-            f"reduction {reduction.kind!r} chooses by the blocks before, of which block 0 has none; let blocks begin "
+            f"reduction {parts[0][1].kind!r} chooses by the blocks before, of which block 0 has none; let blocks begin "
             f"at 1 or later, but got {blocks}."
         )
+    return parts
 
 
 def ignored_rate(schedule: Schedule, keep_rate: Any) -> ValueError:

@@ -62,3 +62,20 @@ def test_methods_of_several_blocks() -> None:
     with torch.no_grad(), entropatch.trace(model) as trace:
         assert model(images).isfinite().all()
     assert trace.counts == [25, 15, 9, 6]
+
+
+def test_methods_on_transformers() -> None:
+    """Those that leave fewer tokens run; one whose tokens go around blocks is refused: its loop has no place for them."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.CLIPVisionConfig(**sizes, image_size=80, patch_size=16)
+    model, images = transformers.CLIPVisionModel(config).eval(), pictures()
+    for name in NAMES:
+        if name == "evo-vit":
+            with pytest.raises(UnsupportedModelError, match="the loop of transformers has no place for"):
+                prune_(model, method=name)
+            continue
+        prune_(model, method=name, keep_rate=0.5)
+        with torch.no_grad(), entropatch.trace(model) as trace:
+            assert model(images).pooler_output.isfinite().all()
+        assert trace.stages[-1].tokens_after < 25

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from small_models import create, photographs
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -183,14 +182,7 @@ def test_blocks_wrapped_for_activation_checkpointing(kind):
     check_settings_and_return(model.eval(), images.detach(), create("deit"))
 
 
-@pytest.fixture
-def _accelerate_forgets() -> Iterator[None]:
-    """Its settings hold for the whole process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("_accelerate_forgets")
+@pytest.mark.usefixtures("accelerate_forgets")
 def test_accelerate_in_mixed_precision():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     prepared = accelerator.prepare(pruned("deit"))

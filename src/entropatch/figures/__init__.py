@@ -11,6 +11,7 @@ from entropatch.figures.foreground import auroc_in_blocks, aurocs_of_models
 from entropatch.figures.patches import entropy_and_stages, overview, remaining_title
 from entropatch.figures.saving import save_figure
 from entropatch.figures.style import ENTROPY_COLOURS
+from entropatch.figures.tradeoff import trade_off
 
 __all__ = [
     "ENTROPY_COLOURS",
@@ -25,4 +26,5 @@ __all__ = [
     "remaining_title",
     "save_figure",
     "stages_side_by_side",
+    "trade_off",
 ]

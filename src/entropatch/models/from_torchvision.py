@@ -42,8 +42,9 @@ def load(request: Request) -> tuple[nn.Module, str]:
     labels = tuple(defaults.meta["categories"])
     known = entry is not None and len(labels) == classes
     which = repr(entry.name) if entry is not None else None
-    arguments = "" if request.image_size is None else f", image_size={size}"
-    code = f"import torchvision\n\nmodel = torchvision.models.get_model({request.name!r}, weights={which}{arguments})"
+    arguments = f"{request.name!r}, weights={which}" + ("" if request.image_size is None else f", image_size={size}")
+    note = "" if entry is not None else f"# its weights: {source}\n"
+    code = f"import torchvision\n\n{note}model = torchvision.models.get_model({arguments})"
     card = ModelCard("torchvision", request.name, code, labels if known else None, HEADS)
     return introduced(model, card, _preprocessing(defaults, size)), source
 

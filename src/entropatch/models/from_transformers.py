@@ -53,9 +53,9 @@ def load(request: Request) -> tuple[nn.Module, str]:
     )
     auto = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
     with torch.device("meta"):
-        prune_(ImageModel(_tower(_made(request, auto, config)), 0))
+        prune_(_tower(_made(request, auto, config)))
     if request.weights == PRETRAINED:
-        arguments = {"config": config, "local_files_only": offline, "ignore_mismatched_sizes": True}
+        arguments = {"config": config, "local_files_only": offline, "ignore_mismatched_sizes": request.new_head}
         inner, source = _fetched(request, "weights", auto.from_pretrained, **arguments), _place(request)
     else:
         with seeded(derived_seed(request.seed)):
@@ -66,7 +66,8 @@ def load(request: Request) -> tuple[nn.Module, str]:
     if not own:
         source = f"the file {request.weights}"
         fill(model, _prefixed(load_weights(request.weights)), source, new_head=request.new_head, classifier=heads)
-    code = f"import transformers\n\nmodel = transformers.{auto.__name__}.from_pretrained({request.name!r})"
+    note = "" if request.weights == PRETRAINED else f"# its weights: {source}\n"
+    code = f"import transformers\n\n{note}model = transformers.{auto.__name__}.from_pretrained({request.name!r})"
     card = ModelCard("transformers", request.name, code, labels, heads)
     preprocessing = None if processor is None else _preprocessing(request, processor)
     return introduced(model, card, preprocessing), source

@@ -2,7 +2,8 @@
 
 from entropatch.surgery.dense_pass import dense_pass
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.prune import block_count, prune_, tower_name, unprune_
+from entropatch.surgery.placeholders import fit_processor_, tokens_left
+from entropatch.surgery.prune import block_count, prune_, run_images, tower_name, unprune_
 from entropatch.surgery.stage_record import StageRecord
 from entropatch.surgery.state import is_pruned, pruning_config
 from entropatch.surgery.tracing import Trace, restore, trace
@@ -14,10 +15,13 @@ __all__ = [
     "UnsupportedModelError",
     "block_count",
     "dense_pass",
+    "fit_processor_",
     "is_pruned",
     "prune_",
     "pruning_config",
     "restore",
+    "run_images",
+    "tokens_left",
     "tower_name",
     "trace",
     "unprune_",

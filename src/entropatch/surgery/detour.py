@@ -12,7 +12,7 @@ from torch import Tensor
 from entropatch.config import Stage
 from entropatch.reductions import SlowFast
 from entropatch.schedule import Site
-from entropatch.surgery.visit import covered
+from entropatch.surgery.outcome import covered
 from entropatch.tokens import Plan, Tokens, scatter_tokens
 
 

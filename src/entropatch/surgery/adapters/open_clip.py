@@ -204,7 +204,7 @@ class OpenClipAdapter(Adapter):
         return nn.Identity() if late else model.ln_post
 
     def output_projection(self, block: Any) -> Tensor:
-        attention = self.attention_of(block)
+        attention: Any = self.attention_of(self.unwrapped(block))
         between = {
             "a scale of each head": getattr(attention, "head_scale", None) is not None,
             "a norm": not isinstance(getattr(attention, "ln_inner", nn.Identity()), nn.Identity),

@@ -86,7 +86,8 @@ class TorchvisionAdapter(Adapter):
         return model.ln
 
     def output_projection(self, block: Any) -> Tensor:
-        return linear_weight(self.attention_of(block).out_proj, ())
+        attention: Any = self.attention_of(self.unwrapped(block))
+        return linear_weight(attention.out_proj, ())
 
     def refuse_model(self, model: Any) -> None:
         tokens = model.pos_embedding.shape[1]

@@ -63,7 +63,7 @@ class TimmAdapter(Adapter):
         return getattr(model, "rope", None) is not None
 
     def output_projection(self, block: Any) -> Tensor:
-        attention = self.attention_of(block)
+        attention: Any = self.attention_of(self.unwrapped(block))
         between = {
             "a norm": not isinstance(attention.norm, nn.Identity),
             "a gate": getattr(attention, "gate", None) is not None,
