@@ -65,7 +65,7 @@ def test_methods_of_several_blocks() -> None:
 
 
 def test_methods_on_transformers() -> None:
-    """Those that leave fewer tokens run; one whose tokens go around blocks is refused: its loop has no place for them."""
+    """All but the one whose tokens go around blocks, which is refused: its loop has no place for them."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
     config = transformers.CLIPVisionConfig(**sizes, image_size=80, patch_size=16)
