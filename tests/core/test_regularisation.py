@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import entropatch
-from entropatch import BlockAttention, Tokens, entropy_penalty, prune_
+from entropatch import BlockAttention, CumulativeImportance, Tokens, entropy_penalty, prune_
 from entropatch.surgery import is_pruned
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TARGET = 0.9
 
@@ -109,7 +111,7 @@ def test_checkpointing_gives_the_same_gradients(pruned: bool) -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_several_passes_are_averaged() -> None:
+def test_several_passes_are_averaged_over_their_images() -> None:
     model, first, second = vit(), images(), images(3) * 2
     values = []
     for batches in ([first], [second], [first, second]):
@@ -117,7 +119,27 @@ def test_several_passes_are_averaged() -> None:
             for batch in batches:
                 model(batch)
         values.append(penalty.value.item())
-    assert values[2] == pytest.approx((values[0] + values[1]) / 2)
+    assert values[2] == pytest.approx((2 * values[0] + 3 * values[1]) / 5)
+
+
+def test_images_that_keep_different_numbers_count_alike() -> None:
+    """They go through the later blocks in groups of one size, each image as if it were alone."""
+    model, batch = vit(), images(7) * torch.logspace(-1, 1, 7)[:, None, None, None]
+    prune_(model, schedule=CumulativeImportance(0.6), blocks=(1, 2))
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        model(batch)
+    assert any(isinstance(counts, list) for counts in trace.counts)
+    alone: list[entropatch.regularisation.EntropyPenalty] = []
+    for image in batch:
+        with entropy_penalty(model, target=0.5, side="below") as penalty:
+            model(image[None])
+        alone.append(penalty)
+    with entropy_penalty(model, target=0.5, side="below") as together:
+        model(batch)
+    assert together.value.item() == pytest.approx(sum(one.value.item() for one in alone) / 7, rel=1e-5)
+    assert together.blocks == [0, 1, 2, 3]
+    for block, mean in together.means.items():
+        torch.testing.assert_close(mean, torch.stack([one.means[block] for one in alone]).mean(0))
 
 
 @pytest.mark.parametrize("target", [0.3, 0.6, 0.95])
