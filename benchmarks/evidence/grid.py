@@ -26,13 +26,14 @@ import typer
 from pixels import packed, random_crops
 from torch import Tensor, nn
 
-from entropatch import PruneConfig, prune_
+from entropatch import PruneConfig, entropy_penalty, prune_
 from entropatch.config import method_config
 from entropatch.criteria import Random
 from entropatch.data.batches import TrainingBatches
 from entropatch.data.loaders import data_config
 from entropatch.data.seeding import derived_seed, set_seeds
 from entropatch.measure import environment
+from entropatch.models.checkpoint import save_weights
 from entropatch.models.spec import ModelSpec
 from entropatch.train.loss import TrainingLoss
 from entropatch.train.optimisation import optimizer_of, schedule_of
@@ -62,18 +63,25 @@ class Cell:
 
 @dataclass
 class Bench:
-    """What all cells of one process share: the dense classifier on the device, the images there, and the recipe."""
+    """What all cells of one process share: the dense classifier on the device, the images there, and the recipe; with
+    a weight, also an `entropatch.entropy_penalty` of the given settings."""
 
+    spec: ModelSpec
     model: nn.Module
     pixels: dict[str, Tensor]
     recipe: Recipe
     device: torch.device
     curve: bool
+    entropy: dict[str, Any] | None = None
+    entropy_weight: float = 0.0
 
     def autocast(self) -> Any:
         if self.recipe.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.recipe.precision))
+
+    def penalised(self, model: nn.Module) -> Any:
+        return nullcontext() if self.entropy is None else entropy_penalty(model, **self.entropy)
 
     def correct(self, model: nn.Module) -> Tensor:
         """Which test images are right, in float32: (images,), bool."""
@@ -83,25 +91,29 @@ class Bench:
             found = [model(images.to(self.device)).argmax(1).cpu() for images in self.pixels["test"].split(TEST_BATCH)]
         return torch.cat(found) == self.pixels["test_labels"]
 
-    def run(self, config: PruneConfig | None, seed: int | None) -> dict[str, Any]:
-        """A cell's results."""
+    def run(self, config: PruneConfig | None, seed: int | None, saved: Path | None = None) -> dict[str, Any]:
+        """A cell's results; the trained weights are written to the file `saved`."""
         model = copy.deepcopy(self.model)
-        trained, tested = _chance(config, None), _chance(config, seed or 0)
         started, curve = time.monotonic(), []
         if seed is not None:
-            curve = list(self._train(model, seed, trained, tested))
+            curve = list(self.train(model, seed, chance(config, None), chance(config, seed)))
+        if saved is not None:
+            save_weights(model, saved, {"model": self.spec.to_dict()})
+        return {**self.test(model, config, seed or 0), "seconds": time.monotonic() - started, "curve": curve}
+
+    def test(self, model: nn.Module, config: PruneConfig | None, seed: int) -> dict[str, Any]:
+        """The accuracy under a setting, and which images were right."""
+        tested = chance(config, seed)
         if tested is not None:
             prune_(model, tested)
         correct = self.correct(model)
         return {
             "top1": 100 * correct.float().mean().item(),
             "images": len(correct),
-            "seconds": time.monotonic() - started,
-            "curve": curve,
             "correct": base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode(),
         }
 
-    def _train(
+    def train(
         self, model: nn.Module, seed: int, trained: PruneConfig | None, tested: PruneConfig | None
     ) -> Iterator[dict[str, float]]:
         """Train; after each epoch its mean loss and, half way or where the curve is wanted, the accuracy so far."""
@@ -128,9 +140,11 @@ class Bench:
                 )  # fmt: skip
                 labels = self.pixels["train_labels"][numbers].to(self.device)
                 schedule.step_update(epoch * steps + step)
-                with self.autocast():
-                    crops, targets = loss_of.mix(crops, labels, derived_seed(seed, epoch, step, 0))
+                crops, targets = loss_of.mix(crops, labels, derived_seed(seed, epoch, step, 0))
+                with self.autocast(), self.penalised(model) as penalty:
                     loss = loss_of(model(crops), targets, crops)
+                    if penalty is not None:
+                        loss = loss + self.entropy_weight * penalty.value
                 loss.backward()
                 if recipe.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
@@ -145,7 +159,7 @@ class Bench:
             yield point
 
 
-def _chance(config: PruneConfig | None, seed: int | None) -> PruneConfig | None:
+def chance(config: PruneConfig | None, seed: int | None) -> PruneConfig | None:
     """The setting, chance drawing anew at every step (None) or from a seed."""
     if config is None or not isinstance(config.criterion, Random):
         return config
@@ -166,6 +180,45 @@ def cells(
             name, _, rate = stem.rpartition("-")
             found.append(Cell(name, float(rate), blocks[0], seed))
     return found
+
+
+def recipe_of(
+    epochs: int,
+    batch_size: int,
+    size: int,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float,
+    precision: str,
+) -> Recipe:
+    """The recipe of every cell."""
+    return Recipe(
+        epochs=epochs, batch_size=batch_size, image_size=size, learning_rate=learning_rate,
+        minimum_learning_rate=learning_rate / 100, weight_decay=weight_decay, layer_decay=layer_decay, clip_norm=1.0,
+        crop_scale=(0.4, 1.0), mixup=0.0, cutmix=0.0, random_erasing=0.0, precision=precision,
+    )  # fmt: skip
+
+
+def opened(
+    data: str,
+    root: Path,
+    weights: Path,
+    model: str,
+    recipe: Recipe,
+    device: str,
+    cache: Path,
+    workers: int,
+    curve: bool,
+) -> Bench:
+    """The dense classifier and the images, on the device."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    place = torch.device(device)
+    spec = ModelSpec(model, str(weights), 0.0)
+    dense = spec.build(None, recipe.image_size, strict=True).to(place)
+    pixels = dict(packed(cache, data, root, recipe.image_size, dense, workers))
+    if place.type == "cuda":
+        pixels = {name: tensor.to(place) if name in ("train", "test") else tensor for name, tensor in pixels.items()}
+    return Bench(spec, dense, pixels, recipe, place, curve)
 
 
 def main(
@@ -198,21 +251,15 @@ def main(
     tag: Annotated[str, typer.Option(help="Part of the record files' name.")] = "grid",
     cache: Annotated[Path, typer.Option(help="Where the images' pixels are kept.")] = Path("/tmp/entropatch-pixels"),
     workers: int = 0,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help='A cell, such as "shannon-0.5", whose weights of seed 0 to save; repeatable.'),
+    ] = None,
 ) -> None:
     """Compute the cells that have no record yet."""
     began = time.monotonic()
-    torch.backends.cuda.matmul.allow_tf32 = False
-    recipe = Recipe(
-        epochs=epochs, batch_size=batch_size, image_size=size, learning_rate=learning_rate,
-        minimum_learning_rate=learning_rate / 100, weight_decay=weight_decay, layer_decay=layer_decay, clip_norm=1.0,
-        crop_scale=(0.4, 1.0), mixup=0.0, cutmix=0.0, random_erasing=0.0, precision=precision,
-    )  # fmt: skip
-    place = torch.device(device)
-    dense = ModelSpec(model, str(weights), 0.0).build(None, size, strict=True).to(place)
-    pixels = dict(packed(cache, data, root, size, dense, workers))
-    if place.type == "cuda":
-        pixels = {name: tensor.to(place) if name in ("train", "test") else tensor for name, tensor in pixels.items()}
-    bench = Bench(dense, pixels, recipe, place, curve)
+    recipe = recipe_of(epochs, batch_size, size, learning_rate, weight_decay, layer_decay, precision)
+    bench = opened(data, root, weights, model, recipe, device, cache, workers, curve)
     files = {path.stem: PruneConfig.load(path) for path in config or ()}
     numbers = [None if text == "none" else int(text) for text in seeds.split(",")]
     wanted = cells(
@@ -221,7 +268,13 @@ def main(
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     number, count = map(int, lane.split("/"))
-    about = {"data": data, "size": size, "model": model, "recipe": recipe.to_dict(), "machine": environment(place)}
+    about = {
+        "data": data,
+        "size": size,
+        "model": model,
+        "recipe": recipe.to_dict(),
+        "machine": environment(bench.device),
+    }
     done = {
         (line["name"], line["keep_rate"], line["blocks"], line["seed"], line["data"], line["size"], line["tag"])
         for file in output.glob("*.jsonl")
@@ -235,7 +288,9 @@ def main(
                 typer.echo(f"lane {lane}: the deadline is reached; the rest is left for another run.")
                 break
             setting = cell.config(files)
-            result = bench.run(setting, cell.seed)
+            name = f"{cell.name}-{cell.keep_rate}" if cell.keep_rate else cell.name
+            kept = name in (keep or ()) and cell.seed == 0
+            result = bench.run(setting, cell.seed, output / f"{data}-{size}-{name}.safetensors" if kept else None)
             line = {
                 **asdict(cell),
                 "tag": tag,

@@ -7,6 +7,7 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 """
 
 from entropatch.attention import BlockAttention, attention_entropy
+from entropatch.calibration import calibrate
 from entropatch.config import PruneConfig
 from entropatch.criteria import ClassAttention, Criterion, Mix, Product, Random, Renyi
 from entropatch.entropy import renyi_entropy
@@ -54,6 +55,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "attention_entropy",
+    "calibrate",
     "entropy_penalty",
     "export",
     "prune_",

@@ -18,6 +18,7 @@ from torch import nn
 
 from entropatch import figures
 from entropatch.data.images import cropped, to_tensor
+from entropatch.figures.accuracy import bars_note
 from entropatch.figures.pixels import check_scale
 from entropatch.look.inspection import Stages, common_blocks, pruning_stages, stage_config
 from entropatch.look.naming import rates_text
@@ -213,8 +214,7 @@ def draw_accuracy(
     Raises:
         ValueError: no record holds an accuracy and either cost.
     """
-    bars = any(record.get("top1_std") is not None for record in records)
-    note = "The number beside a point is its keep rate" + ("; a bar is one standard deviation." if bars else ".")
+    note = f"The number beside a point is its keep rate. {bars_note(records)}".strip()
     written = []
     for x, stem in (("gflops", "accuracy-gflops"), ("images_per_second", "accuracy-images-per-second")):
         if any(record.get(x) is not None and record.get("top1") is not None for record in records):
@@ -271,12 +271,17 @@ def _point(record: Mapping[str, Any]) -> dict[str, Any]:
     if rate is not None:
         label = label.removesuffix(f", {rates_text(rate)}")
     kept = {"label": label, "keep_rate": rate, "top1": record.get("top1", record.get("accuracy"))}
-    return kept | {key: record[key] for key in ("top1_std", "gflops", "images_per_second") if key in record}
+    if "accuracy_error" in record:  # of the demo
+        kept["top1_se"] = record["accuracy_error"]
+    return kept | {key: record[key] for key in ("top1_se", "top1_std", "gflops", "images_per_second") if key in record}
 
 
 def _check_point(record: Mapping[str, Any], source: str) -> None:
     """Raise ValueError for what is no number where one is drawn, or one too long for any arithmetic."""
-    for key in ("keep_rate", "top1", "accuracy", "top1_std", "gflops", "images_per_second"):
+    for key in (
+        *("keep_rate", "top1", "accuracy", "accuracy_error", "top1_se", "top1_std"),
+        *("gflops", "images_per_second"),
+    ):
         value = record.get(key)
         for one in value if key == "keep_rate" and isinstance(value, list) else [value]:
             # The records write infinity and NaN as text; such a point is left out.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import re
+import statistics
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,9 @@ from typer.testing import CliRunner
 
 import entropatch
 import entropatch.bench.benchmark as bench_run
-from entropatch.bench import BenchSettings, bench_table, run_bench, table_3
+from entropatch.bench import BenchSettings, Variant, bar_sentences, bench_table, run_bench, table_3
+from entropatch.bench.bar import reaches
+from entropatch.bench.rows import Row, records_of
 from entropatch.cli import app
 from entropatch.cli import bench as _registered  # noqa: F401
 from entropatch.measure import Timing, count_flops
@@ -79,10 +83,11 @@ def test_figures_agree_with_each_other(result):
         assert r["peak_memory_mib"] > 0
         same_batch = [other for other in result.records if other["batch_size"] == r["batch_size"]]
         dense = next(other for other in same_batch if other["method"] == "dense")
-        assert r["vs_dense"] == pytest.approx(r["images_per_second"] / dense["images_per_second"])
-        random = [o for o in same_batch if (o["method"], o["keep_rate"]) == ("random", r["keep_rate"])]
-        expected = r["images_per_second"] / random[0]["images_per_second"] if random else None
-        assert r["vs_random"] == (None if expected is None else pytest.approx(expected))
+        assert r["vs_dense"] > 0
+        assert (r["vs_dense"] == 1) == (r is dense)
+        assert (r["vs_random"] is None) == (r is dense)
+        assert (r["rounds"], r["vs_dense_low"], r["vs_random_high"]) == (2, None, None)  # two rounds give no interval
+        assert "reaches" not in r
 
 
 def test_the_backend_is_visible(result):
@@ -98,6 +103,7 @@ def test_what_holds_for_all_rows_is_recorded(result):
     assert result.about["model"] == "test_vit"
     assert result.about["weights"].startswith("random")
     assert {"hardware", "threads", "torch", "timm", "omp_wait_policy", "dtype", "repeats", "date"} <= set(result.about)
+    assert "load_average_before" in result.about
 
 
 def test_no_ratio_without_its_base():
@@ -119,6 +125,60 @@ def test_ratios_come_from_the_same_batch_and_rate(monkeypatch):
         (1, None), (2, 1), (3, 1), (0.5, 0.25), (0.6, 0.2),
         (1, None), (2, 1), (2.25, 1), (0.2, 0.1), (0.225, 0.1),
     ]  # fmt: skip
+
+
+def timed(*seconds: float) -> Timing:
+    p50 = statistics.median(seconds)
+    return Timing(1 / p50, 1e3 * p50, 1e3 * max(seconds), len(seconds), seconds)
+
+
+def test_ratios_are_medians_of_the_rounds_with_intervals_and_the_bar_is_answered():
+    drift = [1.0, 2.0, 1.0, 3.0, 1.0, 2.0, 1.0, 1.0]  # of all rows alike
+
+    def row(method: str, *shares: float) -> Row:
+        times = [d / share for d, share in zip(drift, shares * 8, strict=False)]
+        return Row(Variant(method, None if method == "dense" else 0.7), 16, timing=timed(*times))
+
+    rows = [
+        row("dense", 0.5),
+        row("random", 1.0),
+        row("evit", 0.99, 0.98),
+        row("shannon", 0.95, 0.96),
+        row("renyi-2", 0.96, 0.99),
+    ]
+    rows.append(Row(Variant("renyi-inf", 0.7), 16, notes=["out of memory"]))
+    records = records_of(rows, 0.97)
+    found = {r["method"]: r for r in records}
+    assert [found["evit"][key] for key in ("vs_random", "vs_random_low", "vs_random_high")] == pytest.approx(
+        [0.985, 0.98, 0.99]  # of eight, the lowest and the highest
+    )
+    assert found["evit"]["vs_dense_low"] == pytest.approx(1.96)
+    assert [r["reaches"] for r in records] == [None, None, "yes", "no", "unknown", None]
+    assert (found["random"]["vs_random"], found["random"]["vs_random_low"]) == (1, None)
+    assert found["renyi-inf"]["vs_random"] is None
+    (line,) = bar_sentences(records, 0.97)
+    assert line == (
+        "At least 0.97 of the images/s of random, batch 16? Yes: EViT 0.7 (0.980 … 0.990); "
+        "no: Shannon 0.7 (0.950 … 0.960); unknown: Rényi, order 2 0.7 (0.960 … 0.990)."
+    )
+    assert reaches(None, None, 0.97) == "unknown"
+    shown = dict(zip(*(rows_of(bench_table(records))[place][7:] for place in (0, 3)), strict=True))
+    assert (shown["× dense"], shown["× random"], shown["reached"]) == ("1.97", "0.985", "yes")
+    assert "1.960 … 1.980" in bench_table(records)
+    assert "reached" not in bench_table(records_of(rows))
+
+
+def test_rounds_are_added_until_the_ratios_to_random_are_sure(monkeypatch):
+    """Times made up: the ratio wobbles by 5 %, so few rounds do not do."""
+    draw = random.Random(1)
+    monkeypatch.setattr("entropatch.measure.timing._timed", lambda run, device: 1.0 + 0.1 * draw.random())
+    asked = {"methods": ("dense", "random", "evit"), "repeats": 6, "warmup": 0}
+    records = run_bench(settings(**asked, until_interval=0.02, most_rounds=300, bar=0.9)).records
+    assert 6 < records[0]["rounds"] < 300
+    (evit,) = (r for r in records if r["method"] == "evit")
+    assert max(evit["vs_random_high"] / evit["vs_random"] - 1, 1 - evit["vs_random_low"] / evit["vs_random"]) <= 0.02
+    assert evit["reaches"] == "yes"
+    assert run_bench(settings(**asked, until_interval=0.0001, most_rounds=9)).records[0]["rounds"] == 9
 
 
 def test_the_rows_measured_unasked_are_those_of_the_registry_and_all_are_counted(monkeypatch):
@@ -271,6 +331,9 @@ def test_compiled_by_inductor():
         ({"amp": True}, "amp is autocast to a half precision, but got dtype float32"),
         ({"device": "tpu"}, 'device must be "cpu" or "cuda", but got \'tpu\''),
         ({"backend": "magic"}, "backend must be one of"),
+        ({"until_interval": 0.0}, "until_interval must be a share above 0, such as 0.02 or 0.97, but got 0.0"),
+        ({"bar": -1.0}, "bar must be a share above 0"),
+        ({"until_interval": 0.02, "most_rounds": 1}, "most_rounds must be at least 2, but got 1"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from entropatch.cli import app
 from entropatch.data import DATASETS
+from entropatch.records.correct import aligned, read_correct
+from entropatch.records.uncertainty import accuracy
 from entropatch.train import load_weights, read_about
 
 pytest.importorskip("accelerate")
@@ -77,7 +79,15 @@ def test_several_seeds_end_in_mean_spread_and_best(tmp_path):
     assert summary["top1_mean"] == pytest.approx(mean)
     assert summary["top1_std"] == pytest.approx((sum((value - mean) ** 2 for value in last)) ** 0.5)
     assert summary["top1_best"] == pytest.approx(best)
-    assert f"2 seeds: top-1 {mean:.2f} ±" in shown.output
+    assert f"2 seeds: top-1 {mean:.2f} %, standard deviation of the seeds {summary['top1_std']:.2f}" in shown.output
+    runs = [read_correct(tmp_path / f"seed-{seed}") for seed in (0, 3)]
+    for run, top1 in zip(runs, last, strict=True):  # what the run ended with, image by image
+        (right,) = run.correct.values()
+        assert 100 * right.sum() / run.tested.sum() == pytest.approx(top1)
+    (correct,) = aligned(runs)
+    assert summary["top1_se"] == pytest.approx(accuracy(correct).standard_error)
+    p, n = last[0] / 100, correct.shape[1]
+    assert f"seed 0: top-1 {last[0]:.2f} ± {100 * (p * (1 - p) / n) ** 0.5:.2f} %" in shown.output
 
 
 def test_a_teacher_and_a_config_file(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from entropatch.figures import auroc_in_blocks, save_figure
+from entropatch.figures import auroc_in_blocks, aurocs_of_models, save_figure
 
 RECORDS = [
     {"label": label, "block": block, "auroc": 0.4 + 0.1 * block + 0.02 * place, "standard_error": 0.01 * (block + 1)}
@@ -40,3 +40,21 @@ def test_one_image_has_no_errors_and_no_block_no_picture():
     assert len(auroc_in_blocks(alone).axes[0].containers) == 3
     with pytest.raises(ValueError, match="at least one block, but none of 1 does"):
         auroc_in_blocks(RECORDS[-1:])
+
+
+def test_several_models_stand_beside_each_other_on_one_scale():
+    lower = [record | {"auroc": record["auroc"] - 0.3} for record in RECORDS]
+    figure = aurocs_of_models({"dense": RECORDS, "pruned": lower, "c": RECORDS, "d": RECORDS}, (1,))
+    assert len(figure.axes) == 4
+    assert [axes.texts[0].get_text() for axes in figure.axes] == ["dense", "pruned", "c", "d"]
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.1 < 0.74 < high
+    levels = [axes.containers[0][0].get_ydata()[0] for axes in figure.axes[:2]]
+    assert levels == pytest.approx([0.4, 0.1])
+    left, second, _, fourth = (axes.get_position() for axes in figure.axes)
+    assert (second.y0, second.x0 > left.x1) == (left.y0, True)
+    assert (fourth.x0, fourth.y1 < left.y0) == (left.x0, True)
+    assert [axes.get_legend() is not None for axes in figure.axes] == [False, False, True, False]
+    with pytest.raises(ValueError, match="at least one block"):
+        aurocs_of_models({"dense": RECORDS, "pruned": RECORDS[-1:]})

@@ -262,7 +262,7 @@ def test_a_verdict_on_every_order_is_by_its_rule(monkeypatch):
         level = 0.6 + 0 * levels + shift
         return {"shannon": levels + shift, "renyi-2": level, "evit": 0.7 + 0 * levels + shift}, 0.5
 
-    monkeypatch.setattr(module, "_image_aurocs", aurocs)
+    monkeypatch.setattr(module, "image_aurocs", aurocs)
 
     def check(count, blocks):
         return check_foreground(create("deit"), pictures(count), [1.0, 2.0], blocks=blocks)

@@ -14,6 +14,7 @@ from torch import nn
 import entropatch
 from entropatch.measure import Timing, environment, peak_memory, time_interleaved
 from entropatch.measure.memory import memory_errors
+from entropatch.measure.timing import speed_ratio
 
 MB = 10**6
 
@@ -65,6 +66,61 @@ def test_medians_percentiles_and_throughput(clock):
     # The 95th percentile of 1, 2, 3, 4, 5 lies 0.8 of the way from the fourth to the fifth.
     assert timings["fast"] == Timing(pytest.approx(12 / 0.003), pytest.approx(3.0), pytest.approx(4.8), 5)
     assert timings["slow"] == Timing(pytest.approx(12.0), pytest.approx(1000.0), pytest.approx(1000.0), 5)
+
+
+def test_ratios_are_of_the_rounds_pairs(clock):
+    """A machine that becomes ten times as slow half-way: each round's ratio is as before."""
+    drift = [1.0] * 5 + [10.0] * 5
+    wobble = [1.02, 0.98, 1.01, 0.99, 1.0, 1.05, 0.95, 1.0, 1.03, 0.97]
+    slow = [2.0 * d * w for d, w in zip(drift, wobble, strict=True)]
+    timings = time_interleaved({"fast": clock.run(drift), "slow": clock.run(slow)}, 1, repeats=10, warmup=0)
+    ratio = speed_ratio(timings["slow"], timings["fast"])
+    assert ratio.median == pytest.approx(0.5)
+    # Of ten values the second and the ninth: 2 · P(Bin(10, ½) < 2) = 0.021.
+    ends = [sorted(0.5 / w for w in wobble)[place] for place in (1, 8)]
+    assert (ratio.low, ratio.high, ratio.rounds) == (pytest.approx(ends[0]), pytest.approx(ends[1]), 10)
+    assert ratio.half_width == pytest.approx(max(ends[1] - 0.5, 0.5 - ends[0]) / 0.5)
+    few = Timing(10.0, 1.0, 1.0, 5, (1.0,) * 5)
+    assert speed_ratio(few, few).half_width == float("inf")
+    assert speed_ratio(Timing(10.0, 1.0, 1.0, 1), Timing(5.0, 1.0, 1.0, 1)).median == 2.0  # seconds unknown
+
+
+def test_the_spread_of_the_rounds(clock):
+    times = [4.0, 1.0, 2.0, 3.0, 5.0]
+    (timing,) = time_interleaved({"a": clock.run(times)}, 1, repeats=5, warmup=0).values()
+    assert timing.seconds == tuple(times)
+    assert timing.spread == pytest.approx((4 - 2) / 3)
+    assert Timing(1.0, 1.0, 1.0, 3, (1.0, 2.0, 3.0)).spread is None
+
+
+def test_rounds_are_added_until_it_is_enough(clock):
+    asked = []
+
+    def enough(timings):
+        asked.append(timings["a"].repeats)
+        return len(asked) == 3
+
+    runs = {"a": clock.run([1.0] * 9), "b": clock.run([1.0] * 9)}
+    timings = time_interleaved(runs, 1, repeats=4, warmup=1, until=enough, most=100)
+    assert asked == [4, 5, 6]
+    assert timings["b"].repeats == 6
+    runs = {"a": clock.run([1.0] * 9)}
+    assert time_interleaved(runs, 1, repeats=2, warmup=0, until=lambda _: False, most=7)["a"].repeats == 7
+
+
+def test_shuffled_rounds_have_each_run_once_in_an_order_that_is_the_same_next_time():
+    def order():
+        calls = []
+        runs = {name: (lambda name=name: calls.append(name)) for name in "ABCD"}
+        timings = time_interleaved(runs, 1, repeats=20, warmup=1, shuffled=True)
+        assert list(timings) == list("ABCD")
+        return calls
+
+    calls = order()
+    rounds = ["".join(calls[i : i + 4]) for i in range(0, 84, 4)]
+    assert {"".join(sorted(one)) for one in rounds} == {"ABCD"}
+    assert len(set(rounds)) > 8
+    assert order() == calls
 
 
 def test_each_run_is_timed_alone(clock):

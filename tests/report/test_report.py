@@ -27,7 +27,9 @@ from entropatch.cli import app
 from entropatch.cli import report as _command  # noqa: F401  # registers the command
 from entropatch.config import method_config
 from entropatch.figures.curves import training_curves
+from entropatch.records.correct import CorrectImages, write_correct
 from entropatch.records.tables import write_records
+from entropatch.records.uncertainty import accuracy
 from entropatch.report import ReportError, read_run, write_report
 from entropatch.train.fine_tuning import Outcome
 
@@ -175,7 +177,7 @@ def test_a_report_of_a_real_benchmark_and_a_real_training(tmp_path: Path) -> Non
     assert "hardware" in bench.machine
     assert bench.settings["model"] == "test_vit"
     row = dict(zip(run.tables[0].columns, run.tables[0].rows[0], strict=True))
-    assert (row["state"], row["top-1 %"]) == ("finished", f"{outcome.top1:.2f}")
+    assert (row["state"], row["top-1 %"]) == ("finished", f"{outcome.top1:.2f} ± {outcome.top1_se:.2f}")
     assert run.settings["prune.criterion.order"] == "2"
     assert [picture.media_type for picture in run.pictures] == ["image/svg+xml"]
     alone = read_run(tmp_path / "bench" / "speed.json")
@@ -194,6 +196,23 @@ def test_seeds_are_one_run_with_mean_and_spread(tmp_path: Path) -> None:
     assert [row["minutes"] for row in table[:3]] == ["1.0", "1.0", "0.5"]
     assert "Not finished: seed 10." in run.findings
     assert (run.title, run.settings["seed"]) == ("test_vit on digits, dense", "0, 1, 10")
+
+
+def test_seeds_that_note_which_images_came_out_right_have_standard_errors(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    correct = rng.random((2, 200)) < 0.5
+    for seed in (0, 1):
+        folder = seed_run(tmp_path / "before" / f"seed-{seed}", seed, [100 * correct[seed].mean()])
+        history = json.loads((folder / "epochs.jsonl").read_text()) | {"images_tested": 200}
+        (folder / "epochs.jsonl").write_text(json.dumps(history) + "\n")
+        write_correct(folder, CorrectImages("a", np.ones(200, bool), {"": correct[seed]}))
+    (tmp_path / "before").rename(tmp_path / "moved")
+    run = read_run(tmp_path / "moved")
+    p = correct[0].mean()
+    assert run.tables[0].rows[0][3] == f"{100 * p:.2f} ± {100 * (p * (1 - p) / 200) ** 0.5:.2f}"
+    estimate = accuracy(correct)
+    mean = f"Mean top-1 of 2 seeds: {estimate.value:.2f} ± {estimate.standard_error:.2f} %, one standard error over"
+    assert run.findings[0] == f"{mean} images and seeds."
 
 
 def test_a_check_is_a_table_of_scores_and_blocks_under_its_verdict(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from training_twin import assert_same_training, slow_training
 
 import entropatch
 from entropatch import PruneConfig, Random, pruning_config
+from entropatch.records.correct import read_correct
 from entropatch.train import (
     RECIPES,
     ModelSpec,
@@ -26,6 +27,7 @@ from entropatch.train import (
     save_weights,
     trainer,
 )
+from entropatch.train.fine_tuning import Outcome, is_outcome
 from entropatch.train.loss import TrainingLoss
 
 pytest.importorskip("accelerate")
@@ -73,6 +75,12 @@ def test_records_and_files_of_a_run(default):
     assert 0 <= first["top1"] <= first["top5"] <= 100
     result = json.loads((default / "result.json").read_text())
     assert (result["top1"], result["top5"]) == (last["top1"], last["top5"])
+    assert result["images"] == 40
+    p = last["top1"] / 100
+    assert Outcome(**result).top1_se == pytest.approx(100 * math.sqrt(p * (1 - p) / 40))
+    del result["images"]  # as older versions wrote it
+    assert Outcome(**result).top1_se is None
+    assert is_outcome(result)
     best = max((first, last), key=lambda record: record["top1"])
     assert (result["best_top1"], result["best_epoch"]) == (best["top1"], best["epoch"])
     about = read_about(default / "final.safetensors")
@@ -128,6 +136,9 @@ def test_two_processes_give_the_result_of_one(plain, tmp_path):
         process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0, 0]
     assert_close(plain, tmp_path, rtol=1e-4, atol=1e-6)
+    alone, shared = read_correct(plain), read_correct(tmp_path)
+    assert alone.to_dict() == shared.to_dict()
+    assert 0 < sum(right.sum() for right in shared.correct.values()) < shared.tested.sum() == 40
     for one, two in zip(records(plain), records(tmp_path), strict=True):
         assert one["images_tested"] == two["images_tested"] == 40
         assert (one["top1"], one["top5"]) == (two["top1"], two["top5"])

@@ -66,6 +66,7 @@ def assert_same_run(one, other):
     for name in ("final.safetensors", "best.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
     assert records(one) == records(other)
+    assert (one / "correct.json").read_bytes() == (other / "correct.json").read_bytes()
     results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
     for result in results:
         del result["seconds"], result["folder"]

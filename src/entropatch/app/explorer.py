@@ -23,6 +23,7 @@ from entropatch.look.observation import observe
 from entropatch.measure import count_flops, time_interleaved
 from entropatch.measure.variants import Variant, pruned_copy
 from entropatch.methods import Method, find_method, renyi_method
+from entropatch.models.card import card_of
 from entropatch.schedule import default_blocks
 from entropatch.surgery import block_count, prune_
 
@@ -137,6 +138,12 @@ class Explorer:
         """Where the weights of a model came from; loads it if need be."""
         with self._lock:
             return self._model(model).source
+
+    def code(self, model: str) -> str | None:
+        """Python that loads the model, where it is of another library than timm; loads it if need be."""
+        with self._lock:
+            card = card_of(self._model(model).dense)
+            return None if card is None else card.code
 
     def crop(self, model: str, picture: str) -> np.ndarray:
         """The pixels the model sees of a picture, (height, width, 3), uint8."""

@@ -40,11 +40,11 @@ def answers(
     explorer: Explorer, model: str, picture: str, settings: tuple[Setting, Setting], scale: str = "panel"
 ) -> Iterator[tuple[str, str, str, str]]:
     """The image as seen, the table, and the two panels; first without the times not known yet, then with them."""
-    crop = explorer.crop(model, picture)
+    crop, code = explorer.crop(model, picture), explorer.code(model)
     seen = [explorer.see(model, picture, setting) for setting in settings]
     limits = panels.colour_limits(*seen, scale=scale)
     left, right = (
-        panels.panel(crop, one, ends) + panels.use(model, crop, setting)
+        panels.panel(crop, one, ends) + panels.use(model, crop, setting, code)
         for one, ends, setting in zip(seen, limits, settings, strict=True)
     )
     known = [explorer.known_latency(model, setting) for setting in settings]

@@ -108,11 +108,14 @@ def notice(text: str) -> str:
     return f'<p class="ep-notice" role="alert">{escape(text)}</p>' if text else ""
 
 
-def use(model: str, crop: np.ndarray, setting: Setting) -> str:
-    """How to go on with a setting: as Python to copy, and as a file for `PruneConfig.load`."""
+def use(model: str, crop: np.ndarray, setting: Setting, loading: str | None = None) -> str:
+    """How to go on with a setting: as Python to copy, and as a file for `PruneConfig.load`.
+
+    `loading` is the program that loads the model, where it is not timm's.
+    """
     config = setting.pruning()
     data = base64.b64encode(config.to_json().encode()).decode("ascii")
-    code = escape(as_python(model, crop.shape[:2], config))
+    code = escape(as_python(model, crop.shape[:2], config, loading))
     copy = (
         "const code = this.closest('.ep-use').querySelector('code'); getSelection().selectAllChildren(code); "
         "if (navigator.clipboard) { navigator.clipboard.writeText(code.textContent); this.textContent = 'Copied'; }"
@@ -126,8 +129,8 @@ def use(model: str, crop: np.ndarray, setting: Setting) -> str:
     )
 
 
-def as_python(model: str, size: tuple[int, ...], config: PruneConfig) -> str:
-    """A program that prunes the model of that name so."""
+def as_python(model: str, size: tuple[int, ...], config: PruneConfig, loading: str | None = None) -> str:
+    """A program that prunes the model of that name so; `loading` as in `use`."""
     method = config.named
     assert method is not None  # the menu has named methods alone
     how = f'method="{method.name}"'
@@ -137,11 +140,9 @@ def as_python(model: str, size: tuple[int, ...], config: PruneConfig) -> str:
     side = repr(size[0]) if len(set(size)) == 1 else repr(tuple(size))
     first = "import math\n\n" if how.endswith("math.inf") else ""
     modules = "".join(f"import {module}\n" for module in method.modules)  # they register the method
-    return (
-        f"{first}import timm\n\nimport entropatch\n{modules}\n"
-        f"model = timm.create_model({json.dumps(model)}, pretrained=True, img_size={side}).eval()\n"
-        f"entropatch.prune_(model, {rate}{how})\n"
-    )
+    timms = f"import timm\n\nmodel = timm.create_model({json.dumps(model)}, pretrained=True, img_size={side})"
+    library, _, made = (loading or timms).partition("\n\n")
+    return f"{first}{library}\n\nimport entropatch\n{modules}\n{made}.eval()\nentropatch.prune_(model, {rate}{how})\n"
 
 
 def data_uri(pixels: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """The benchmark: dense and pruned variants of one model, measured in turns on one machine, into records."""
 
+from entropatch.bench.bar import bar_sentences
 from entropatch.bench.benchmark import BenchResult, run_bench
 from entropatch.bench.paper_tables import PAPER_TABLE_3, bench_table, check_table, table_3
 from entropatch.bench.settings import BenchSettings
@@ -10,6 +11,7 @@ __all__ = [
     "BenchResult",
     "BenchSettings",
     "Variant",
+    "bar_sentences",
     "bench_table",
     "check_table",
     "run_bench",

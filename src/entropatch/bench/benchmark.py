@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from entropatch.bench.compiling import compiled, no_eager_fallback
+from entropatch.bench.rows import Record, Row, ratios_asked, records_of, settled
 from entropatch.bench.settings import DTYPES, BenchSettings
 from entropatch.extras import require
-from entropatch.measure import Flops, Timing, count_flops, environment, peak_memory, time_interleaved
+from entropatch.measure import Flops, count_flops, environment, peak_memory, time_interleaved
+from entropatch.measure.environment import load_average
 from entropatch.measure.memory import memory_errors
 from entropatch.measure.variants import Variant, pruned_copy
-from entropatch.methods import DENSE, RANDOM
+from entropatch.methods import RANDOM
+from entropatch.models.libraries import RANDOM_WEIGHTS, TIMM, Request, load_from
 from entropatch.surgery import trace
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,10 @@ class BenchResult:
 
     Attributes:
         records: one per row: method, label, keep_rate, batch_size, backend (what computed the entropies, if any),
-            gflops (10⁹ multiply-adds per image), images_per_second, p50_ms, p95_ms, vs_dense and vs_random (ratios of
-            images_per_second at the same batch size, for vs_random at the same keep rate too), peak_memory_mib, note.
-            What could not be measured is None; the note says why.
+            gflops (10⁹ multiply-adds per image), images_per_second, p50_ms, p95_ms, rounds (timed), vs_dense and
+            vs_random (median of the rounds' ratios of images/s at the same batch size, for vs_random at the same keep
+            rate too) with their 95 % intervals vs_…_low and _high (see `speed_ratio`), reaches (with a bar: "yes",
+            "no" or "unknown"), peak_memory_mib, note. What could not be measured is None; the note says why.
         about: machine, versions and settings, which hold for all rows.
     """
 
@@ -41,20 +44,6 @@ class BenchResult:
     def failed(self) -> list[Record]:
         """The records of rows that could not be measured."""
         return [record for record in self.records if record["images_per_second"] is None]
-
-
-@dataclass
-class _Row:
-    """A variant on its way through one batch size."""
-
-    variant: Variant
-    batch_size: int = 0
-    run: Callable[[], object] | None = None
-    backend: str | None = None
-    gflops: float | None = None
-    peak: int | None = None
-    timing: Timing | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None) -> BenchResult:
@@ -72,8 +61,8 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
         ValueError: the model is unknown or cannot be made at this image size.
     """
     require("fvcore", "bench")
-    step = on_step or (lambda: None)
-    rows: list[_Row] = []
+    step, load = on_step or (lambda: None), load_average()
+    rows: list[Row] = []
     on_cpu = torch.device(settings.device).type == "cpu"
     with memory_errors() if on_cpu else nullcontext(), no_eager_fallback() if settings.compile else nullcontext():
         model = _create(settings)
@@ -92,10 +81,20 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
             for row in group:
                 row.run = None  # its compiled graph and buffers
             rows += group
-    return BenchResult(_records(rows), _about(settings))
+    return BenchResult(records_of(rows, settings.bar), _about(settings) | {"load_average_before": load})
 
 
 def _create(settings: BenchSettings) -> nn.Module:
+    made = _of_timm(settings) if settings.library == TIMM else _of_library(settings)
+    return made.to(settings.device, torch.float32 if settings.amp else DTYPES[settings.dtype]).eval()
+
+
+def _of_library(settings: BenchSettings) -> nn.Module:
+    model, _ = load_from(settings.library, Request(settings.model, RANDOM_WEIGHTS, settings.image_size, images=False))
+    return model
+
+
+def _of_timm(settings: BenchSettings) -> nn.Module:
     import timm
 
     try:
@@ -113,7 +112,7 @@ def _create(settings: BenchSettings) -> nn.Module:
         raise ValueError(
             f"image_size must be a multiple of the patch size {patch}, but got {settings.image_size}; use {above}."
         )
-    return model.to(settings.device, torch.float32 if settings.amp else DTYPES[settings.dtype]).eval()
+    return model
 
 
 def _images(settings: BenchSettings, batch_size: int) -> Tensor:
@@ -127,9 +126,9 @@ def _autocast(settings: BenchSettings) -> AbstractContextManager[Any]:
     return torch.autocast(kind, dtype=DTYPES[settings.dtype]) if settings.amp else nullcontext()
 
 
-def _make(variant: Variant, model: nn.Module, settings: BenchSettings) -> tuple[_Row, nn.Module | None]:
+def _make(variant: Variant, model: nn.Module, settings: BenchSettings) -> tuple[Row, nn.Module | None]:
     """The pruned model, and a row with what does not depend on the batch size; None and a note if it cannot be made."""
-    row = _Row(variant)
+    row = Row(variant)
     pruned, reason = _attempt(lambda: pruned_copy(model, variant.config(backend=settings.backend)))
     if reason is not None:
         row.notes.append(reason)
@@ -155,7 +154,7 @@ def _make(variant: Variant, model: nn.Module, settings: BenchSettings) -> tuple[
     return row, pruned
 
 
-def _probe(row: _Row, model: nn.Module, images: Tensor, settings: BenchSettings) -> None:
+def _probe(row: Row, model: nn.Module, images: Tensor, settings: BenchSettings) -> None:
     """Give the row its function, run it and measure its peak memory; or note why not."""
 
     def prepare() -> tuple[Callable[[], object], int]:
@@ -177,15 +176,16 @@ def _probe(row: _Row, model: nn.Module, images: Tensor, settings: BenchSettings)
 class _RunError(Exception):
     """A row failed while it was timed."""
 
-    def __init__(self, row: _Row, reason: str):
+    def __init__(self, row: Row, reason: str):
         super().__init__(reason)
         self.row, self.reason = row, reason
 
 
-def _time(rows: list[_Row], settings: BenchSettings, step: Callable[[], None]) -> None:
+def _time(rows: list[Row], settings: BenchSettings, step: Callable[[], None]) -> None:
     """Time the rows that run, in turns; a row that fails now is left out and the others begin anew."""
     while alive := [row for row in rows if row.run is not None]:
         runs = {str(i): _named(row) for i, row in enumerate(alive)}
+        pairs = ratios_asked(alive, RANDOM in settings.methods)
         try:
             timings = time_interleaved(
                 runs,
@@ -194,6 +194,9 @@ def _time(rows: list[_Row], settings: BenchSettings, step: Callable[[], None]) -
                 warmup=settings.warmup,
                 device=settings.device,
                 on_step=step,
+                shuffled=True,
+                until=None if settings.until_interval is None else partial(settled, pairs, settings.until_interval),
+                most=settings.most_rounds,
             )
         except _RunError as error:
             error.row.run = None
@@ -205,7 +208,7 @@ def _time(rows: list[_Row], settings: BenchSettings, step: Callable[[], None]) -
         _release()
 
 
-def _named(row: _Row) -> Callable[[], object]:
+def _named(row: Row) -> Callable[[], object]:
     """The row's function; what it raises says which row it was."""
     run = row.run
     assert run is not None
@@ -244,33 +247,6 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
 
 
-def _records(rows: list[_Row]) -> list[Record]:
-    speed = {(r.batch_size, r.variant): r.timing.images_per_second for r in rows if r.timing is not None}
-
-    def ratio(row: _Row, other: Variant) -> float | None:
-        mine, base = speed.get((row.batch_size, row.variant)), speed.get((row.batch_size, other))
-        return None if mine is None or base is None else mine / base
-
-    return [
-        {
-            "method": row.variant.method,
-            "label": row.variant.label,
-            "keep_rate": row.variant.keep_rate,
-            "batch_size": row.batch_size,
-            "backend": row.backend,
-            "gflops": row.gflops,
-            "images_per_second": row.timing.images_per_second if row.timing else None,
-            "p50_ms": row.timing.p50_ms if row.timing else None,
-            "p95_ms": row.timing.p95_ms if row.timing else None,
-            "vs_dense": ratio(row, Variant(DENSE)),
-            "vs_random": ratio(row, Variant(RANDOM, row.variant.keep_rate)),
-            "peak_memory_mib": None if row.peak is None else row.peak / 2**20,
-            "note": "; ".join(row.notes),
-        }
-        for row in rows
-    ]
-
-
 def _about(settings: BenchSettings) -> dict[str, Any]:
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings)}
     return {
@@ -283,6 +259,7 @@ def _about(settings: BenchSettings) -> dict[str, Any]:
         "weights": "random; speed, memory and GFLOPs do not depend on them",
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "gflops": "10⁹ multiply-adds per image by fvcore's rules",
-        "timing": "inference mode; rows take turns; medians of the timed calls",
+        "timing": "inference mode; rows take turns, each round in an order of its own; medians of the timed calls",
+        "ratios": "medians of the rounds' ratios; 95 % intervals by order statistics",
         "peak_memory": "tensors allocated by one forward pass, without weights and images",
     }

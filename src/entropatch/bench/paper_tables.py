@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entropatch.bench.benchmark import Record
+from entropatch.bench.rows import Record
 from entropatch.bench.settings import BenchSettings
 from entropatch.criteria import ClassAttention
 from entropatch.methods import DENSE, find_method
@@ -22,21 +22,35 @@ COLUMNS = {
     "images_per_second": "images/s",
     "p50_ms": "p50 ms",
     "p95_ms": "p95 ms",
+    "rounds": "rounds",
     "vs_dense": "× dense",
+    "vs_dense_interval": "95 %",
     "vs_random": "× random",
+    "vs_random_interval": "95 %",
+    "reaches": "reached",
     "peak_memory_mib": "peak MiB",
     "note": "note",
 }
 
 
 def bench_table(records: Sequence[Record]) -> str:
-    """The records as a Markdown table; columns of backends and notes are left out when empty."""
-    optional = [key for key in ("backend", "note") if not any(record[key] for record in records)]
+    """The records as a Markdown table; columns of backends, intervals and notes are left out when empty."""
+    records = [
+        dict(record) | {f"{key}_interval": _interval(record, key) for key in ("vs_dense", "vs_random")}
+        for record in records
+    ]
+    may_lack = ("backend", "rounds", "vs_dense_interval", "vs_random_interval", "reaches", "note")
+    optional = [key for key in may_lack if not any(record.get(key) for record in records)]
     shown = {key: head for key, head in COLUMNS.items() if key not in optional}
     formats = {"gflops": ".2f", "images_per_second": ".1f", "p50_ms": ".2f", "p95_ms": ".2f"}
     formats |= {"vs_dense": ".2f", "vs_random": ".3f", "peak_memory_mib": ".1f"}
-    rows = [[_format(record[key], formats.get(key, "")) for key in shown] for record in records]
+    rows = [[_format(record.get(key), formats.get(key, "")) for key in shown] for record in records]
     return markdown_table(list(shown.values()), rows)
+
+
+def _interval(record: Record, key: str) -> str | None:
+    low, high = (record.get(f"{key}_{end}") for end in ("low", "high"))
+    return None if low is None or high is None else f"{low:.3f} … {high:.3f}"
 
 
 def _format(value: Any, spec: str) -> Any:

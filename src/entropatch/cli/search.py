@@ -33,7 +33,8 @@ def search(
     train_limit: parameters.TrainLimit = None,
     test_limit: parameters.TestLimit = None,
     data_option: parameters.DataOptions = None,
-    model: Annotated[str | None, typer.Option(help="A timm model; default what the weights are of.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of --library; default what the weights are of.")] = None,
+    library: parameters.SpecLibrary = None,
     weights: parameters.StartWeights = "pretrained",
     drop_path: parameters.DropPath = 0.1,
     model_arg: parameters.ModelArguments = None,
@@ -112,7 +113,7 @@ def search(
             _show(output, searching.report(output, **told))
             return
         require_extras(scope)
-        about = weights_about(weights, model, data)
+        about = weights_about(weights, model, data, library)
         teamwork = searching.Teamwork(trials=trials, wait=wait, grace=grace, retries=retries)
         runtime = Runtime(
             device=device,
@@ -122,7 +123,7 @@ def search(
             gradient_checkpointing=gradient_checkpointing,
         )
         settings = searching.SearchSettings(
-            spec=model_spec(about, weights, model, drop_path, pairs(model_arg or [], "--model-arg")),
+            spec=model_spec(about, weights, model, drop_path, pairs(model_arg or [], "--model-arg"), library),
             scope=scope,
             methods=named_methods(methods) or searching.default_methods(),
             keep_rates=None if keep_rates is None else entries(keep_rates, float, "--keep-rates"),

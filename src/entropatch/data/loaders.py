@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from entropatch.data.base import DataError, LabelledImages
 from entropatch.data.batches import TrainingBatches
+from entropatch.data.preprocessing import preprocessing_of
 from entropatch.data.seeding import derived_seed, seeded
 
 # After so many damaged images in a row the folder, not an image, is at fault.
@@ -45,7 +46,17 @@ class Batch:
 
 
 def data_config(model: nn.Module, image_size: int) -> dict[str, Any]:
-    """timm's mean, standard deviation, interpolation and crop of the model, at this image size."""
+    """Mean, standard deviation, interpolation and crop of the model, in timm's words, at this image size.
+
+    Raises ValueError where the model carries a preprocessing for another size.
+    """
+    own = preprocessing_of(model)
+    if own is not None:
+        if own.size != (image_size, image_size):
+            raise ValueError(
+                f"the model takes images of {own.size} pixels, but image_size is {image_size}; load it for that size."
+            )
+        return own.config
     from timm.data import resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
 
     return resolve_model_data_config(model) | {"input_size": (3, image_size, image_size)}
@@ -85,6 +96,12 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
 
     transform: Any = create_transform(**config, is_training=False)
     return transform
+
+
+def evaluation_transform_of(model: nn.Module, image_size: int) -> Transform:
+    """The test transform of a model: timm's, or the one it carries. Errors as of `data_config`."""
+    own, config = preprocessing_of(model), data_config(model, image_size)
+    return evaluation_transform(config) if own is None else own.tensor
 
 
 class TrainingImages(Dataset):

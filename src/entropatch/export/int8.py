@@ -31,34 +31,30 @@ def quantise(path: Path, how: str, images: Iterable[np.ndarray]) -> str:
     prepared, quantised = path.with_name(f"prepared-{path.name}"), path.with_name(f"int8-{path.name}")
     with _quiet():
         quantization.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        graph = onnx.load(str(prepared)).graph
-        nodes = _weighted(graph)
+        weighted, others = _products(onnx.load(str(prepared)).graph)
+        given: dict[str, Any] = {
+            "op_types_to_quantize": list(OPERATORS),
+            "nodes_to_exclude": others,
+            "per_channel": True,
+            "weight_type": quantization.QuantType.QInt8,
+        }
         if how == "dynamic":
-            quantization.quantize_dynamic(
-                str(prepared), str(quantised), op_types_to_quantize=list(OPERATORS), nodes_to_quantize=nodes,
-                per_channel=True,
-            )  # fmt: skip
+            quantization.quantize_dynamic(str(prepared), str(quantised), **given)
         else:
-            quantization.quantize_static(
-                str(prepared),
-                str(quantised),
-                _Reader(graph.input[0].name, images),
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=list(OPERATORS),
-                nodes_to_quantize=nodes,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-            )
+            reader = _Reader("images", images)
+            given |= {"quant_format": quantization.QuantFormat.QDQ, "activation_type": quantization.QuantType.QUInt8}
+            quantization.quantize_static(str(prepared), str(quantised), reader, **given)
     quantised.replace(path)
     prepared.unlink()
-    return f"int8, {how}: {len(nodes)} of the products with weights; softmax, norms, entropies and attention in float32"
+    return f"int8, {how}: {len(weighted)} products with weights; softmax, norms, entropies and attention in float32"
 
 
-def _weighted(graph: Any) -> list[str]:
-    """Names of the nodes that multiply with weights."""
+def _products(graph: Any) -> tuple[list[str], list[str]]:
+    """Names of the nodes that multiply with weights, and of those that multiply activations."""
     weights = {tensor.name for tensor in graph.initializer}
-    return [node.name for node in graph.node if node.op_type in OPERATORS and node.input[1] in weights]
+    nodes = [node for node in graph.node if node.op_type in OPERATORS]
+    weighted = [node.name for node in nodes if node.input[1] in weights]
+    return weighted, [node.name for node in nodes if node.name not in weighted]
 
 
 class _Reader:

@@ -18,15 +18,16 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def expm1(x: Any) -> Any:
         one, two = op.CastLike(1.0, x), op.CastLike(2.0, x)
-        half = op.Tanh(op.Div(op.Max(op.Min(x, one), op.Neg(one)), two))
+        half = op.Tanh(op.Div(op.Clip(x, op.Neg(one), one), two))
         near = op.Div(op.Mul(two, half), op.Sub(one, half))  # e^x - 1 = 2 tanh(x/2) / (1 - tanh(x/2))
         return op.Where(op.Less(op.Abs(x), one), near, op.Sub(op.Exp(x), one))
 
     def log1p(x: Any) -> Any:
         one, two = op.CastLike(1.0, x), op.CastLike(2.0, x)
-        half = op.Max(op.Min(x, one), op.Div(op.Neg(one), two))
-        near = op.Mul(two, op.Atanh(op.Div(half, op.Add(two, half))))  # log(1 + x) = 2 artanh(x / (2 + x))
-        return op.Where(op.And(op.Less(x, one), op.Greater(x, op.Div(op.Neg(one), two))), near, op.Log(op.Add(x, one)))
+        low = op.CastLike(-0.5, x)
+        part = op.Clip(x, low, one)
+        near = op.Mul(two, op.Atanh(op.Div(part, op.Add(two, part))))  # log(1 + x) = 2 artanh(x / (2 + x))
+        return op.Where(op.And(op.Less(x, one), op.Greater(x, low)), near, op.Log(op.Add(x, one)))
 
     def stable_sort(x: Any, *, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
         # By ONNX's standard, TopK gives ties to the lower index, in either direction.

@@ -88,7 +88,7 @@ class Parity:
             if gap.exceeds(tolerance):
                 return f"its {what} differ by up to {gap.difference:.2g}, allowed {gap.allowed(tolerance):.2g}"
         if self.differing:
-            return "it keeps other patches: " + "; ".join(map(_where, self.differing[:5]))
+            return "it keeps other patches: " + "; ".join(_where(self.differing))
         if not self.counted:
             return "no image could be compared, since each has near ties; give photographs as images"
         return None
@@ -103,8 +103,8 @@ class Parity:
                 f"kept sets: equal for {self.counted} of {self.images} images, batch sizes {sizes}; score error "
                 + (", ".join(f"{gap.difference:.1e} in block {block}" for block, gap in self.scores.items()) or "none")
             )
-            lines += [f"near tie, not counted: {_where(place)}" for place in self.near_ties]
-            lines += [f"other patches kept: {_where(place)}" for place in self.differing]
+            lines += [f"near tie, not counted: {place}" for place in _where(self.near_ties)]
+            lines += [f"other patches kept: {place}" for place in _where(self.differing)]
         lines.append(
             f"outputs: largest difference {self.outputs.difference:.1e}, batch sizes {sizes}; "
             f"largest output {self.outputs.largest:.1f}"
@@ -113,9 +113,12 @@ class Parity:
         return lines
 
 
-def _where(place: Place) -> str:
-    size, image, block = place
-    return f"image {image} of the batch of {size}, block {block}"
+def _where(places: Sequence[Place]) -> list[str]:
+    """The places in words, those of one block and batch together."""
+    together: dict[tuple[int, int], list[int]] = {}
+    for size, image, block in places:
+        together.setdefault((size, block), []).append(image)
+    return [f"block {block}, image {', '.join(map(str, found))} of {size}" for (size, block), found in together.items()]
 
 
 def batches_of(images: Tensor) -> dict[str, Tensor]:

@@ -7,15 +7,17 @@ so the functions run without a display and leave the caller's plots alone. Sizes
 from entropatch.figures.accuracy import accuracy_against
 from entropatch.figures.blocks import entropy_in_blocks, stages_side_by_side
 from entropatch.figures.charts import entropy_against_distance, entropy_histograms
-from entropatch.figures.foreground import auroc_in_blocks
+from entropatch.figures.foreground import auroc_in_blocks, aurocs_of_models
 from entropatch.figures.patches import entropy_and_stages, overview, remaining_title
 from entropatch.figures.saving import save_figure
 from entropatch.figures.style import ENTROPY_COLOURS
+from entropatch.figures.tradeoff import trade_off
 
 __all__ = [
     "ENTROPY_COLOURS",
     "accuracy_against",
     "auroc_in_blocks",
+    "aurocs_of_models",
     "entropy_against_distance",
     "entropy_and_stages",
     "entropy_histograms",
@@ -24,4 +26,5 @@ __all__ = [
     "remaining_title",
     "save_figure",
     "stages_side_by_side",
+    "trade_off",
 ]

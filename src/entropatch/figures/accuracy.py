@@ -41,8 +41,8 @@ def accuracy_against(records: Sequence[Record], x: str = "gflops", *, title: str
 
     Args:
         records: mappings with label, keep_rate (a number, one per block, or None for dense), top1 in percent, gflops
-            (10⁹ multiply-adds per image) or images_per_second, and optionally top1_std, drawn as error bars. One
-            whose top1 or `x` is missing, None or not finite was not measured and is left out.
+            (10⁹ multiply-adds per image) or images_per_second, and optionally top1_se, or else top1_std, drawn
+            as error bars. One whose top1 or `x` is missing, None or not finite was not measured and is left out.
         x: "gflops" or "images_per_second".
         title, note: a line above, and one below.
 
@@ -87,6 +87,18 @@ def accuracy_against(records: Sequence[Record], x: str = "gflops", *, title: str
     return page.figure
 
 
+def bars_note(records: Sequence[Record]) -> str:
+    """What the error bars of these records are, in a sentence; empty for none."""
+    if any(_is_number(record.get("top1_se")) for record in records):
+        return "A bar is one standard error to each side."
+    return "A bar is one standard deviation." if any(_is_number(record.get("top1_std")) for record in records) else ""
+
+
+def _error(record: Record) -> float:
+    """Of the bar; NaN for none."""
+    return next((record[key] for key in ("top1_se", "top1_std") if _is_number(record.get(key))), math.nan)
+
+
 def rate_text(keep_rate: Any) -> str:
     """A keep rate as a figure shows it: "0.7", or "0.9/0.7/0.5" for one per block."""
     rates = keep_rate if isinstance(keep_rate, (tuple, list)) else (keep_rate,)
@@ -120,7 +132,7 @@ def _draw_front(axes: Axes, records: Sequence[Record], x: str, less_is_better: b
 
 def _draw_curve(axes: Axes, curve: Sequence[Record], x: str, number: int) -> np.ndarray:
     points = np.array([(record[x], record["top1"]) for record in curve], float)
-    errors = [record["top1_std"] if _is_number(record.get("top1_std")) else math.nan for record in curve]
+    errors = [_error(record) for record in curve]
     axes.errorbar(
         *points.T,
         yerr=None if all(map(math.isnan, errors)) else errors,
@@ -139,7 +151,11 @@ def _draw_dense(axes: Axes, records: Sequence[Record], x: str) -> None:
         line: dict[str, Any] = {"color": INK, "linestyle": ":", "linewidth": 0.8}
         axes.axhline(record["top1"], zorder=2, **line)
         label = textwrap.fill(_literal(record["label"]), 24)
-        axes.plot([record[x]], [record["top1"]], marker="*", markersize=9, zorder=4, label=label, **line)
+        error = None if math.isnan(_error(record)) else [_error(record)]
+        bar = {"elinewidth": ERROR_BARS["elinewidth"], "capsize": ERROR_BARS["capsize"]}
+        axes.errorbar(
+            [record[x]], [record["top1"]], error, marker="*", markersize=9, zorder=4, label=label, **line, **bar
+        )
 
 
 def _literal(label: str) -> str:

@@ -7,14 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 from entropatch.figures.canvas import Page
 from entropatch.figures.fonts import families_for, legible
-from entropatch.figures.style import COLOURS, ERROR_BARS, INK, LINE, MARGIN, MARKERS, SMALL, SOFT_INK, dress, style
+from entropatch.figures.style import (
+    COLOURS,
+    ERROR_BARS,
+    INK,
+    LETTERS_PER_INCH,
+    LINE,
+    MARGIN,
+    MARKERS,
+    SMALL,
+    SOFT_INK,
+    TEXT,
+    dress,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _WIDTH, _HEIGHT = 4.6, 2.9  # of the axes, in inches
-_LEFT, _BELOW, _LEGEND = 0.62, 0.45, 1.75  # room beside and under them
+_LEFT, _BELOW, _LEGEND, _GAP = 0.62, 0.45, 1.75, 0.4  # room beside, under and between them
+_COLUMNS = 3  # of several models
 
 
 def auroc_in_blocks(
@@ -35,45 +49,83 @@ def auroc_in_blocks(
         ValueError: no record of a block.
         ImportError: matplotlib is not installed.
     """
+    return aurocs_of_models({"": records}, pruning_blocks, title=title, note=note)
+
+
+def aurocs_of_models(
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    pruning_blocks: Sequence[int] = (),
+    *,
+    title: str = "",
+    note: str = "",
+) -> Figure:
+    """`auroc_in_blocks` of several models beside each other, on one scale; `records` are those of each, by its name."""
+    columns, step = min(len(records), _COLUMNS), _HEIGHT + _BELOW + LINE
+    letters = max((len(legible(record["label"])) for found in records.values() for record in found), default=0)
+    legend = max(_LEGEND, 0.7 + letters / LETTERS_PER_INCH)
+    width = _LEFT + MARGIN + columns * (_WIDTH + _GAP) - _GAP + legend
+    page = Page(width, -(-len(records) // columns) * step, title, [note] if note else [])
+    panels: list[Axes] = []
+    for number, (name, found) in enumerate(records.items()):
+        row, column = divmod(number, columns)
+        place = MARGIN + _LEFT + column * (_WIDTH + _GAP), page.top + LINE / 2 + row * step
+        axes = page.axes(*place, _WIDTH, _HEIGHT)
+        dress(axes, "block", "" if column else "AUROC of the foreground")
+        axes.grid(visible=False, axis="x")
+        with style():
+            _draw(axes, found, pruning_blocks)
+            if name:
+                inside: dict[str, Any] = {"fontsize": TEXT, "color": INK, "family": families_for(legible(name))}
+                axes.text(0.02, 0.98, legible(name), va="top", transform=axes.transAxes, parse_math=False, **inside)
+        panels.append(axes)
+    ends = [axes.get_ylim() for axes in panels]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    for axes in panels:
+        axes.set_ylim(low, high + (0.08 * (high - low) if len(records) > 1 else 0.0))  # room for the names
+    with style():
+        _add_legend(panels[columns - 1], next(iter(records.values())))
+    return page.figure
+
+
+def _draw(axes: Axes, records: Sequence[Mapping[str, Any]], pruning_blocks: Sequence[int]) -> None:
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         if record["block"] is not None:
             curves.setdefault(legible(record["label"]), []).append(record)
     if not curves:
         raise ValueError(f"records must hold the AUROC of at least one block, but none of {len(records)} does.")
-    page = Page(MARGIN + _LEFT + _WIDTH + _LEGEND, _HEIGHT + _BELOW + LINE, title, [note] if note else [])
-    axes = page.axes(MARGIN + _LEFT, page.top + LINE / 2, _WIDTH, _HEIGHT)
-    dress(axes, "block", "AUROC of the foreground")
-    axes.grid(visible=False, axis="x")
-    with style():
-        for number, block in enumerate(pruning_blocks):
-            label = "pruning blocks" if number == 0 else None
-            axes.axvspan(block - 0.3, block + 0.3, color="#eceff3", linewidth=0, zorder=0, label=label)
-        for number, (label, curve) in enumerate(curves.items()):
-            _draw_curve(axes, label, curve, number)
-        for record in records:
-            if record["block"] is None:
-                line: dict[str, Any] = {"color": SOFT_INK, "linestyle": "-.", "linewidth": 1.0}
-                axes.axhline(record["auroc"], label=legible(record["label"]), **line)
-        chance: dict[str, Any] = {"color": INK, "linestyle": ":", "linewidth": 0.9}
-        axes.axhline(0.5, label="chance", **chance)
-        axes.set_xticks(sorted({record["block"] for curve in curves.values() for record in curve}))
-        fonts = {"size": SMALL, "family": families_for("".join(curves))}
-        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
-        handles, labels = axes.get_legend_handles_labels()
-        first = {label: handle for handle, label in zip(handles, labels, strict=True) if label in curves}
-        shown = first | dict(zip(labels, handles, strict=True))
-        axes.legend(
-            shown.values(),
-            shown.keys(),
-            frameon=False,
-            prop=fonts,
-            labelcolor=INK,
-            handlelength=2.4,
-            labelspacing=0.7,
-            **place,
-        )
-    return page.figure
+    for number, block in enumerate(pruning_blocks):
+        label = "pruning blocks" if number == 0 else None
+        axes.axvspan(block - 0.3, block + 0.3, color="#eceff3", linewidth=0, zorder=0, label=label)
+    for number, (label, curve) in enumerate(curves.items()):
+        _draw_curve(axes, label, curve, number)
+    for record in records:
+        if record["block"] is None:
+            line: dict[str, Any] = {"color": SOFT_INK, "linestyle": "-.", "linewidth": 1.0}
+            axes.axhline(record["auroc"], label=legible(record["label"]), **line)
+    chance: dict[str, Any] = {"color": INK, "linestyle": ":", "linewidth": 0.9}
+    axes.axhline(0.5, label="chance", **chance)
+    axes.set_xticks(sorted({record["block"] for curve in curves.values() for record in curve}))
+
+
+def _add_legend(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+    """Beside the axes: the scores with blocks first, then what else is drawn."""
+    names = {legible(record["label"]) for record in records if record["block"] is not None}
+    fonts = {"size": SMALL, "family": families_for("".join(sorted(names)))}
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
+    handles, labels = axes.get_legend_handles_labels()
+    first = {label: handle for handle, label in zip(handles, labels, strict=True) if label in names}
+    shown = first | dict(zip(labels, handles, strict=True))
+    axes.legend(
+        shown.values(),
+        shown.keys(),
+        frameon=False,
+        prop=fonts,
+        labelcolor=INK,
+        handlelength=2.4,
+        labelspacing=0.7,
+        **place,
+    )
 
 
 def _draw_curve(axes: Axes, label: str, curve: Sequence[Mapping[str, Any]], number: int) -> None:

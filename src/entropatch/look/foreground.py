@@ -101,7 +101,7 @@ def check_foreground(
     one_class = 0
     for number, (image, mask) in enumerate(images_and_masks, 1):
         check_size(mask, image, f"image {number}")
-        found = _image_aurocs(model, image, mask, scored, methods is not None)
+        found = image_aurocs(model, image, mask, scored, methods is not None)
         if found is None:
             one_class += 1
         else:
@@ -157,10 +157,16 @@ def pixel_deviation(crop: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.linalg.norm(means - means.mean((0, 1)), axis=-1)
 
 
-def _image_aurocs(
-    model: nn.Module, image: Image.Image, mask: np.ndarray, scored: Sequence[Method], named: bool
+def image_aurocs(
+    model: nn.Module, image: Image.Image, mask: np.ndarray, scored: Sequence[Method], named: bool = True
 ) -> tuple[dict[str, np.ndarray], float] | None:
-    """AUROC of each score in every block (blocks,), and of the pixels; None if there is one class only."""
+    """AUROC of each method's scores in every block (blocks,), and of the pixels; None if there is one class only.
+
+    Args:
+        model, image, mask: as of `check_foreground`.
+        scored: methods that score patches.
+        named: whether all must be possible on this model; else those that need a class token are left out without one.
+    """
 
     def look(attention: BlockAttention, grid: tuple[int, int]) -> dict[str, np.ndarray]:
         del grid

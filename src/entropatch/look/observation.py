@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -99,4 +99,6 @@ def grid_of(seen: Trace) -> tuple[int, int]:
 
 def _forward(model: nn.Module, images: Tensor) -> None:
     parameter = next(model.parameters())
-    model.forward_features(images.to(parameter.device, parameter.dtype))  # pyright: ignore[reportCallIssue]
+    # Without the head, where the model can be run so.
+    run: Any = getattr(model, "forward_features", model)
+    run(images.to(parameter.device, parameter.dtype))

@@ -45,6 +45,14 @@ def environment(device: str | torch.device = "cpu") -> dict[str, str | int | Non
     }
 
 
+def load_average() -> float | None:
+    """Processes that ran or waited to run over the last minute, on average; None where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        return None
+
+
 def _available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet, listing_hash
-from entropatch.data.loaders import Batch, data_config, evaluation_loader, evaluation_transform
+from entropatch.data.loaders import Batch, evaluation_loader, evaluation_transform_of
 from entropatch.measure import count_flops, time_interleaved
 from entropatch.measure.comparing import compared
 from entropatch.measure.variants import pruned_copy
+from entropatch.models.card import card_of
 from entropatch.records.correct import Bits, CorrectImages
 
 # What autocast computes in, by the precision asked for; None is without it.
@@ -114,7 +115,7 @@ def evaluate(
     classes = class_places(model, data.classes)
     model = model.to(device).eval()
     models = {name: pruned_copy(model, config) for name, config in settings.items()}
-    transform = evaluation_transform(data_config(model, image_size))
+    transform = evaluation_transform_of(model, image_size)
     batches = evaluation_loader(data.test, transform, batch_size, workers=workers, pin_memory=device.type == "cuda")
     dtype, timings = AUTOCAST[precision], {}
     with nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
@@ -209,8 +210,14 @@ def class_places(model: nn.Module, classes: tuple[str, ...]) -> Tensor | None:
     Raises:
         ValueError: the model has no classifier, or one for other classes.
     """
+    card = card_of(model)
+    labels = [_plain(label) for label in (card.labels if card is not None else None) or ()]
+    if labels and all(labels.count(_plain(name)) == 1 for name in classes):
+        places = [labels.index(_plain(name)) for name in classes]
+        everything = places == list(range(len(labels)))
+        return None if everything else torch.tensor(places, device=next(model.parameters()).device)
     outputs = getattr(model, "num_classes", len(classes))
-    if outputs == len(classes):
+    if outputs == len(classes) and (not labels or outputs == 1000):
         return None
     if outputs == 1000:
         from timm.data.imagenet_info import ImageNetInfo
@@ -220,10 +227,15 @@ def class_places(model: nn.Module, classes: tuple[str, ...]) -> Tensor | None:
             device = next(model.parameters()).device
             return torch.tensor([numbers[name] for name in classes], device=device)
     have = f"a classifier for {outputs} classes" if outputs else "no classifier"
+    names = f" ({card.labels[0]}, …)" if card is not None and card.labels else ""
     raise ValueError(
-        f"the model has {have}, but the data set has {len(classes)} classes; fine-tune it on that data set first "
-        "(entropatch finetune)."
+        f"the model has {have}{names}, but the data set has {len(classes)} classes ({classes[0]}, …); fine-tune it on "
+        "that data set first (entropatch finetune)."
     )
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").split())
 
 
 def _record(

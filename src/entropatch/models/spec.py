@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -22,40 +23,56 @@ HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A timm model and its starting weights.
+    """A model and its starting weights.
 
     Attributes:
-        name: any name timm knows, "hf-hub:owner/name" included.
+        name: any name timm knows, "hf-hub:owner/name" included; or one that `library` knows.
         weights: None for random weights; "pretrained" for timm's, downloaded if need be; "bundled" for the ViT-S/14
             that `entropatch.models.encoder.load_encoder` finds,
             which needs no hub; else a file.
-        drop_path: rate of stochastic depth while training; 0.1 is EViT's.
+        drop_path: rate of stochastic depth while training, of timm's models; 0.1 is EViT's.
         arguments: further arguments of the architecture, such as patch_size.
+        library: whose model it is, as `entropatch.models.libraries` names it; its weights too may be meant by name.
     """
 
     name: str
     weights: str | None = None
     drop_path: float = 0.1
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    library: str = "timm"
 
-    def build(self, num_classes: int | None, image_size: int, seed: int = 0, *, strict: bool = False) -> nn.Module:
+    def build(
+        self,
+        num_classes: int | None,
+        image_size: int | None,
+        seed: int = 0,
+        *,
+        strict: bool = False,
+        classes: Sequence[str] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> nn.Module:
         """The model, float32, on the CPU. The same seed gives the same random weights.
 
         Args:
             num_classes: of the classifier; where the weights have another number, it starts at random. None means as
                 many as the weights have.
-            image_size: side of the square input.
+            image_size: side of the square input; None for the model's own, of other libraries than timm.
             seed: of what starts at random.
             strict: refuse weights with another classifier, as one wants when testing.
+            classes: names of the classes, for models that know classes by their names.
+            say: told in a line what is being tried.
 
         Raises:
-            ValueError: timm does not know the name, or the model cannot be built so.
+            ValueError: the library does not know the name, or the model cannot be built so.
             WeightsFileError: the weights are another model's.
             WeightsError: pretrained weights are in no reach, which is found out within seconds; the message says what
                 is.
         """
+        if self.library != "timm":
+            return self._of_library(num_classes, image_size, seed, strict, classes, say)
         import timm
 
+        assert image_size is not None
         pretrained = self.weights == PRETRAINED
         if num_classes is None and self.weights not in (None, PRETRAINED, BUNDLED):
             num_classes = classes_of(str(self.weights))
@@ -90,6 +107,27 @@ class ModelSpec:
             self._load(model, num_classes, image_size, strict)
         return model
 
+    def _of_library(
+        self,
+        num_classes: int | None,
+        image_size: int | None,
+        seed: int,
+        strict: bool,
+        classes: Sequence[str] | None,
+        say: Callable[[str], None],
+    ) -> nn.Module:
+        from entropatch.models.libraries import RANDOM_WEIGHTS, Request, load_from
+
+        weights = RANDOM_WEIGHTS if self.weights is None else self.weights
+        if weights == BUNDLED:
+            raise ValueError(f"bundled weights are those of a timm model, but the library is {self.library}.")
+        if num_classes is None and Path(weights).is_file():
+            num_classes = read_about(weights).get("classes")
+        request = Request(
+            self.name, weights, image_size, num_classes, classes, dict(self.arguments), seed, strict=strict, say=say
+        )
+        return load_from(self.library, request)[0]
+
     def _load(self, model: nn.Module, num_classes: int | None, image_size: int, strict: bool) -> None:
         if self.weights == BUNDLED:
             from entropatch.models.encoder import load_encoder
@@ -116,6 +154,7 @@ class ModelSpec:
             "weights": self.weights,
             "drop_path": self.drop_path,
             "arguments": dict(self.arguments),
+            "library": self.library,
         }
 
 

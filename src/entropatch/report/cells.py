@@ -17,6 +17,8 @@ KNOWN: dict[str, tuple[str, str]] = {
     "batch_size": ("batch", "d"),
     "accuracy": ("accuracy %", ".1f"),
     "top1": ("top-1 %", ".2f"),
+    "top1_less_dense": ("− dense", "+.2f"),
+    "top1_less_random": ("− random", "+.2f"),
     "top5": ("top-5 %", ".2f"),
     "best_top1": ("best top-1 %", ".2f"),
     "best_top5": ("best top-5 %", ".2f"),
@@ -31,15 +33,25 @@ KNOWN: dict[str, tuple[str, str]] = {
     "seconds": ("seconds", ".0f"),
     "auroc": ("AUROC", ".2f"),
 }
-# Shown after the value it belongs to: value ± spread.
-SPREADS = {"accuracy": "accuracy_error", "top1": "top1_std", "top5": "top5_std", "auroc": "standard_error"}
+# Shown after the value it belongs to, value ± spread: the first that a record has.
+SPREADS: dict[str, tuple[str, ...]] = {
+    "accuracy": ("accuracy_error",),
+    "top1": ("top1_se", "top1_std"),
+    "top1_less_dense": ("top1_less_dense_se",),
+    "top1_less_random": ("top1_less_random_se",),
+    "top5": ("top5_std",),
+    "auroc": ("standard_error",),
+}
+# Shown so too, value (low … high); of the others the error is enough.
+INTERVALS = ("vs_dense", "vs_random")
 MISSING = "—"
 
 
 def records_table(records: Sequence[Mapping[str, Any]], caption: str = "") -> Table:
     """The records as a table; columns in which nothing stands, and names that a label stands for, are left out."""
     keys = [key for key in dict.fromkeys(key for record in records for key in record) if _worth(key, records)]
-    merged = {SPREADS[key] for key in keys if key in SPREADS}
+    merged = {spread for key in keys for spread in SPREADS.get(key, ())}
+    merged |= {f"{key}_{end}" for key in keys for end in ("low", "high")}
     keys = [key for key in keys if key not in merged and not (key == "method" and "label" in keys)]
     rows = tuple(tuple(_cell(key, record) for key in keys) for record in records)
     heads = tuple(KNOWN[key][0] if key in KNOWN else key.replace("_", " ") for key in keys)
@@ -105,8 +117,11 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
 def _cell(key: str, record: Mapping[str, Any]) -> str:
     spec = KNOWN[key][1] if key in KNOWN else ""
     text = shown(record.get(key), spec)
-    spread = record.get(SPREADS.get(key, ""))
-    return text if spread is None else f"{text} ± {shown(spread, spec)}"
+    low, high = (record.get(f"{key}_{end}") for end in ("low", "high"))
+    if key in INTERVALS and low is not None and high is not None:
+        return f"{text} ({shown(low, spec)} … {shown(high, spec)})"
+    spread = next((record[name] for name in SPREADS.get(key, ()) if record.get(name) is not None), None)
+    return text if spread is None else f"{text} ± {shown(spread, spec.removeprefix('+'))}"
 
 
 def _worth(key: str, records: Sequence[Mapping[str, Any]]) -> bool:
@@ -114,7 +129,7 @@ def _worth(key: str, records: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _is_numeric(cell: str) -> bool:
-    for part in cell.split(" ± "):
+    for part in cell.partition(" (")[0].split(" ± "):
         if part in ("", MISSING, "∞"):
             continue
         try:

@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from entropatch.config import PruneConfig
 from entropatch.figures import save_figure
 from entropatch.figures.curves import training_curves
 from entropatch.look.naming import data_label, pruning_label, rates_text
+from entropatch.records.tables import plus_minus
+from entropatch.records.uncertainty import binomial
 from entropatch.report.cells import MISSING, flat, joined, make_table, shown
 from entropatch.report.content import Picture, Run, Table, load_json, reading
 from entropatch.report.pictures import read_picture
-from entropatch.train.fine_tuning import Outcome
+from entropatch.train.fine_tuning import Outcome, is_outcome
 from entropatch.train.summary import summarise
 
 COLUMNS = ("run", "state", "loss", "top-1 %", "top-5 %", "best top-1 %", "best epoch", "images/s", "minutes", "damaged")
-OUTCOME = {entry.name for entry in fields(Outcome)}
 # In run.json, and of no use to a reader: what follows from other entries.
 LEFT_OUT = ("about", "entropatch", "seed")
 MOST = 10**15  # that a number of a run may be
@@ -71,6 +72,8 @@ def _read(folder: Path) -> _SeedRun:
     epochs, outcome, machine = folder / "epochs.jsonl", folder / "result.json", folder / "machine.json"
     history = reading(epochs, _records) if epochs.exists() else []
     result = reading(outcome, lambda path: _outcome(load_json(path))) if outcome.exists() else None
+    if result is not None:
+        result["folder"] = str(folder)  # it may have moved
     known = reading(machine, lambda path: _machine(load_json(path))) if machine.exists() else {}
     return _SeedRun(folder.name, settings, history, result, known)
 
@@ -106,10 +109,11 @@ def _record(number: int, line: str) -> dict[str, Any]:
 
 
 def _outcome(result: Any) -> dict[str, Any]:
-    if not isinstance(result, dict) or set(result) != OUTCOME:
+    if not isinstance(result, dict) or not is_outcome(result):
         raise ValueError("not the outcome of a fine-tuning run")
-    for key in OUTCOME - {"folder"}:
-        _check_number(key, result[key])
+    for key in set(result) - {"folder"}:
+        if (key, result[key]) != ("images", None):
+            _check_number(key, result[key])
     return result
 
 
@@ -149,7 +153,7 @@ def _row(run: _SeedRun) -> tuple[str, ...]:
     damaged = len(last.get("damaged_training", ())) + len(last.get("damaged_testing", ()))
     values = (
         (last.get("loss"), ".4f"),
-        (last.get("top1"), ".2f"),
+        (_top1(last), ""),
         (last.get("top5"), ".2f"),
         (best.get("top1"), ".2f"),
         (best.get("epoch"), "d"),
@@ -158,6 +162,16 @@ def _row(run: _SeedRun) -> tuple[str, ...]:
         (damaged, "d"),
     )
     return (f"seed {run.settings.get('seed')}", state, *(shown(value, spec) for value, spec in values))
+
+
+def _top1(record: Mapping[str, Any]) -> str | None:
+    """Top-1 with its binomial standard error, where the record says of how many images."""
+    top1, images = record.get("top1"), record.get("images_tested")
+    if top1 is None or not math.isfinite(top1):
+        return None if top1 is None else shown(top1)
+    if type(images) is not int or not 0 < images < MOST or not 0 <= top1 <= 100:
+        return shown(top1, ".2f")
+    return plus_minus(top1, binomial(round(top1 * images / 100), images).standard_error)
 
 
 def _summary(results: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -174,6 +188,13 @@ def _summary(results: list[dict[str, Any]]) -> tuple[str, ...]:
 def _findings(runs: list[_SeedRun]) -> list[str]:
     unfinished = [f"seed {run.settings.get('seed')}" for run in runs if run.result is None]
     lines = ["The best epoch is chosen on the test set, so it flatters."]
+    if any("images_tested" in record for run in runs for record in run.history[-1:]):
+        lines.append("± of a seed's top-1 is one standard error over the test images.")
+    finished = [Outcome(**run.result) for run in runs if run.result is not None]
+    mean = summarise(finished) if len(finished) > 1 else {}
+    if mean.get("top1_se") is not None:
+        error = plus_minus(mean["top1_mean"], mean["top1_se"])
+        lines.insert(0, f"Mean top-1 of {mean['runs']} seeds: {error} %, one standard error over images and seeds.")
     if unfinished:
         lines.insert(0, f"Not finished: {', '.join(unfinished)}.")
     return lines
@@ -208,9 +229,13 @@ def _pruning(settings: Mapping[str, Any]) -> str:
         rate = f", keep rate {rates_text(config.keep_rate)}" if config.schedule.uses_keep_rate else ""
         return pruning_label(config) + rate
     except (ValueError, TypeError):
-        given = prune.get("criterion")
-        criterion = dict(given) if isinstance(given, Mapping) else {}
-        name = criterion.pop("name", "?")
-        arguments = ", ".join(f"{key} {shown(value)}" for key, value in criterion.items())
+        given = prune.get("criterion") or {}
+        named = " → ".join(_criterion(dict(one)) for one in (given if isinstance(given, list) else [given]))
         fused = ", fused" if prune.get("reduction") == "fuse" else ""
-        return f"{name}{f' ({arguments})' if arguments else ''}{fused}, keep rate {shown(prune.get('keep_rate'))}"
+        return f"{named}{fused}, keep rate {shown(prune.get('keep_rate'))}"
+
+
+def _criterion(fields: dict[str, Any]) -> str:
+    name = fields.pop("name", "?")
+    arguments = ", ".join(f"{key} {shown(value)}" for key, value in fields.items())
+    return f"{name} ({arguments})" if arguments else f"{name}"

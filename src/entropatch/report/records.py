@@ -25,7 +25,7 @@ MACHINE = ("device", "hardware", "cpu", "cores", "threads", "omp_num_threads", "
 MACHINE += ("python", "torch", "cuda", "timm", "entropatch", "platform", "date")
 MACHINE += ("torchvision", "scikit-learn", "scikit-image", "matplotlib")
 # Entries that say what came out: those that begin so, and some with their names before them.
-FINDINGS = ("comparison", "verdict", "recommended")
+FINDINGS = ("comparison", "verdict", "recommended", "additivity")
 NAMED_FINDINGS = ("keep rate ", "Spearman")
 
 # `entropatch visualize` writes them into each of its pictures.

@@ -10,25 +10,38 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from entropatch.methods import DENSE
-from entropatch.records.tables import MISSING, markdown_table
+from entropatch.methods import DENSE, RANDOM
+from entropatch.records.tables import MISSING, markdown_table, plus_minus
+from entropatch.records.uncertainty import MULTIPLE
 from entropatch.search.summaries import Summary
 
 OWN = "own"  # head of the column of methods that take no keep rate
 
 
 def table_1(summaries: Sequence[Summary], budget: str | None = None) -> str:
-    """Top-1 in percent: rows methods, columns keep rates from high to low, mean ± standard deviation over seeds.
+    """Top-1 in percent: rows methods, columns keep rates from high to low, each with its standard error.
 
-    The best mean of each column is bold, as printed. The dense model has no keep rate and is the line above. With a
-    budget there is one column for it, and each method's own keep rate is beside its name.
+    Bold is what is ahead of all else in its column (by more than 2 standard errors of the paired difference); the last
+    row names it, or the best mean and all that is not told apart from it. The dense model has no keep rate and is the
+    line above. With a budget there is one column for it, and each method's own keep rate is beside its name. Below
+    stand the differences to random at the same keep rate, and to dense.
     """
-    return _with_dense(summaries, _table(summaries, "method", lambda summary: summary.label, budget))
+
+    def name(summary: Summary) -> str:
+        return summary.label
+
+    texts = [_with_dense(summaries, _table(summaries, "method", name, budget, ("best", name)))]
+    for reference in (RANDOM, DENSE):
+        table = _differences(summaries, reference, budget)
+        if table is not None:
+            texts.append(f"Top-1 less that of {reference}, in points, on the same images:\n\n{table}")
+    return "\n".join(texts)
 
 
 def table_2(summaries: Sequence[Summary], budget: str | None = None) -> str | None:
     """Top-1 in percent of the entropies alone: rows orders from low to high, columns keep rates; the last row names the
-    best order of each. Else as `table_1`. None if there is no entropy among the summaries."""
+    best order of each, or all that are not told apart from it. Else as `table_1`. None if there is no entropy among the
+    summaries."""
     entropies = sorted((s for s in summaries if s.drops_by_entropy), key=lambda s: (s.order, -(s.keep_rate or 0)))
     if not entropies:
         return None
@@ -36,16 +49,29 @@ def table_2(summaries: Sequence[Summary], budget: str | None = None) -> str | No
     def name(summary: Summary) -> str:
         return f"{_order(summary)} (Shannon)" if summary.order == 1 else _order(summary)
 
-    def best(column: Sequence[Summary]) -> str:
-        most = max(printed(summary) for summary in column)
-        return ", ".join(_order(summary) for summary in column if printed(summary) == most)
-
-    return _with_dense(summaries, _table(entropies, "order", name, budget, ("best order", best)))
+    return _with_dense(summaries, _table(entropies, "order", name, budget, ("best order", _order)))
 
 
 def _with_dense(summaries: Sequence[Summary], table: str) -> str:
     lines = [f"Dense: {cell(s)} at {s.gflops:.3f} GFLOPs.\n\n" for s in summaries if s.method == DENSE]
-    return "Top-1 accuracy in percent.\n\n" + "".join(lines) + table
+    return f"Top-1 accuracy in percent. {errors_text(summaries)}\n\n" + "".join(lines) + table
+
+
+def errors_text(summaries: Sequence[Summary]) -> str:
+    """What ± and bold mean in the tables of these summaries, and what they cannot say."""
+    if all(s.correct for s in summaries):
+        what = "images and seeds" if any(s.runs > 1 for s in summaries) else "images"
+        return (
+            f"± is one standard error over {what}. Bold is ahead of all in its column by more than {MULTIPLE:g} "
+            "standard errors of the difference on the same images, without allowance for how many are compared; "
+            "several best are not told apart."
+        )
+    unknown = (
+        "It is not known of every setting which images came out right, so differences have no error and none is best"
+    )
+    if all(s.estimate is not None for s in summaries):
+        return f"± is one binomial standard error of a single run. {unknown}."
+    return f"± is one standard deviation over the seeds. {unknown}."
 
 
 def _table(
@@ -53,30 +79,65 @@ def _table(
     head: str,
     name: Callable[[Summary], str],
     budget: str | None,
-    last: tuple[str, Callable[[Sequence[Summary]], str]] | None = None,
+    last: tuple[str, Callable[[Summary], str]],
 ) -> str:
-    """One row per name, one column per keep rate, or one for the budget; the best mean of a column in bold."""
-    pruned = [summary for summary in summaries if summary.method != DENSE]
-    rates = sorted({summary.keep_rate for summary in pruned if summary.keep_rate is not None}, reverse=True)
-    columns = {f"{rate:.6g}": [s for s in pruned if s.keep_rate == rate] for rate in rates}
-    columns |= {OWN: own} if (own := [s for s in pruned if s.keep_rate is None]) else {}
-    heads = [head, *columns]
-    if budget is not None:
-        columns = {budget: pruned}
-        heads = [head, "keep rate", budget]
-    most = {key: max((printed(s) for s in column), default=math.nan) for key, column in columns.items()}
+    """One row per name, one column per keep rate, or one for the budget; what is ahead of its column in bold."""
+    columns = _columns(summaries, budget)
+    best = {key: not_told_apart(column) for key, column in columns.items()}
     rows = []
-    for label in dict.fromkeys(map(name, pruned)):
+    for label in dict.fromkeys(name(s) for s in summaries if s.method != DENSE):
         row: list[Any] = [label]
         for key, column in columns.items():
             mine = [s for s in column if name(s) == label]
             row += [f"{s.keep_rate:.6g}" for s in mine] if budget is not None else []
-            row += [cell(s, bold=printed(s) == most[key]) for s in mine] or [MISSING]
+            row += [cell(s, bold=[s] == best[key]) for s in mine] or [MISSING]
         rows.append(row)
-    if last is not None:
-        spare = [""] if budget is not None else []
-        rows.append([last[0], *spare, *(last[1](column) for column in columns.values())])
-    return markdown_table(heads, rows)
+    spare = [""] if budget is not None else []
+    named = [", ".join(map(last[1], group)) or MISSING for group in best.values()]
+    rows.append([last[0], *spare, *named])
+    return markdown_table([head, *(["keep rate"] if budget is not None else []), *columns], rows)
+
+
+def _columns(summaries: Sequence[Summary], budget: str | None) -> dict[str, list[Summary]]:
+    pruned = [summary for summary in summaries if summary.method != DENSE]
+    if budget is not None:
+        return {budget: pruned}
+    rates = sorted({summary.keep_rate for summary in pruned if summary.keep_rate is not None}, reverse=True)
+    columns = {f"{rate:.6g}": [s for s in pruned if s.keep_rate == rate] for rate in rates}
+    return columns | ({OWN: own} if (own := [s for s in pruned if s.keep_rate is None]) else {})
+
+
+def not_told_apart(column: Sequence[Summary]) -> list[Summary]:
+    """The highest mean of a column and, in the order of the table, all that it is not ahead of; the former alone if it
+    is ahead of all. None where that is not known, or nothing is beside it."""
+    if len(column) < 2:
+        return []
+    first = max(column, key=printed)
+    found = []
+    for summary in column:
+        difference = None if summary is first else first.less(summary)
+        if summary is not first and difference is None:
+            return []
+        if difference is None or not difference.is_ahead:
+            found.append(summary)
+    return found
+
+
+def _differences(summaries: Sequence[Summary], reference: str, budget: str | None) -> str | None:
+    """Each cell less random in the same column, or less dense, ± the paired standard error; None if none is known."""
+    rows: dict[str, list[str]] = {}
+    columns = _columns(summaries, budget)
+    for key, column in columns.items():
+        among = column if reference == RANDOM else summaries
+        other = next((s for s in among if (s.is_random if reference == RANDOM else s.method == DENSE)), None)
+        for summary in column:
+            difference = None if other is None or summary is other else summary.less(other)
+            if difference is not None:
+                row = rows.setdefault(summary.label, [MISSING] * len(columns))
+                text = plus_minus(difference.value, difference.standard_error, signed=True, bold=difference.is_ahead)
+                row[list(columns).index(key)] = text
+    order = [label for label in dict.fromkeys(s.label for s in summaries) if label in rows]
+    return markdown_table(["method", *columns], [[label, *rows[label]] for label in order]) if rows else None
 
 
 def printed(summary: Summary) -> float:
@@ -85,8 +146,9 @@ def printed(summary: Summary) -> float:
 
 
 def cell(summary: Summary, bold: bool = False) -> str:
-    text = f"{summary.top1:.2f}" + ("" if summary.top1_std is None else f" ± {summary.top1_std:.2f}")
-    text = f"**{text}**" if bold else text
+    """Top-1 with its standard error, or the standard deviation over seeds where no error is known."""
+    error = summary.top1_std if summary.estimate is None else summary.estimate.standard_error
+    text = plus_minus(summary.top1, error, bold=bold)
     return text if summary.runs == summary.expected else f"{text} ({summary.runs} of {summary.expected})"
 
 

@@ -16,11 +16,15 @@ from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.extras import require
 from entropatch.measure import Timing, count_flops, environment, time_interleaved
+from entropatch.measure.environment import load_average
 from entropatch.measure.evaluation import AUTOCAST, class_places, evaluate
+from entropatch.measure.timing import speed_ratio
 from entropatch.measure.variants import pruned_copy
 from entropatch.methods import DENSE
+from entropatch.records.correct import CorrectImages, read_correct
 from entropatch.search.points import FINETUNED, Point
 from entropatch.search.settings import SearchSettings
+from entropatch.search.study import CORRECT
 from entropatch.train import Runtime, finetune
 from entropatch.train.run_folder import digest
 
@@ -67,7 +71,7 @@ class Experiment:
         if self.settings.scope == FINETUNED:
             model = self.settings.spec.build(len(self.data.classes), size)
         else:
-            model = self.settings.spec.build(None, size, strict=True)
+            model = self.settings.spec.build(None, size, strict=True, classes=self.data.classes)
         return model.to(self.device).eval()
 
     def compared(self) -> dict[str, Any]:
@@ -80,21 +84,30 @@ class Experiment:
 
         Returns:
             top1, top5 (percent; after the last epoch), damaged; with training also best_top1, best_top5 (of any epoch)
-            and epochs; gflops (10⁹ multiply-adds per image); images_per_second, p50_ms and p95_ms, those of the dense
-            model timed in turns with it as dense_images_per_second, and their ratio vs_dense; seconds of training and
-            testing; hardware.
+            and epochs; correct, which images came out right; gflops (10⁹ multiply-adds per image); images_per_second,
+            p50_ms and p95_ms, those of the dense model timed in turns with it as dense_images_per_second; vs_dense, the
+            median of the rounds' ratios, with its 95 % interval vs_dense_low and _high; how busy the machine was: load
+            (average of the last minute), own_load (at most this process and its workers of it), spread (of dense's
+            rounds, see `Timing`); seconds of training and testing; hardware.
         """
         config = point.pruning(self.settings.blocks, self.settings.scope)
         found = self._trained(point, config) if self.settings.scope == FINETUNED else self._tested(point, config)
         self.on_text(f"{point.name}: timing")
+        load = load_average()
         timings = self.time(config)
         timing, dense = timings["this"], timings[DENSE]
+        ratio = speed_ratio(timing, dense)
         return {
             **found,
             "gflops": self.gflops(config),
             "images_per_second": timing.images_per_second,
             "dense_images_per_second": dense.images_per_second,
-            "vs_dense": timing.images_per_second / dense.images_per_second,
+            "vs_dense": ratio.median,
+            "vs_dense_low": ratio.low,
+            "vs_dense_high": ratio.high,
+            "load": load,
+            "own_load": torch.get_num_threads() + self.runtime.workers,
+            "spread": dense.spread,
             "p50_ms": timing.p50_ms,
             "p95_ms": timing.p95_ms,
             "hardware": environment(self.device)["hardware"],
@@ -123,6 +136,7 @@ class Experiment:
     def _tested(self, point: Point, config: PruneConfig | None) -> dict[str, Any]:
         self.on_text(f"{point.name}: testing")
         started = time.monotonic()
+        correct: list[CorrectImages] = []
         (record,) = evaluate(
             self.dense,
             self.data,
@@ -132,8 +146,9 @@ class Experiment:
             precision=self.settings.recipe.precision,
             batch_size=self.settings.batch_size,
             workers=self.runtime.workers,
+            on_correct=correct.append,
         )
-        kept = {key: record[key] for key in ("top1", "top5", "damaged")}
+        kept = {key: record[key] for key in ("top1", "top5", "damaged")} | {CORRECT: correct[0].to_dict()}
         return kept | {"seconds": time.monotonic() - started}
 
     def _trained(self, point: Point, config: PruneConfig | None) -> dict[str, Any]:
@@ -162,4 +177,5 @@ class Experiment:
         )
         kept = ("top1", "top5", "best_top1", "best_top5", "epochs", "damaged", "seconds")
         record = dataclasses.asdict(outcome)
-        return {key: record[key] for key in kept}
+        correct = read_correct(outcome.folder)  # None in a run of an older version
+        return {key: record[key] for key in kept} | {CORRECT: None if correct is None else correct.to_dict()}

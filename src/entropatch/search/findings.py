@@ -1,6 +1,7 @@
 """What a search found, from its study alone: records, the tables of the paper, Pareto plots, a recommended setting.
 
 search.md, .csv, .json    one record per finished trial
+correct.json              which images came out right in each, where all were tested on the same list
 table-1.md                rows methods, columns keep rates
 table-2.md                rows orders, columns keep rates
 pareto-gflops.png, .svg   accuracy against multiply-adds
@@ -15,16 +16,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from entropatch.figures import accuracy_against, save_figure
+from entropatch.figures.accuracy import bars_note
+from entropatch.records.correct import CorrectImages, same_images, write_correct
 from entropatch.records.files import write_text
 from entropatch.records.tables import write_records
 from entropatch.search.accuracy_tables import records_table, table_1, table_2
-from entropatch.search.recommendation import TOLERANCE, budget_text, chosen_text, recommend, recommended_config
+from entropatch.search.recommendation import TOLERANCE, budget_text, recommend, recommended_config, recommended_text
 from entropatch.search.study import ABOUT, SETTINGS
-from entropatch.search.summaries import Summary, failures_of, records_of, summaries_of
+from entropatch.search.summaries import Summary, correct_of, failures_of, records_of, summaries_of
 
 if TYPE_CHECKING:
     from optuna import Study
+
+# Trials were timed at different moments and perhaps on different machines; dense and pruned of one trial in turns.
+SPEED_TEXT = "ratio to dense timed in turns with it, times dense's median over the trials, {:.1f}"
+UNSTEADY = 0.1  # quartiles of dense's rounds so far apart, as a share of the median, are more than clocks and caches
 
 
 def write_report(study: Study, folder: str | Path, tolerance: float = TOLERANCE) -> list[Path]:
@@ -43,23 +52,33 @@ def write_report(study: Study, folder: str | Path, tolerance: float = TOLERANCE)
     if not records:
         return []
     settings, summaries = study.user_attrs[SETTINGS], summaries_of(study)
+    busy = _busy_text(records)
+    dense_speed = statistics.median(record["dense_images_per_second"] for record in records)
+    records = [_one_speed(record, summaries, dense_speed) for record in records]
     budget = budget_text(settings)
     chosen, rule = recommend(summaries, settings, tolerance)
     title = f"{settings['model']['name']} on {settings['data']['name']}, {settings['scope']}"
     about = (
         study.user_attrs[ABOUT]
         | ({"budget": budget} if budget else {})
-        | {"recommended by": rule, "recommended": chosen_text(chosen)}
+        | {"images/s": SPEED_TEXT.format(dense_speed)}
+        | ({"machine busy": busy} if busy else {})
+        | recommended_text(chosen, rule)
     )
     about |= {f"failed: {point.name}": reason for point, reason in failures_of(study).items()}
     paths = write_records(
         records, folder, "search", title=f"Search: {title}", about=about, table=records_table(records)
     )
+    correct = list(correct_of(study).values())
+    if same_images(correct):
+        tested = np.logical_and.reduce([run.tested for run in correct])
+        merged = {name: bits for run in correct for name, bits in run.correct.items()}
+        paths.append(write_correct(folder, CorrectImages(correct[0].listing, tested, merged)))
     for number, table in ((1, table_1(summaries, budget)), (2, table_2(summaries, budget))):
         if table is not None:
             paths.append(folder / f"table-{number}.md")
             write_text(paths[-1], f"# {title}\n\n{table}")
-    paths += _write_plots(records, summaries, folder, title)
+    paths += _write_plots(summaries, dense_speed, folder, title)
     path = folder / "recommended.json"
     if chosen is None:
         path.unlink(missing_ok=True)
@@ -68,27 +87,52 @@ def write_report(study: Study, folder: str | Path, tolerance: float = TOLERANCE)
     return [*paths, path]
 
 
-def _write_plots(
-    records: Sequence[Mapping[str, Any]], summaries: Sequence[Summary], folder: Path, title: str
-) -> list[Path]:
-    """Images/s are those of dense, the median of all trials, times each setting's ratio to it: the trials were timed at
-    different moments and perhaps on different machines, while dense and pruned were timed in turns."""
-    dense = statistics.median(record["dense_images_per_second"] for record in records)
+def _one_speed(record: Mapping[str, Any], summaries: Sequence[Summary], dense_speed: float) -> dict[str, Any]:
+    """The record with its setting's one figure of images/s; what its own trial timed is kept under "timed_…"."""
+    (summary,) = (s for s in summaries if (s.method, s.keep_rate) == (record["method"], record["keep_rate"]))
+    keys = ("images_per_second", "dense_images_per_second", "vs_dense")
+    timed = {f"timed_{key}": record[key] for key in keys}
+    speeds = {"images_per_second": summary.vs_dense * dense_speed, "vs_dense": summary.vs_dense}
+    return {key: value for key, value in record.items() if key != keys[1]} | speeds | timed
+
+
+def _busy_text(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """In which trials something else kept the machine busy; None for none, as for records that do not say."""
+    loaded = [r["load"] for r in records if _number(r, "load") > 1.5 * max(1.0, _number(r, "own_load"))]
+    unsteady = [r["spread"] for r in records if _number(r, "spread") > UNSTEADY]
+    reasons = []
+    if loaded:
+        reasons.append(f"in {len(loaded)} the load average was up to {max(loaded):.1f}")
+    if unsteady:
+        reasons.append(
+            f"in {len(unsteady)} the quartiles of dense's rounds were up to {100 * max(unsteady):.0f} % apart"
+        )
+    if not reasons:
+        return None
+    return f"of {len(records)} trials {' and '.join(reasons)}; images/s are less sure by so much"
+
+
+def _number(record: Mapping[str, Any], key: str) -> float:
+    value = record.get(key)
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _write_plots(summaries: Sequence[Summary], dense_speed: float, folder: Path, title: str) -> list[Path]:
     points = [
         {
             "label": s.label,
             "keep_rate": s.keep_rate,
             "top1": s.top1,
+            "top1_se": None if s.estimate is None else s.estimate.standard_error,
             "top1_std": s.top1_std,
             "gflops": s.gflops,
-            "images_per_second": s.vs_dense * dense,
+            "images_per_second": s.vs_dense * dense_speed,
         }
         for s in summaries
     ]
-    notes = {
-        "gflops": "",
-        "images_per_second": f"Images/s: ratio to the dense model timed in turns, times its median of {dense:.1f}.",
-    }
+    bars = bars_note(points)
+    speed = SPEED_TEXT.format(dense_speed)
+    notes = {"gflops": bars, "images_per_second": f"Images/s: {speed}." + (f" {bars}" if bars else "")}
     paths = []
     for x, name in (("gflops", "pareto-gflops"), ("images_per_second", "pareto-speed")):
         figure = accuracy_against(points, x, title=title, note=notes[x])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from entropatch.data.base import DataSet
 from entropatch.extras import require
 from entropatch.measure import environment
+from entropatch.measure.timing import speed_ratio
 from entropatch.methods import DENSE
 from entropatch.search.budget import BudgetError, rate_for_gflops, rate_for_speedup
 from entropatch.search.experiment import Experiment
@@ -242,7 +243,7 @@ def _meeting(settings: SearchSettings, experiment: Experiment, method: str) -> d
 
     def speedup(rate: float) -> float:
         timings = experiment.time(config(rate))
-        return timings["this"].images_per_second / timings[DENSE].images_per_second
+        return speed_ratio(timings["this"], timings[DENSE]).median
 
     rate, measured = rate_for_speedup(
         speedup, settings.target_speedup, lambda text: experiment.on_text(f"{method}: {text}")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SETTINGS, KEPT_RATES, ABOUT = "settings", "keep_rates", "about"
 # Not compared: data may have moved, and of weights the fingerprint is compared, not where they are.
 FREE = ("data.root", "model.weights")
+CORRECT = "correct"  # in a record: which images came out right
 RECORD, WORKER, ERROR, GIVEN_UP, STOPPED = "record", "worker", "error", "given_up", "stopped"
 
 

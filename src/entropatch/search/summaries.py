@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from entropatch.measure.variants import Variant
 from entropatch.methods import DENSE, find_method
+from entropatch.records.correct import CorrectImages, aligned, same_images
+from entropatch.records.uncertainty import Estimate, accuracy, binomial, paired_difference, unpaired_difference
 from entropatch.search.method_table import refuse_unknown
 from entropatch.search.points import Point
-from entropatch.search.study import ERROR, RECORD, is_live, trials_by_point
+from entropatch.search.study import ABOUT, CORRECT, ERROR, RECORD, is_live, trials_by_point
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -26,6 +30,9 @@ class Summary:
         top1, top1_std: mean in percent, and sample standard deviation; None for one run.
         gflops: 10⁹ multiply-adds per image.
         vs_dense: images/s over those of the dense model timed in turns with it, mean over the runs.
+        estimate: top-1 with its standard error: over images and seeds where it is known which images came out right,
+            else the binomial one of a single run; None where not even the number of images is known.
+        correct: which images came out right, by seed; empty in studies of versions that did not note it.
     """
 
     method: str
@@ -37,6 +44,8 @@ class Summary:
     top1_std: float | None
     gflops: float
     vs_dense: float
+    estimate: Estimate | None = field(default=None, compare=False, repr=False)
+    correct: Mapping[int, CorrectImages] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def order(self) -> float | None:
@@ -53,10 +62,28 @@ class Summary:
         """Whether chance says which patches stay."""
         return self.method != DENSE and find_method(self.method).is_random
 
+    def less(self, other: Summary) -> Estimate | None:
+        """The paired difference in top-1 to another setting, on the same images and seeds; a setting of one seed is
+        compared with every seed of the other. None where it is not known which images came out right."""
+        seeds = [seed for seed in self.correct if seed in other.correct]
+        both = [[one.correct[seed] for seed in seeds] for one in (self, other)]
+        if 1 in (len(self.correct), len(other.correct)):
+            both = [list(one.correct.values()) for one in (self, other)]
+        if not (both[0] and both[1] and same_images([*both[0], *both[1]])):
+            return None
+        first, second = aligned(*both)
+        return paired_difference(first, second) if first.shape[1] > 1 else None
+
+    def less_unpaired(self, other: Summary) -> Estimate | None:
+        """The difference as far as the errors of both tell; None where they are not known."""
+        if self.estimate is None or other.estimate is None:
+            return None
+        return unpaired_difference(self.estimate, other.estimate)
+
 
 def records_of(study: Study) -> list[dict[str, Any]]:
     """One record per finished trial, by method and keep rate as they were asked for: trial, method, label, order,
-    keep_rate, seed and what `Experiment.measure` returned.
+    keep_rate, seed and what `Experiment.measure` returned, but which images came out right.
 
     Raises:
         ValueError: the study has a method of a module that was not imported.
@@ -71,8 +98,27 @@ def records_of(study: Study) -> list[dict[str, Any]]:
         if complete:  # should a setting ever be complete twice, the first counts
             head = {"trial": complete[0].number, "method": point.method, "label": point.label, "order": point.order}
             head |= {"keep_rate": point.keep_rate, "seed": point.seed}
-            found.append((point, head | complete[0].user_attrs[RECORD]))
+            measured = {key: value for key, value in complete[0].user_attrs[RECORD].items() if key != CORRECT}
+            found.append((point, head | measured))
     return [record for _, record in sorted(found, key=lambda pair: (pair[0].sort_key, pair[0].seed))]
+
+
+def correct_of(study: Study) -> dict[Point, CorrectImages]:
+    """Which images came out right in each finished trial that notes it soundly; each under the point's name."""
+    found: dict[Point, CorrectImages] = {}
+    for point, trials in sorted(
+        trials_by_point(study.get_trials(deepcopy=False)).items(), key=lambda pair: (pair[0].sort_key, pair[0].seed)
+    ):
+        noted = next(
+            (trial.user_attrs[RECORD].get(CORRECT) for trial in trials if trial.state.name == "COMPLETE"), None
+        )
+        try:
+            one = CorrectImages.from_dict(noted)
+        except ValueError:  # of an older version, or damaged
+            continue
+        if len(one.correct) == 1:
+            found[point] = CorrectImages(one.listing, one.tested, {point.name: next(iter(one.correct.values()))})
+    return found
 
 
 def failures_of(study: Study) -> dict[Point, str]:
@@ -95,7 +141,10 @@ def summaries_of(study: Study) -> list[Summary]:
     for record in records_of(study):
         groups.setdefault((record["method"], record["keep_rate"]), []).append(record)
     found = []
+    correct = correct_of(study)
     for (method, keep_rate), records in groups.items():
+        own = {p.seed: run for p, run in correct.items() if (p.method, p.keep_rate) == (method, keep_rate)}
+        own = own if len(own) == len(records) and same_images(list(own.values())) else {}
         top1 = [record["top1"] for record in records]
         found.append(
             Summary(
@@ -108,6 +157,24 @@ def summaries_of(study: Study) -> list[Summary]:
                 top1_std=statistics.stdev(top1) if len(top1) > 1 else None,
                 gflops=statistics.fmean(record["gflops"] for record in records),
                 vs_dense=statistics.fmean(record["vs_dense"] for record in records),
+                estimate=_estimate(own, statistics.fmean(top1), _tested(study, records)),
+                correct=own,
             )
         )
     return found
+
+
+def _estimate(correct: Mapping[int, CorrectImages], top1: float, images: int | None) -> Estimate | None:
+    (bits,) = aligned(list(correct.values())) if correct else (None,)
+    if bits is not None and bits.shape[1] > 1:
+        return accuracy(bits if len(bits) > 1 else bits[0])
+    return binomial(round(top1 * images / 100), images) if images and 0 <= top1 <= 100 else None
+
+
+def _tested(study: Study, records: list[dict[str, Any]]) -> int | None:
+    """How many images a trial was tested on, from what the study says of its data."""
+    listed = re.search(r"(\d+) for testing", str(study.user_attrs.get(ABOUT, {}).get("images", "")))
+    damaged = records[0].get("damaged", 0)
+    if listed is None or not isinstance(damaged, int) or int(listed[1]) <= damaged:
+        return None
+    return int(listed[1]) - damaged

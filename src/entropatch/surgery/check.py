@@ -65,9 +65,16 @@ def _check_surroundings(model: nn.Module, adapter: Adapter) -> None:
     # Past nn.Module's own __setattr__, as in `prune_`.
     vars(model)[ATTRIBUTE] = Pruning(PruneConfig(keep_rate=1.0), adapter, (), Observers())
     try:
+        kind = adapter.stock_class(model)
+        try:
+            expected = adapter.run_model(kind, model, example)
+        except Exception as error:  # whatever a model raises that was built so that it cannot run
+            raise UnsupportedModelError(
+                f"the stock {kind.__name__} does not run on a random image of its size: {' '.join(str(error).split())}"
+            ) from error
         stock, swapped = (
-            [leaf for leaf in tree_leaves(adapter.run_model(kind, model, example)) if isinstance(leaf, Tensor)]
-            for kind in (adapter.stock_class(model), type(model))
+            [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            for output in (expected, adapter.run_model(type(model), model, example))
         )
     finally:
         holder._modules[name] = blocks

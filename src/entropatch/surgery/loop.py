@@ -87,7 +87,14 @@ def run_blocks(
     passed = Passed([Stream(x, _entering(x, prefix, grid, patches, recorded))])
     if recorder is not None:
         recorder.begin(pruning.config, grid, prefix)
+    sharer = observers.sharer() if blocks is None and not taken else None
+    if sharer is not None:
+        begin, streams, reduced = sharer.resume(pruning, recorded)
+        if begin:
+            passed, blocks = Passed(streams, reduced), range(begin, len(modules))
     for i in range(len(modules)) if blocks is None else blocks:
+        if sharer is not None:
+            sharer.keep(pruning, recorded, i, passed.streams, passed.reduced)
         looking = [watch for watch in watches if watch.blocks is None or i in watch.blocks]
         for watch in looking:  # at each block, since a hook may have run the model on another input meanwhile
             watch.grid = grid

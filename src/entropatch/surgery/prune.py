@@ -18,7 +18,7 @@ from entropatch.config import PruneConfig, Stage
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.registry import adapter_of, installed, stock_tower
+from entropatch.surgery.registry import adapter_of, stock_tower, supported
 from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruned_part, pruning_of
 
 logger = logging.getLogger("entropatch")
@@ -186,15 +186,13 @@ def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:
         return adapter
     kind = type(model)
     where = next(name for name, part in whole.named_modules() if part is model)
-    what = f"the .{where} of this {type(whole).__name__}, a " if where else ""
+    what = f"{kind.__module__}.{kind.__qualname__}" + (
+        f", the .{where} of this {type(whole).__name__}," if where else ""
+    )
     wrapped = next((name for name, child in model.named_modules() if name and adapter_of(child) is not None), None)
     hint = f" It holds one as .{wrapped}: prune that, if what reads it can do with fewer tokens." if wrapped else ""
     if kind.__module__.startswith(
         ("torch.distributed", "torch.nn.utils")
     ):  # FSDP2 and parametrize derive a class of their own
         hint = " It was sharded, parametrized or wrapped already: prune it before." + hint
-    supported = "; ".join(adapter.supported for adapter in installed())
-    raise UnsupportedModelError(
-        f"{what}{kind.__module__}.{kind.__qualname__}{',' if what else ''} is not supported.{hint} "
-        f"Supported: {supported}."
-    )
+    raise UnsupportedModelError(f"{what} is not supported.{hint} Supported: {supported()}.")

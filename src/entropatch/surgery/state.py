@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,17 @@ class Recorder(Protocol):
     def again(self) -> Callable[[], None]: ...
 
 
+class Sharer(Protocol):
+    """What forward passes of one batch share, as a forward pass sees it; see `entropatch.surgery.sharing`."""
+
+    thread: int
+
+    def resume(self, pruning: Pruning, recorded: bool) -> tuple[int, list[Any], list[Any]]: ...
+    def keep(
+        self, pruning: Pruning, recorded: bool, block: int, streams: Sequence[Any], reduced: Sequence[Any]
+    ) -> None: ...
+
+
 @dataclass
 class Watch:
     """Somebody who looks at the attention of blocks while the model runs.
@@ -85,6 +96,7 @@ class Observers:
     def __init__(self) -> None:
         self.traces: list[Recorder] = []
         self.watches: list[Watch] = []
+        self.shared: list[Sharer] = []
         self.lent: PruneConfig | None = None  # the setting of a stock model, while it is watched
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -108,12 +120,19 @@ class Observers:
         finally:
             bring_back()
 
+    def sharer(self) -> Sharer | None:
+        """What this thread's passes share, if nobody looks at their blocks."""
+        if torch.compiler.is_compiling() or not self.shared or torch.is_grad_enabled() or self.watching():
+            return None
+        mine = _of_this_thread(self.shared)
+        return mine[-1] if mine else None
+
     def watching(self) -> list[Watch]:
         """The watches this thread opened."""
         return _of_this_thread(self.watches)
 
 
-Observer = TypeVar("Observer", Recorder, Watch)
+Observer = TypeVar("Observer", Recorder, Watch, Sharer)
 
 
 def _of_this_thread(observers: list[Observer]) -> list[Observer]:

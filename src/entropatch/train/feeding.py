@@ -13,7 +13,7 @@ from entropatch.data.loaders import (
     collate,
     data_config,
     evaluation_loader,
-    evaluation_transform,
+    evaluation_transform_of,
     training_loader,
     training_transform,
 )
@@ -38,14 +38,15 @@ def loaders(job: Job, accelerator: Any) -> tuple[TrainingBatches, DataLoader, Da
         color_jitter=recipe.color_jitter,
     )
     training = training_loader(data.train, transform, batches, runtime.workers, pin)
+    tested = evaluation_transform_of(job.model, recipe.image_size)
     size = runtime.evaluation_batch_size or 2 * recipe.batch_size // (processes * runtime.accumulate)
-    testing = evaluation_loader(data.test, evaluation_transform(config), size, process, processes, runtime.workers, pin)
+    testing = evaluation_loader(data.test, tested, size, process, processes, runtime.workers, pin)
     return batches, training, testing
 
 
 def few_test_images(job: Job) -> Tensor:
     """Up to 16 images from all over the test set, (images, 3, H, W), to look at after each epoch; no damaged ones."""
-    transform = evaluation_transform(data_config(job.model, job.recipe.image_size))
+    transform = evaluation_transform_of(job.model, job.recipe.image_size)
     images, count = EvaluationImages(job.data.test, transform), len(job.data.test)
     some = min(FEW, count)
     return collate([images[count * place // some] for place in range(some)]).images

@@ -18,6 +18,7 @@ from entropatch.measure import environment
 from entropatch.models.checkpoint import load_weights
 from entropatch.models.pretrained import architecture
 from entropatch.records.files import write_text
+from entropatch.records.uncertainty import binomial
 from entropatch.surgery import is_pruned, prune_
 from entropatch.train.checkpoints import Checkpoints
 from entropatch.train.job import Job
@@ -40,7 +41,8 @@ class Outcome:
         epochs: how many.
         seconds: of training and testing, interruptions left out.
         damaged: damaged images met in the last epoch, in training and in testing.
-        folder: of the run.
+        folder: of the run; which images came out right after the last epoch is in its correct.json.
+        images: tested after the last epoch; None in outcomes of versions that did not note it.
     """
 
     top1: float
@@ -52,6 +54,14 @@ class Outcome:
     seconds: float
     damaged: int
     folder: str
+    images: int | None = None
+
+    @property
+    def top1_se(self) -> float | None:
+        """The binomial standard error of top1 over the test images, in points; None where their number is unknown."""
+        if not self.images:
+            return None
+        return binomial(round(self.top1 * self.images / 100), self.images).standard_error
 
 
 def finetune(
@@ -171,7 +181,14 @@ def _outcome(progress: Progress, folder: Path) -> Outcome:
         seconds=sum(record["seconds"] for record in progress.history),
         damaged=len(last["damaged_training"]) + len(last["damaged_testing"]),
         folder=str(folder),
+        images=last.get("images_tested"),
     )
+
+
+def is_outcome(found: Mapping[str, Any]) -> bool:
+    """Whether these are the fields of an `Outcome`, of this version or an older one."""
+    named = {entry.name for entry in fields(Outcome)}
+    return named - {"images"} <= found.keys() <= named
 
 
 def _finished(folder: Path, model: nn.Module, prune: PruneConfig | None) -> Outcome:
@@ -182,6 +199,6 @@ def _finished(folder: Path, model: nn.Module, prune: PruneConfig | None) -> Outc
         prune_(model, prune)
     path = folder / "result.json"
     found = read_json(path, "the outcome of a run")
-    if found.keys() != {entry.name for entry in fields(Outcome)}:
+    if not is_outcome(found):
         raise RunMismatchError(f"{path} is not the outcome of a run: it has {', '.join(found) or 'no fields'}.")
     return Outcome(**found)

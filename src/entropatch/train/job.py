@@ -9,10 +9,13 @@ from torch import nn
 
 from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
+from entropatch.data.preprocessing import preprocessing_of
 from entropatch.surgery import is_pruned, prune_, unprune_
 from entropatch.train.entropies import EntropyTerm
 from entropatch.train.recipe import Recipe
 from entropatch.train.runtime import Runtime
+
+CHECKPOINTING = "set_grad_checkpointing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class Job:
                     f"the {name} takes images of {size} pixels, but image_size is {recipe.image_size}; build the "
                     f"{name} for that size, or set image_size."
                 )
+            if self.runtime.gradient_checkpointing and module is self.model and not hasattr(module, CHECKPOINTING):
+                raise ValueError(f"{type(module).__name__} has no gradient checkpointing (no {CHECKPOINTING}).")
         if recipe.distillation and self.teacher is None:
             raise ValueError("distillation needs a teacher: a dense model fine-tuned on the same data (--teacher).")
         if self.runtime.compile and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
@@ -73,6 +78,9 @@ class Job:
 
 def _fixed_size(model: nn.Module | None) -> tuple[int, ...] | None:
     """Height and width of the only images the model takes; None if it takes any, or does not say."""
+    own = None if model is None else preprocessing_of(model)
+    if own is not None:
+        return own.size
     if model is None or getattr(model, "dynamic_img_size", False):
         return None
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)

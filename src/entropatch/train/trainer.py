@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from entropatch.data.base import listing_hash
 from entropatch.data.seeding import derived_seed, set_seeds
 from entropatch.measure.evaluation import Correct
 from entropatch.models.checkpoint import save_weights
+from entropatch.records.correct import CorrectImages, write_correct
 from entropatch.regularisation import EntropyPenalty
 from entropatch.surgery import prune_, pruning_config
 from entropatch.train.checkpoints import Checkpoints
@@ -239,6 +241,9 @@ class Trainer:
             "images_per_second": steps * self.recipe.batch_size / max(progress.seconds, 1e-9),
             "seconds": progress.seconds + time.monotonic() - started,
         }
+        if self.main and record["epoch"] == self.recipe.epochs:
+            listing = listing_hash(self.job.data.test)
+            write_correct(self.folder, CorrectImages(listing, tested.tested, {"after the last epoch": tested.right}))
         progress.next_epoch(record)
         if self.main and progress.best() is record:
             # Before the checkpoint: if this process is killed between the two, the epoch is done again, and this too.

@@ -1,0 +1,74 @@
+"""The chosen setting beside random, the default and the registered methods, on images held out, at equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from entropatch.calibration.finding import CHOSEN, DEFAULT, RANDOM, Row
+from entropatch.calibration.proposal import Choice, Cut, Cuts, config_of, cuts_of
+from entropatch.calibration.sensitivity import FLOOR
+from entropatch.calibration.spending import Spending
+from entropatch.calibration.subject import Subject
+from entropatch.config import PruneConfig
+from entropatch.methods import compared_methods, find_method
+from entropatch.schedule import KeepRate, default_blocks
+
+CURVE = (0.35, 0.5, 0.65, 0.8)  # costs of the curve beside the budget, as shares of the dense model's
+_ANY = 0.7  # a rate, to be moved so that the budget is met
+
+
+def usual(subject: Subject) -> dict[str, tuple[str, Cuts]]:
+    """Label and cuts, by name, of random, the default and each method that comparisons show, at the usual blocks."""
+    blocks: tuple[int, ...] = default_blocks(subject.depth)
+    labels: dict[str, str] = {RANDOM: "random", DEFAULT: "the default"}
+    default = cuts_of(PruneConfig(), subject.depth)
+    found: dict[str, Cuts] = {
+        RANDOM: tuple(Cut(block, FLOOR, _ANY) for block in blocks),
+        DEFAULT: tuple(replace(cut, rate=_ANY) for cut in default),
+    }
+    for name in compared_methods():
+        method = find_method(name)
+        (criterion, reduction), *others = method.parts
+        if method.is_random or method.schedule != KeepRate() or others:
+            continue
+        if not subject.has_class_token and (criterion.needs_class_token or reduction.needs_class_token):
+            continue
+        cuts = tuple(Cut(block, Choice(criterion, reduction, method.coverage), _ANY) for block in blocks)  # pyright: ignore[reportArgumentType]
+        if cuts == found[DEFAULT]:
+            labels[DEFAULT] = f"the default ({method.label})"
+            continue
+        found[name], labels[name] = cuts, method.label
+    return {name: (labels[name], cuts) for name, cuts in found.items()}
+
+
+def compared(subject: Subject, spending: Spending, cuts: Cuts, budget: float) -> list[Row]:
+    """The chosen cuts, then what `usual` names, each with rates that meet the budget by the cost taken."""
+    rows = [row(subject, spending, CHOSEN, "calibrated", cuts)]
+    for name, (label, one) in usual(subject).items():
+        met = spending.met_exactly(one, budget)
+        if met is not None:
+            rows.append(row(subject, spending, name, label, met))
+    return rows
+
+
+def curve(subject: Subject, spending: Spending, cuts: Cuts, budget: float) -> list[Row]:
+    """The chosen cuts with all rates moved, random and the default, at other costs."""
+    others = usual(subject)
+    lines = {CHOSEN: ("calibrated", cuts), RANDOM: others[RANDOM], DEFAULT: others[DEFAULT]}
+    rows = []
+    for share in CURVE:
+        cost = share * spending.dense
+        for name, (label, one) in lines.items() if abs(cost / budget - 1) > 0.05 else ():
+            met = spending.met(one, cost)
+            if met is not None:
+                rows.append(row(subject, spending, name, label, met, fitted=True))
+    return rows
+
+
+def row(
+    subject: Subject, spending: Spending, name: str, label: str, cuts: Sequence[Cut], *, fitted: bool = False
+) -> Row:
+    config = config_of(cuts)
+    cost = spending.of(cuts) if fitted else spending.exact(cuts)
+    return Row(name, label, config, cost, subject.judge.losses(config, subject.holding))

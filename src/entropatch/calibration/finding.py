@@ -1,0 +1,121 @@
+"""What a calibration found: the setting, the trade-off on images held out, the floor, and what was tried."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from entropatch.calibration.proposal import Cuts, config_of
+from entropatch.config import PruneConfig
+
+CHOSEN, RANDOM, DEFAULT = "calibrated", "random", "default"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting on the images held out.
+
+    Attributes:
+        name: `CHOSEN`, `RANDOM`, `DEFAULT` or a method's.
+        label: for tables.
+        config: the setting.
+        cost: in `unit`s of the budget.
+        losses: of each image held out, (images,).
+    """
+
+    name: str
+    label: str
+    config: PruneConfig
+    cost: float
+    losses: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def error(self) -> float:
+        """One standard error of the mean over images."""
+        return standard_error(self.losses)
+
+
+def standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `entropatch.calibration.calibrated` found.
+
+    Attributes:
+        config: the setting.
+        rows: the chosen setting and what it is compared with, at the same cost, on the images held out.
+        curve: the same for the chosen setting, random and the default at other costs.
+        singles: one block pruned alone, as records: block, choice, keep_rate, loss.
+        additivity: of the schedules judged together: joint loss over the sum of single ones, by way of adding.
+        objective, unit, budget, dense: what was minimised; what the budget is in, how much, and the dense model's.
+        counts: images chosen by and held out, passes, schedules.
+    """
+
+    config: PruneConfig
+    rows: tuple[Row, ...]
+    curve: tuple[Row, ...]
+    singles: tuple[dict[str, Any], ...]
+    additivity: dict[str, dict[str, float]]
+    objective: str
+    unit: str
+    budget: float
+    dense: float
+    counts: dict[str, int]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the chosen setting beats the floor and the default, by paired differences and their errors."""
+        (chosen, *others) = self.rows
+        lines = []
+        for row in others:
+            difference = row.losses - chosen.losses
+            mean, error = float(difference.mean()), standard_error(difference)
+            if row.name not in (RANDOM, DEFAULT):
+                continue
+            word = "beats" if mean > error else "is worse than" if mean < -error else "does not beat"
+            lines.append(
+                f"The calibrated setting {word} {row.label} at the same cost: {chosen.loss:.4g} against "
+                f"{row.loss:.4g}, paired difference {mean:+.4g} ± {error:.2g}."
+            )
+        better = [
+            row.label
+            for row in others
+            if (row.losses - chosen.losses).mean() < -standard_error(row.losses - chosen.losses)
+        ]
+        if better:
+            lines.append(f"Better by more than the paired error: {', '.join(better)}.")
+        return "\n".join(lines)
+
+
+def singles_of(by: dict[Any, float]) -> tuple[dict[str, Any], ...]:
+    """Sensitivities as records."""
+    return tuple(
+        {"block": block, "choice": choice.label, "keep_rate": rate, "loss": loss}
+        for (block, choice, rate), loss in by.items()
+    )
+
+
+def additivity_of(joint: dict[Cuts, float], sums: dict[Cuts, float]) -> dict[str, float]:
+    """The median of joint loss over sum, and Spearman's rank correlation of both."""
+    pairs = np.array([(joint[cuts], sums[cuts]) for cuts in joint if cuts in sums], dtype=np.float64)
+    if len(pairs) < 3:
+        return {}
+    ranks = pairs.argsort(0).argsort(0).astype(float)
+    return {
+        "schedules": float(len(pairs)),
+        "joint over sum": float(np.median(pairs[:, 0] / pairs[:, 1].clip(1e-12))),
+        "rank correlation": float(np.corrcoef(ranks.T)[0, 1]),
+    }
+
+
+def row_of(name: str, label: str, cuts: Cuts, cost: float, losses: np.ndarray) -> Row:
+    return Row(name, label, config_of(cuts), cost, losses)

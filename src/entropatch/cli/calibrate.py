@@ -1,0 +1,173 @@
+"""`entropatch calibrate`: the best setting for one model, from unlabelled images, under a budget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from entropatch.cli import app, parameters
+from entropatch.cli.options import data_of, entries, model_spec, pairs, weights_about
+from entropatch.cli.terminal import PROGRESS, fail
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from entropatch.calibration import Calibration
+
+
+@app.command()
+def calibrate(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files, or folders of them; or --data instead.", metavar="[IMAGE]..."),
+    ] = None,
+    gflops: Annotated[float | None, typer.Option(help="The budget: 10⁹ multiply-adds per image at most;")] = None,
+    speedup: Annotated[float | None, typer.Option(help="or times the dense model's speed at least, measured;")] = None,
+    drop: Annotated[float | None, typer.Option(help="or the largest mean loss, at the least cost.")] = None,
+    weights: Annotated[
+        str, typer.Option(help="pretrained, or a file; the file of a run knows its model and data.")
+    ] = "pretrained",
+    model: Annotated[str | None, typer.Option(help="A timm model; default what the file is of.")] = None,
+    model_arg: parameters.ModelArguments = None,
+    data: Annotated[
+        str | None, typer.Option(help="Training images of a data set, as for finetune, in place of files.")
+    ] = None,
+    root: parameters.Root = None,
+    download: parameters.Download = False,
+    data_option: parameters.DataOptions = None,
+    limit: Annotated[int, typer.Option(help="So many images, drawn by the seed.", min=8)] = 192,
+    image_size: Annotated[int | None, typer.Option(help="In pixels; default the file's, or 224.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="What is to change least: logits, features or dense. Default: the output."),
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Blocks that may prune, 0-based, commas between; default all but the two ends.")
+    ] = None,
+    most_blocks: Annotated[int, typer.Option(help="At most so many of them.", min=1)] = 4,
+    batch_size: Annotated[int, typer.Option(help="Images at a time; also of a timed call.", min=1)] = 32,
+    effort: Annotated[float, typer.Option(help="2 looks twice as long, 0 refines nothing.", min=0)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the images and the search.")] = 0,
+    imports: parameters.Imports = None,
+    device: parameters.Device = "cpu",
+    output: Annotated[
+        Path, typer.Option(help="Folder for calibrated.json, tables, a picture and a page; the same command continues.")
+    ] = Path("entropatch-calibrated"),
+) -> None:
+    """Find the blocks, criteria, coverage, reductions and keep rates that change a model's output least.
+
+    No labels are needed. A third of the images is held out from the choice: on them the setting found is compared with
+    random pruning, the default and every registered method at the same cost. Load the result with
+    PruneConfig.load("entropatch-calibrated/calibrated.json"), or give it to --config of other commands. On several
+    GPUs:  accelerate launch -m entropatch.cli calibrate …
+    """
+    try:
+        from entropatch.calibration import Goal, calibrated
+
+        goal = Goal(gflops, speedup, drop)
+        about = weights_about(weights, model, "files" if images else data)
+        spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"))
+        network = spec.build(None, image_size or about.get("image_size", 224), strict=True)
+        found = _images(images, about, data, root, download, pairs(data_option or [], "--data-option"), limit, seed)
+        places = None if blocks is None else entries(blocks, int, "--blocks")
+        device = _device(device)
+    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
+        fail("calibrate", error, 2)
+    try:
+        with _progress() as tell:
+            result = calibrated(
+                network.to(device),
+                found,
+                goal,
+                folder=output,
+                on_step=tell,
+                objective=objective,
+                blocks=places,
+                most_blocks=most_blocks,
+                batch_size=batch_size,
+                effort=effort,
+                seed=seed,
+            )
+        if _is_first():
+            _report(result, output, {"model": spec.name, "weights": weights, "seed": seed}, device)
+    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
+        fail("calibrate", error, 1)
+
+
+def _report(result: Calibration, output: Path, about: dict[str, Any], device: str) -> None:
+    """Print what was found, and write it."""
+    from entropatch.calibration.writing import summary, write_calibration
+    from entropatch.measure import environment
+
+    typer.echo(summary(result))
+    title = f"{about['model']}, calibrated for {result.budget:.4g} {result.unit} (dense {result.dense:.4g})"
+    paths = write_calibration(result, output, title, {**about, **environment(device)})
+    if find_spec("jinja2") is not None and find_spec("markdown_it") is not None:
+        from entropatch.report import write_report
+
+        paths.append(write_report([output], output / "report.html", title=title))
+    typer.echo("Written: " + ", ".join(str(path) for path in paths))
+
+
+def _images(
+    files: list[Path] | None,
+    about: dict[str, Any],
+    data: str | None,
+    root: Path | None,
+    download: bool,
+    options: dict[str, Any],
+    limit: int,
+    seed: int,
+) -> list[Image]:
+    """Images of files or of a training split, at most `limit`, drawn by the seed."""
+    import random
+
+    from entropatch.data.images import image_files, load_image
+
+    draw = random.Random(seed)
+    if files:
+        if data is not None:
+            raise ValueError("--data brings its own images; leave out the files, or --data.")
+        paths = image_files(files)
+        return [load_image(path) for path in sorted(draw.sample(paths, min(limit, len(paths))))]
+    training = data_of(about, data, root, download, None, options).train
+    return [training.image(i) for i in sorted(draw.sample(range(len(training)), min(limit, len(training))))]
+
+
+def _device(device: str) -> str:
+    """This process's device, where several were launched."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return device
+    from entropatch.extras import require
+
+    return str(require("accelerate", "train").PartialState(cpu=device == "cpu").device)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each phase, where the error stream is a terminal."""
+    console = Console(stderr=True)
+    disable = not console.is_terminal or not _is_first()
+    with Progress(*PROGRESS, console=console, transient=True, disable=disable) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    progress.update(task, visible=False)
+                tasks[what] = progress.add_task(what, total=total, unit="batches")
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield tell
