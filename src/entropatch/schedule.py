@@ -48,12 +48,15 @@ class Schedule(Kind):
 
     Attributes:
         per_image: whether `count` reads the scores and returns one number per image.
+        reads: with `per_image` what it reads of them: "mass", shares of the image's importance (`Criterion.mass`), or
+            "level", on a scale that images have in common (`Criterion.level`).
         sizes: with `per_image` the sizes that images run in, as rates of the patches that entered the model; numbers
             are rounded up to them. At most four with 1.0, which is always one.
     """
 
     example: ClassVar[str] = '{"name": "RemovePerBlock", "r": 13}'
     per_image: ClassVar[bool] = False
+    reads: ClassVar[str] = "mass"
     sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
     @property
@@ -87,7 +90,8 @@ class Schedule(Kind):
 
         Args:
             site: where.
-            mass: the criterion's importances as shares, (batch, n), float32, with `per_image`; else None.
+            mass: what the schedule `reads`, (batch, n), float32, with `per_image`; else None. The images are those of
+                the batch that have as many tokens as each other.
         """
 
 

@@ -133,8 +133,9 @@ class Visit:
                 self.scores = self.scores if again else scores
             if stage.schedule.per_image:
                 assert self.scores is not None
-                mass = self._checked(stage.criterion.mass(self.scores), attention, "mass")
-                counts = self._checked_counts(stage.schedule.count(self._site(stage), mass))
+                reads = stage.schedule.reads
+                read = self._checked(getattr(stage.criterion, reads)(self.scores), attention, reads)
+                counts = self._checked_counts(stage.schedule.count(self._site(stage), read))
                 self._counts = self._counts if again else counts
 
     def reduce(self, x: Tensor) -> Tensor:
