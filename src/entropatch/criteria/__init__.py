@@ -13,8 +13,9 @@ To add a criterion, subclass `Criterion` as a frozen dataclass and write `import
 
 from entropatch.criteria.base import Criterion
 from entropatch.criteria.class_attention import ClassAttention
+from entropatch.criteria.image_order import PerImageOrder
 from entropatch.criteria.mixture import Mix, Product
 from entropatch.criteria.random import Random
 from entropatch.criteria.renyi import Renyi
 
-__all__ = ["ClassAttention", "Criterion", "Mix", "Product", "Random", "Renyi"]
+__all__ = ["ClassAttention", "Criterion", "Mix", "PerImageOrder", "Product", "Random", "Renyi"]
