@@ -44,7 +44,13 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
         "embed_dim": WIDTH,
     },
     "q/k norm": {"qk_norm": True},
-    "custom": {"scale_heads": True, "scale_attn_inner": True, "scale_attn": True, "scale_fc": True},
+    "custom": {
+        "ls_init_value": 0.3,
+        "scale_heads": True,
+        "scale_attn_inner": True,
+        "scale_attn": True,
+        "scale_fc": True,
+    },
     "patch dropout": {"patch_dropout": 0.5},
 }
 TEXT: dict[str, Any] = {"context_length": 8, "vocab_size": 50, "width": WIDTH, "heads": 2, "layers": 2}

@@ -76,11 +76,19 @@ class EntropyPenalty:
             if max(self._heads) >= entropy.shape[1]:
                 raise ValueError(f"heads must lie in 0 … {entropy.shape[1] - 1}, but got {tuple(self._heads)}.")
             entropy = entropy[:, list(self._heads)]
-        by_image = entropy.mean(-1) / math.log(max(attention.num_patches, 2))
+        by_image = _normalised(entropy, tokens.valid)
         term = self._distance(by_image - self._target).sum(0)
         # Checkpointing runs the block again during the backward pass: the same operations, of a term counted already.
         if torch._C._current_graph_task_id() == -1:
             self._seen.setdefault(attention.block, []).append((term, by_image.detach().sum(0), len(by_image)))
+
+
+def _normalised(entropy: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean over patches over log n, (batch, heads), of (batch, heads, n); of the `valid` ones, the rest padding."""
+    if valid is None:
+        return entropy.mean(-1) / math.log(max(entropy.shape[-1], 2))
+    count = valid.sum(1, keepdim=True).to(entropy.dtype)
+    return entropy.masked_fill(~valid[:, None], 0.0).sum(-1) / count.clamp(min=1) / count.clamp(min=2).log()
 
 
 def _mean(sums: Sequence[tuple[Tensor, int]]) -> Tensor:

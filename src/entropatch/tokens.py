@@ -158,7 +158,9 @@ class Tokens:
         sizes: how many patches each token stands for, (batch, n), float32; None while it is one.
         carried: what a method hands from block to block, by name; each (batch, n, …), reduced as the tokens are.
         followed: whether `places` is kept up to date.
-        grid: (H, W), the grid of patches that `positions` number row by row; None where patch dropout left some out.
+        valid: which tokens stand for patches, (batch, n) bool; the others fill up images that have fewer. None: all do.
+        grid: (H, W), or (T, H, W) of a video, the grid of patches that `positions` number row by row; None where patch
+            dropout left some out.
     """
 
     num_prefix_tokens: int
@@ -169,7 +171,8 @@ class Tokens:
     sizes: Tensor | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     followed: bool = False
-    grid: tuple[int, int] | None = None
+    valid: Tensor | None = None
+    grid: tuple[int, ...] | None = None
 
     def after(self, plan: Plan) -> Tokens:
         """What the tokens stand for once the plan was carried out."""
@@ -177,11 +180,13 @@ class Tokens:
         positions = plan.kept if self.positions is None else gather_tokens(self.positions, plan.kept)
         if plan.extra:
             positions = torch.cat((positions, positions.new_full((batch, plan.extra), -1)), dim=1)
+        valid = self._valid_after(plan)
         return replace(
             self,
             n=plan.n,
-            positions=positions,
-            places=self._places_after(plan) if self.followed else None,
+            positions=positions if valid is None else torch.where(valid, positions, -1),
+            places=self._places_after(plan, valid) if self.followed else None,
+            valid=valid,
             sizes=self._sizes_after(plan),
             carried={name: gather_tokens(values, plan.kept) for name, values in self.carried.items()},
         )
@@ -200,7 +205,12 @@ class Tokens:
 
         carried = {name: values.index_select(0, rows) for name, values in self.carried.items()}
         return replace(
-            self, positions=of(self.positions), places=of(self.places), sizes=of(self.sizes), carried=carried
+            self,
+            positions=of(self.positions),
+            places=of(self.places),
+            sizes=of(self.sizes),
+            carried=carried,
+            valid=of(self.valid),
         )
 
     def original_places(self, like: Tensor) -> Tensor:
@@ -215,8 +225,23 @@ class Tokens:
             return None
         return torch.nn.functional.pad(self.sizes.log(), (self.num_prefix_tokens, 0))
 
-    def _places_after(self, plan: Plan) -> Tensor:
+    def padding_bias(self) -> Tensor | None:
+        """-inf for every token that only fills up, else 0: (batch, prefix + n); None where none does."""
+        if self.valid is None:
+            return None
+        bias = torch.zeros(self.valid.shape, device=self.valid.device).masked_fill(~self.valid, -torch.inf)
+        return torch.nn.functional.pad(bias, (self.num_prefix_tokens, 0))
+
+    def _valid_after(self, plan: Plan) -> Tensor | None:
+        if self.valid is None:
+            return None
+        valid = gather_tokens(self.valid, plan.kept)
+        return torch.nn.functional.pad(valid, (0, plan.extra), value=True)
+
+    def _places_after(self, plan: Plan, valid: Tensor | None) -> Tensor:
         target = plan.target(self.n)
+        if valid is not None:
+            target = torch.where((target >= 0) & gather_tokens(valid, target.clamp_min(0)), target, -1)
         if self.places is None:
             return target
         return torch.where(self.places < 0, -1, target.gather(1, self.places.clamp_min(0)))
@@ -248,4 +273,5 @@ def join(parts: list[Tokens], like: list[Tensor]) -> Tokens:
         ones = [torch.ones(x.shape[0], part.n, device=x.device) for part, x in pairs]
         sizes = torch.cat([one if part.sizes is None else part.sizes for part, one in zip(parts, ones, strict=True)])
     carried = {name: torch.cat([part.carried[name] for part in parts]) for name in first.carried}
-    return replace(first, positions=positions, places=places, sizes=sizes, carried=carried)
+    valid = None if first.valid is None else torch.cat([part.valid for part in parts if part.valid is not None])
+    return replace(first, positions=positions, places=places, sizes=sizes, carried=carried, valid=valid)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import entropatch
 from entropatch import BlockAttention, CumulativeImportance, Tokens, entropy_penalty, prune_
+from entropatch.regularisation import EntropyPenalty
 from entropatch.surgery import is_pruned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,6 +158,22 @@ def test_training_reaches_the_target(target: float, side: str) -> None:
         means.append(penalty.means[2].mean().item())
     already = {"both": False, "above": means[0] < target, "below": means[0] > target}[side]
     assert means[-1] == pytest.approx(means[0] if already else target, abs=0.1)
+
+
+def test_padding_counts_for_nothing() -> None:
+    """An image of seven patches, filled up to ten beside one that has them."""
+    q, k = (torch.randn(2, 3, 10, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    valid = torch.arange(10) < torch.tensor([[7], [10]])
+    bias = torch.zeros(2, 10).masked_fill(~valid, -math.inf)
+    together = EntropyPenalty(0.5, None, 2.0, "both")
+    together._look(BlockAttention(q, k, k, key_bias=bias), Tokens(0, 10, 10, valid=valid))
+    values = []
+    for image, n in enumerate((7, 10)):
+        alone = EntropyPenalty(0.5, None, 2.0, "both")
+        part = (x[image : image + 1, :, :n] for x in (q, k, k))
+        alone._look(BlockAttention(*part), Tokens(0, n, n))
+        values.append(alone.value.item())
+    assert together.value.item() == pytest.approx(sum(values) / 2, rel=1e-5)
 
 
 def test_what_would_teach_nothing_is_refused() -> None:

@@ -219,7 +219,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
     run = job.run_outside
 
     def off(*given: Any) -> Any:
-        return {size: [output + 1e-3 for output in outputs] for size, outputs in run(*given).items()}
+        return [{size: [y + 1e-3 for y in outputs] for size, outputs in found.items()} for found in run(*given)]
 
     monkeypatch.setattr(job, "run_outside", off)
     lines: list[str] = []

@@ -168,7 +168,8 @@ class InferenceSession:
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{source}")
     check = [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('entropatch') is not None)"]
     assert subprocess.run(check, capture_output=True, text=True, check=True).stdout.strip() == "True"
-    (result,) = run_outside("onnxruntime", tmp_path / "any.onnx", {"1": np.zeros((1, 2), np.float32)})["1"]
+    (found,) = run_outside("onnxruntime", [tmp_path / "any.onnx"], {"1": np.zeros((1, 2), np.float32)})
+    (result,) = found["1"]
     assert result.tolist() == [0, 0, 1]
 
 
@@ -176,7 +177,7 @@ def test_a_file_that_does_not_run_is_an_error_in_one_line(tmp_path: Path) -> Non
     pytest.importorskip("onnxruntime")
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     with pytest.raises(OutsideError, match=r"does not run in onnxruntime without entropatch: .*broken.onnx"):
-        run_outside("onnxruntime", tmp_path / "broken.onnx", {"1": np.zeros((1, 2), np.float32)})
+        run_outside("onnxruntime", [tmp_path / "broken.onnx"], {"1": np.zeros((1, 2), np.float32)})
 
 
 def test_the_script_is_part_of_the_package() -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.text import Text
 
 from entropatch.figures import accuracy_against, save_figure
+from entropatch.figures.accuracy import bars_note
 from entropatch.figures.canvas import Page
 from entropatch.figures.labels import label_points
 from entropatch.records.pareto import pareto_front
@@ -87,6 +88,20 @@ def test_rates_per_block_and_error_bars():
     (bars,) = (handle[2][0] for handle in figure.axes[0].containers)
     ends = [segment[:, 1].tolist() for segment in bars.get_segments() if len(segment)]
     assert ends == [[79.75, 80.25]]
+
+
+def test_a_standard_error_is_drawn_rather_than_a_deviation_and_dense_has_its_own():
+    rows = [
+        {"label": "Dense", "keep_rate": None, "top1": 85.0, "gflops": 5.0, "top1_se": 0.5},
+        {"label": "a", "keep_rate": 0.7, "top1": 80.0, "gflops": 3.0, "top1_se": 0.25, "top1_std": 2.0},
+        {"label": "b", "keep_rate": 0.7, "top1": 70.0, "gflops": 3.0, "top1_se": None, "top1_std": 1.0},
+    ]
+    segments = [handle[2][0].get_segments() for handle in accuracy_against(rows).axes[0].containers]
+    ends = sorted(segment[:, 1].tolist() for drawn in segments for segment in drawn)
+    assert ends == [[69.0, 71.0], [79.75, 80.25], [84.5, 85.5]]
+    assert bars_note(rows) == "A bar is one standard error to each side."
+    assert bars_note(rows[2:]) == "A bar is one standard deviation."
+    assert bars_note([{"top1": 3.0}]) == ""
 
 
 def test_labels_are_literal_and_colours_and_markers_differ(tmp_path):

@@ -21,6 +21,8 @@ from entropatch.data.loaders import Batch, data_config, evaluation_transform
 from entropatch.gallery import accuracy_records
 from entropatch.measure import count_flops
 from entropatch.measure.evaluation import Speed, class_places, count_correct, count_steps, evaluate
+from entropatch.records.correct import read_correct
+from entropatch.records.uncertainty import paired_difference
 from entropatch.train import ModelSpec, save_weights
 
 SETTINGS = {
@@ -224,6 +226,21 @@ def command(*arguments):
     shown = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--workers", "0", "--repeats", "1"])
     assert shown.exception is None or isinstance(shown.exception, SystemExit), shown.exception
     return shown
+
+
+def test_records_as_json_with_errors_and_pairs(weights, tmp_path):
+    arguments = ["--test-limit", "60", "--speed-batch-size", "0", "--methods", "dense,random,shannon"]
+    shown = command("--weights", weights, *arguments, "--keep-rates", "0.5", "--json", "--output", tmp_path / "out")
+    assert shown.exit_code == 0, shown.output
+    records = json.loads(shown.stdout)
+    assert records == json.loads((tmp_path / "out/evaluate.json").read_text())["records"]
+    known = read_correct(tmp_path / "out")
+    for record in records:
+        assert 100 * known.correct[record["name"]].mean() == pytest.approx(record["top1"])
+    mine, other = (known.correct[name] for name in ("Shannon, 0.5", "Random, 0.5"))
+    difference = paired_difference(mine, other)
+    assert records[2]["top1_less_random"] == pytest.approx(difference.value)
+    assert records[2]["top1_less_random_se"] == pytest.approx(difference.standard_error)
 
 
 def test_a_file_of_a_run_says_all_that_is_needed(weights, tmp_path):

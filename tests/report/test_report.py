@@ -251,6 +251,37 @@ def test_a_training_run_says_on_which_machines_its_seeds_were_trained(tmp_path: 
     assert read_run(tmp_path).machine["torch"] == "seed-0: 2.15"
 
 
+def test_an_evaluation_has_its_errors_and_says_what_is_not_told_apart(tmp_path: Path) -> None:
+    base = {"name": "EViT, 0.7", "keep_rate": 0.7, "top1": 64.0, "gflops": 1.0, "images": 100, "damaged": 0}
+    write_records([base], tmp_path, "old")
+    old = read_run(tmp_path / "old.json")
+    assert dict(zip(old.tables[0].columns, old.tables[0].rows[0], strict=True))["top-1 %"] == "64.00 ± 4.80"
+    assert any("do not say which images came out right" in line for line in old.findings)
+    paired = {
+        f"top1_less_random{end}": value for end, value in (("", 2.0), ("_se", 1.5), ("_low", -1.0), ("_high", 5.0))
+    }
+    paired |= {"top1_se": 4.8, "top1_low": 54.0, "top1_high": 73.0, "against_random": "not told apart"}
+    write_records([base | paired], tmp_path, "new")
+    new = read_run(tmp_path / "new.json")
+    row = dict(zip(new.tables[0].columns, new.tables[0].rows[0], strict=True))
+    assert (row["top-1 %"], row["− random"], row["against random"]) == (
+        "64.00 ± 4.80",
+        "+2.00 ± 1.50",
+        "not told apart",
+    )
+    assert not any("low" in column or "high" in column or column[-2:] == "se" for column in row)
+    assert "Not told apart from random: EViT, 0.7." in new.findings
+
+
+def test_ratios_have_their_intervals(tmp_path: Path) -> None:
+    record = {"label": "EViT", "vs_random": 0.98412, "vs_random_low": 0.97111, "vs_random_high": 0.995, "vs_dense": 1.5}
+    record |= {"vs_dense_low": None, "vs_dense_high": None, "peak_memory_mib": 3.0}
+    write_records([record], tmp_path, "bench")
+    (table,) = read_run(tmp_path).tables
+    assert table.rows == (("EViT", "0.984 (0.971 … 0.995)", "1.50", "3.0"),)
+    assert table.numeric == (False, True, True, True)
+
+
 def test_several_record_files_of_a_folder_stay_apart(tmp_path: Path) -> None:
     for stem, torch, seed in (("a", "2.15", 1), ("b", "2.15", 2)):
         write_records([{"x": 1}], tmp_path, stem, about={"torch": torch, "seed": seed})

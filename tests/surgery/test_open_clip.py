@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from open_clip import transformer
-from open_clip.model import CLIP, CustomTextCLIP, convert_weights_to_lp
+from open_clip import get_model_config, list_models, transformer
+from open_clip.model import CLIP, CustomTextCLIP, _build_vision_tower, convert_weights_to_lp
 from reference_model import evit, renyi
 from reference_towers import open_clip_twin
 from small_towers import (
@@ -234,14 +234,17 @@ def test_patch_dropout_in_training() -> None:
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 def test_gradient_checkpointing(rate: float) -> None:
-    gradients = []
+    gradients, runs = [], []
     for enable in (False, True):
         model = entropatch.prune_(clip("layer scale"), keep_rate=rate).train()
         model.set_grad_checkpointing(enable)
+        for block in model.visual.transformer.resblocks:
+            block.ln_1.register_forward_hook(lambda module, args, y, enable=enable: runs.append(enable))
         model.encode_image(pictures()).square().sum().backward()
         gradients.append([p.grad for p in model.visual.parameters()])
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
+    assert (runs.count(False), runs.count(True)) == (DEPTH, 2 * DEPTH)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -338,6 +341,27 @@ def test_other_towers_are_refused_by_name() -> None:
     assert "open_clip VisionTransformer (also inside CLIP, CustomTextCLIP, CoCa, TimmModel)" in refused(model)
     convolutional = timm_clip(timm_model_name="test_convnext", timm_pool="avg")
     assert re.search(r"ConvNeXt, the \.visual\.trunk of this CustomTextCLIP, is not supported", refused(convolutional))
+
+
+@pytest.mark.slow
+def test_every_tower_that_open_clip_knows_is_pruned_or_refused_by_name() -> None:
+    pruned, refusals = 0, set()
+    for name in list_models():
+        config: Any = get_model_config(name)
+        with torch.device("meta"):
+            tower: Any = _build_vision_tower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
+            try:
+                entropatch.prune_(tower.eval(), keep_rate=0.5)
+            except UnsupportedModelError as error:
+                refusals |= set(re.findall(r"(\w+)(?:, the \.trunk of this TimmModel,)? is not supported", str(error)))
+                continue
+            with entropatch.trace(tower) as trace:
+                tower(torch.empty(2, 3, *tower.image_size))
+        counts = trace.counts
+        assert counts[1:] == [(n + 1) // 2 for n in counts[:-1]], name
+        pruned += 1
+    assert pruned > 100
+    assert refusals == {"ConvNeXt", "FastVit", "ModifiedResNet", "SwinTransformer", "VisionTransformerRelPos"}
 
 
 def test_the_text_tower_is_refused_by_name() -> None:

@@ -58,6 +58,23 @@ def test_keep_rate_one_draws_the_same_random_numbers_in_training() -> None:
         assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize("part", ["dropout", "self_attention"])
+def test_pruning_blocks_drop_out_in_training(part: str) -> None:
+    """Where everything is dropped out, what the attention computes does not matter."""
+    outputs = []
+    for factor in (1.0, 3.0):
+        model = entropatch.prune_(torchvision_model(), keep_rate=0.5, blocks=(3,)).train()
+        block = model.encoder.layers[3]
+        if part == "dropout":
+            block.dropout.p = 1.0
+        else:
+            block.self_attention.dropout = 1.0
+        with torch.no_grad():  # of the values only
+            block.self_attention.in_proj_weight[2 * WIDTH :] *= factor
+        outputs.append(model(pictures()))
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_equals_the_dense_model_with_dropped_patches_masked(name: str) -> None:
     dense, pruned = (model.double() for model in dense_and_pruned(name, order=2.0, **SETTING))
@@ -194,6 +211,27 @@ def test_a_new_head_and_a_subclass() -> None:
     with entropatch.trace(mine) as trace:
         mine(pictures())
     assert trace.counts == [25, 13, 7, 4]
+
+
+def test_a_class_of_ones_own_says_where_the_model_is() -> None:
+    class Regressor(nn.Module):
+        entropatch_tower = "backbone"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = torchvision_model()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.backbone(images).sum(1)
+
+    model = Regressor()
+    assert entropatch.tower_name(model) == "backbone.encoder"
+    entropatch.prune_(model, keep_rate=0.5)
+    with entropatch.trace(model) as trace:
+        model(pictures())
+    assert trace.counts == [25, 13, 7, 4]
+    entropatch.unprune_(model)
+    assert type(model.backbone.encoder) is Encoder
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"])

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from entropatch.bench.compiling import compiled, no_eager_fallback
 from entropatch.bench.rows import Record, Row, ratios_asked, records_of, settled
+from entropatch.bench.runtimes import COMPILE, EXPORTED, ExportedFiles, versions
 from entropatch.bench.settings import DTYPES, BenchSettings
+from entropatch.export.subject import BACKEND
 from entropatch.extras import require
 from entropatch.measure import Flops, count_flops, environment, peak_memory, time_interleaved
 from entropatch.measure.environment import load_average
@@ -33,7 +35,9 @@ class BenchResult:
             gflops (10⁹ multiply-adds per image), images_per_second, p50_ms, p95_ms, rounds (timed), vs_dense and
             vs_random (median of the rounds' ratios of images/s at the same batch size, for vs_random at the same keep
             rate too) with their 95 % intervals vs_…_low and _high (see `speed_ratio`), reaches (with a bar: "yes",
-            "no" or "unknown"), peak_memory_mib, note. What could not be measured is None; the note says why.
+            "no" or "unknown"), peak_memory_mib, note; runtime and int8; with several of them vs_torch (to the same
+            variant in PyTorch, as vs_dense) and difference (largest of an output from PyTorch's; with random weights
+            near ties show in it). What could not be measured is None; the note says why.
         about: machine, versions and settings, which hold for all rows.
     """
 
@@ -64,18 +68,26 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
     step, load = on_step or (lambda: None), load_average()
     rows: list[Row] = []
     on_cpu = torch.device(settings.device).type == "cpu"
-    with memory_errors() if on_cpu else nullcontext(), no_eager_fallback() if settings.compile else nullcontext():
+    with (
+        memory_errors() if on_cpu else nullcontext(),
+        no_eager_fallback() if COMPILE in settings.runtimes else nullcontext(),
+        ExportedFiles(settings.int8) as files,
+    ):
         model = _create(settings)
         made = {variant: _make(variant, model, settings) for variant in settings.variants()}
         for batch_size in settings.batch_sizes:
             images, reason = _attempt(lambda batch_size=batch_size: _images(settings, batch_size))
-            group = [replace(row, batch_size=batch_size, notes=[*row.notes]) for row, _ in made.values()]
+            group = [
+                replace(row, batch_size=batch_size, notes=[*row.notes], runtime=runtime, int8=int8)
+                for runtime, int8 in settings.kinds()
+                for row, _ in made.values()
+            ]
             for row in group:
                 pruned = made[row.variant][1]
                 if reason is not None:
                     row.notes.append(reason)
                 elif pruned is not None:
-                    _probe(row, pruned, images, settings)
+                    _probe(row, pruned, images, settings, files)
                 step()
             _time(group, settings, step)
             for row in group:
@@ -154,11 +166,17 @@ def _make(variant: Variant, model: nn.Module, settings: BenchSettings) -> tuple[
     return row, pruned
 
 
-def _probe(row: Row, model: nn.Module, images: Tensor, settings: BenchSettings) -> None:
+def _probe(row: Row, model: nn.Module, images: Tensor, settings: BenchSettings, files: ExportedFiles) -> None:
     """Give the row its function, run it and measure its peak memory; or note why not."""
 
-    def prepare() -> tuple[Callable[[], object], int]:
-        forward = compiled(model) if settings.compile else model
+    def prepare() -> tuple[Callable[[], object], int | None]:
+        if row.runtime in EXPORTED:
+            run = files.run(row.runtime, row.variant, model, images, row.int8)
+            row.backend = row.backend and BACKEND
+            with torch.inference_mode():
+                row.difference = (model(images) - torch.from_numpy(run())).abs().max().item()
+            return run, None  # the runtime's own memory, of which PyTorch knows nothing
+        forward = compiled(model) if row.runtime == COMPILE else model
 
         def run() -> object:
             with _autocast(settings):
@@ -256,6 +274,7 @@ def _about(settings: BenchSettings) -> dict[str, Any]:
             for key, value in chosen.items()
             if key not in ("device", "backend", "methods", "keep_rates", "batch_sizes")
         },
+        **versions(settings.runtimes),
         "weights": "random; speed, memory and GFLOPs do not depend on them",
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "gflops": "10⁹ multiply-adds per image by fvcore's rules",

@@ -17,6 +17,8 @@ COLUMNS = {
     "label": "method",
     "keep_rate": "keep rate",
     "batch_size": "batch",
+    "runtime": "runtime",
+    "int8": "int8",
     "backend": "backend",
     "gflops": "GFLOPs",
     "images_per_second": "images/s",
@@ -27,6 +29,9 @@ COLUMNS = {
     "vs_dense_interval": "95 %",
     "vs_random": "× random",
     "vs_random_interval": "95 %",
+    "vs_torch": "× PyTorch",
+    "vs_torch_interval": "95 %",
+    "difference": "largest difference",
     "reaches": "reached",
     "peak_memory_mib": "peak MiB",
     "note": "note",
@@ -36,14 +41,16 @@ COLUMNS = {
 def bench_table(records: Sequence[Record]) -> str:
     """The records as a Markdown table; columns of backends, intervals and notes are left out when empty."""
     records = [
-        dict(record) | {f"{key}_interval": _interval(record, key) for key in ("vs_dense", "vs_random")}
+        dict(record) | {f"{key}_interval": _interval(record, key) for key in ("vs_dense", "vs_random", "vs_torch")}
         for record in records
     ]
-    may_lack = ("backend", "rounds", "vs_dense_interval", "vs_random_interval", "reaches", "note")
+    may_lack = ("int8", "backend", "rounds", "vs_dense_interval", "vs_random_interval", "reaches", "note")
+    may_lack += ("vs_torch", "vs_torch_interval", "difference")
     optional = [key for key in may_lack if not any(record.get(key) for record in records)]
+    optional += ["runtime"] * (len({record.get("runtime") for record in records}) == 1)
     shown = {key: head for key, head in COLUMNS.items() if key not in optional}
     formats = {"gflops": ".2f", "images_per_second": ".1f", "p50_ms": ".2f", "p95_ms": ".2f"}
-    formats |= {"vs_dense": ".2f", "vs_random": ".3f", "peak_memory_mib": ".1f"}
+    formats |= {"vs_torch": ".2f", "difference": ".1e", "vs_dense": ".2f", "vs_random": ".3f", "peak_memory_mib": ".1f"}
     rows = [[_format(record.get(key), formats.get(key, "")) for key in shown] for record in records]
     return markdown_table(list(shown.values()), rows)
 
@@ -75,6 +82,8 @@ def check_table(number: int, settings: BenchSettings) -> None:
     """Raise ValueError unless the settings measure what that table of the paper is about."""
     if number != 3:
         raise ValueError(f"--table must be 3, the paper's table of GFLOPs and throughput, but got {number}.")
+    if len(settings.kinds()) > 1:
+        raise ValueError(f"Table 3 is of one runtime, but got {', '.join(settings.runtimes)}; leave out the others.")
     if (settings.model, settings.image_size) != (PAPER_MODEL, PAPER_IMAGE_SIZE):
         raise ValueError(
             f"Table 3 is about {PAPER_MODEL} at {PAPER_IMAGE_SIZE} px, "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entropatch.bench.bar import reaches
+from entropatch.bench.runtimes import TORCH
 from entropatch.measure import Timing
 from entropatch.measure.timing import SpeedRatio, speed_ratio
 from entropatch.measure.variants import Variant
@@ -17,7 +18,7 @@ Record = dict[str, Any]
 
 @dataclass
 class Row:
-    """A variant on its way through one batch size."""
+    """A variant in one runtime, on its way through one batch size."""
 
     variant: Variant
     batch_size: int = 0
@@ -27,14 +28,21 @@ class Row:
     peak: int | None = None
     timing: Timing | None = None
     notes: list[str] = field(default_factory=list)
+    runtime: str = TORCH
+    int8: str | None = None
+    difference: float | None = None
+
+    def key(self, variant: Variant | None = None) -> tuple[Variant, str, str | None]:
+        """What it is among the rows of its batch size, or another variant in the same runtime."""
+        return (variant or self.variant, self.runtime, self.int8)
 
 
 def ratios_asked(rows: Sequence[Row], with_random: bool) -> list[tuple[str, str]]:
     """Whose ratio to whom must be sure, by their places: each row's to random at its keep rate, or to dense."""
-    places = {row.variant: str(i) for i, row in enumerate(rows)}
-    bases = {row.variant: places.get(Variant(RANDOM, row.variant.keep_rate)) for row in rows}
+    places = {row.key(): str(i) for i, row in enumerate(rows)}
+    bases = {row.key(): places.get(row.key(Variant(RANDOM, row.variant.keep_rate))) for row in rows}
     if not with_random:
-        bases = {row.variant: places.get(Variant(DENSE)) for row in rows}
+        bases = {row.key(): places.get(row.key(Variant(DENSE))) for row in rows}
     return [(places[one], base) for one, base in bases.items() if base is not None and base != places[one]]
 
 
@@ -45,11 +53,13 @@ def settled(pairs: list[tuple[str, str]], width: float, timings: dict[str, Timin
 
 def records_of(rows: Sequence[Row], bar: float | None = None) -> list[Record]:
     """One record per row, with the ratios of its rounds to dense's and random's, and whether it reaches the bar."""
-    timings = {(row.batch_size, row.variant): row.timing for row in rows if row.timing is not None}
+    timings = {(row.batch_size, row.key()): row.timing for row in rows if row.timing is not None}
+    several = len({(row.runtime, row.int8) for row in rows}) > 1
     records = []
     for row in rows:
         base = {"dense": Variant(DENSE), "random": Variant(RANDOM, row.variant.keep_rate)}
-        there = {name: timings.get((row.batch_size, variant)) for name, variant in base.items()}
+        there = {name: timings.get((row.batch_size, row.key(variant))) for name, variant in base.items()}
+        there["torch"] = timings.get((row.batch_size, (row.variant, TORCH, None)))
         ratios = {
             name: None if row.timing is None or timing is None else speed_ratio(row.timing, timing)
             for name, timing in there.items()
@@ -60,6 +70,8 @@ def records_of(rows: Sequence[Row], bar: float | None = None) -> list[Record]:
                 "label": row.variant.label,
                 "keep_rate": row.variant.keep_rate,
                 "batch_size": row.batch_size,
+                "runtime": row.runtime,
+                "int8": row.int8,
                 "backend": row.backend,
                 "gflops": row.gflops,
                 "images_per_second": row.timing.images_per_second if row.timing else None,
@@ -68,6 +80,8 @@ def records_of(rows: Sequence[Row], bar: float | None = None) -> list[Record]:
                 "rounds": row.timing.repeats if row.timing else None,
                 **_ratio_fields("vs_dense", ratios["dense"], row.variant == base["dense"]),
                 **_ratio_fields("vs_random", ratios["random"], row.variant == base["random"]),
+                **(_ratio_fields("vs_torch", ratios["torch"], row.runtime == TORCH) if several else {}),
+                **({"difference": row.difference} if several else {}),
                 **({} if bar is None else {"reaches": _answer(row, ratios["random"], base["random"], bar)}),
                 "peak_memory_mib": None if row.peak is None else row.peak / 2**20,
                 "note": "; ".join(row.notes),

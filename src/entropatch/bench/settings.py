@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from entropatch.bench.runtimes import COMPILE, EXPORTED, RUNTIMES, TORCH
 from entropatch.config import PruneConfig
+from entropatch.export.int8 import INT8
 from entropatch.measure.variants import Variant, variants_of
 from entropatch.methods import DENSE, compared_methods, find_method
 
@@ -30,7 +32,10 @@ class BenchSettings:
         amp: float32 weights under autocast to `dtype`.
         device: "cpu" or "cuda".
         backend: what computes the entropies, as in `PruneConfig`; "auto" chooses, and the records say what.
-        compile: each row through `torch.compile`, as one graph.
+        compile: each row through `torch.compile`, as one graph; short for runtimes=("compile",).
+        runtimes: "torch", "compile" (`torch.compile`), "onnxruntime" and "openvino" (the exported ONNX file, on the CPU
+            in float32). Where others than "torch" are named it is measured beside them.
+        int8: "dynamic" or "static": the exported files in eight bits too, see `entropatch.export`.
         repeats, warmup: timed and untimed rounds, as in `time_interleaved`.
         until_interval: add rounds until the 95 % interval of each ratio to random (to dense where random is not
             measured) is within ± this share of its median; None keeps to `repeats`, which are the least: an interval of
@@ -58,6 +63,8 @@ class BenchSettings:
     until_interval: float | None = None
     most_rounds: int = 400
     bar: float | None = None
+    runtimes: tuple[str, ...] = ()
+    int8: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("methods", "keep_rates", "batch_sizes"):
@@ -82,6 +89,7 @@ class BenchSettings:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but got {self.dtype!r}.")
         if self.amp and self.dtype == "float32":
             raise ValueError("amp is autocast to a half precision, but got dtype float32; give bfloat16 or float16.")
+        object.__setattr__(self, "runtimes", _runtimes(self))
         kind = self.device.partition(":")[0]
         if kind not in ("cpu", "cuda"):
             raise ValueError(f'device must be "cpu" or "cuda", but got {self.device!r}.')
@@ -92,9 +100,38 @@ class BenchSettings:
         """The rows of one batch size: dense once, every other method at each keep rate."""
         return variants_of(self.methods, self.keep_rates)
 
+    def kinds(self) -> list[tuple[str, str | None]]:
+        """Runtime and eight bits, or None for float, in which every variant is measured."""
+        quantised = [(runtime, self.int8) for runtime in self.runtimes if runtime in EXPORTED and self.int8]
+        return [*((runtime, None) for runtime in self.runtimes), *quantised]
+
     def steps(self) -> int:
         """How often `run_bench` calls `on_step` when every row can be measured and no rounds are added."""
-        return len(self.batch_sizes) * len(self.variants()) * (1 + self.warmup + self.repeats)
+        rows = len(self.variants()) * len(self.kinds())
+        return len(self.batch_sizes) * rows * (1 + self.warmup + self.repeats)
+
+
+def _runtimes(settings: BenchSettings) -> tuple[str, ...]:
+    """The runtimes that are meant. Raises ValueError for one that cannot run these settings."""
+    named = tuple(dict.fromkeys(settings.runtimes))
+    if unknown := [runtime for runtime in named if runtime not in RUNTIMES]:
+        raise ValueError(f"runtimes must be of {', '.join(RUNTIMES)}, but got {unknown[0]!r}.")
+    if settings.compile and named not in ((), (COMPILE,)):
+        raise ValueError('compile is short for runtimes=("compile",); name it among the runtimes instead.')
+    exported = [runtime for runtime in named if runtime in EXPORTED]
+    if exported and (settings.device != "cpu" or settings.dtype != "float32"):
+        raise ValueError(
+            f"{exported[0]} runs the exported file on the CPU in float32, "
+            f"but got device {settings.device} and dtype {settings.dtype}."
+        )
+    if settings.int8 is not None and (settings.int8 not in INT8 or not exported):
+        raise ValueError(
+            f"int8 must be one of {', '.join(INT8)}, with a runtime of {', '.join(EXPORTED)}, "
+            f"but got {settings.int8!r} with {', '.join(named) or TORCH}."
+        )
+    if settings.compile:
+        return (COMPILE,)
+    return tuple(dict.fromkeys((TORCH, *named)))
 
 
 def _at_least(least: int, **values: int) -> None:

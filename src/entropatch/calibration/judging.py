@@ -21,6 +21,7 @@ OBJECTIVES = {
     "features": "1 - cosine of the pooled feature, dense and pruned",
     "dense": "1 - cosine of the patch features, dense and pruned, mean over the grid",
 }
+SHORT = {"logits": "KL(dense ‖ pruned), nats", "features": "1 - cosine of features", "dense": "1 - cosine of patches"}
 MEMORY = 2**30  # bytes of blocks' inputs that passes share, of all batches together
 
 

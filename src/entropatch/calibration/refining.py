@@ -125,6 +125,8 @@ def _moved(search: Search, cuts: Cuts) -> Cuts:
 def _swapped(search: Search, cuts: Cuts) -> Cuts:
     """Another choice for a block."""
     i = search.random.randrange(len(cuts))
+    if cuts[i].block not in search.sensitivities.blocks:  # of a registered method at the usual blocks
+        return cuts
     return (*cuts[:i], replace(cuts[i], choice=search._choice(cuts[i].block)), *cuts[i + 1 :])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropatch.calibration.finding import CHOSEN, Calibration, Row
-from entropatch.calibration.judging import OBJECTIVES
+from entropatch.calibration.judging import OBJECTIVES, SHORT
 from entropatch.config_fields import setting_label
 from entropatch.look.naming import pruning_label, rates_text
 from entropatch.records.tables import markdown_table, write_records
@@ -97,7 +97,7 @@ def write_calibration(
     from entropatch.figures import save_figure, trade_off
 
     note = f"{found.counts['held out']} images held out; a bar is one standard error."
-    figure = trade_off(records, found.unit, OBJECTIVES[found.objective], title=title, note=note)
+    figure = trade_off(records, found.unit, SHORT[found.objective], title=title, note=note)
     return [*paths, *(save_figure(figure, folder / f"calibration.{kind}") for kind in ("png", "svg"))]
 
 

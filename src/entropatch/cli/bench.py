@@ -31,6 +31,15 @@ def bench(
         str, typer.Option(help="What computes entropies: auto, reference, streaming or triton.")
     ] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Every row through torch.compile, as one graph.")] = False,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="Of torch, compile, onnxruntime, openvino, commas between: exported files beside PyTorch, on the CPU."
+        ),
+    ] = None,
+    int8: Annotated[
+        str | None, typer.Option(help="dynamic or static: the exported files in eight bits as well.")
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 20,
     warmup: Annotated[int, typer.Option(help="Untimed rounds before.")] = 2,
     until_interval: Annotated[
@@ -75,6 +84,8 @@ def bench(
             until_interval=until_interval,
             most_rounds=most_rounds,
             bar=bar,
+            runtimes=() if runtime is None else entries(runtime, str, "--runtime"),
+            int8=int8,
         )
         if table is not None:
             check_table(table, settings)

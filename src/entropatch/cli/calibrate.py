@@ -108,7 +108,7 @@ def _report(result: Calibration, output: Path, about: dict[str, Any], device: st
     from entropatch.measure import environment
 
     typer.echo(summary(result))
-    title = f"{about['model']}, calibrated for {result.budget:.4g} {result.unit} (dense {result.dense:.4g})"
+    title = f"{about['model']} within {result.budget:.4g} of {result.dense:.4g} {result.unit}"
     paths = write_calibration(result, output, title, {**about, **environment(device)})
     if find_spec("jinja2") is not None and find_spec("markdown_it") is not None:
         from entropatch.report import write_report

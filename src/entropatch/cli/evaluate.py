@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,6 +53,7 @@ def evaluate(
     device: parameters.Device = "cpu",
     workers: parameters.Workers = 2,
     output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv, .json and correct.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON in place of the table.")] = False,
 ) -> None:
     """Test a model on a data set: top-1, top-5, GFLOPs and images/s, dense beside pruned.
 
@@ -96,7 +98,13 @@ def evaluate(
         fail("evaluate", error, 1)
     shown, paths = evaluation_table(records), []
     if output is not None:
-        facts = {"model": spec.name, "weights": weights, "data": dict(opened.description), "image_size": size}
+        facts = {
+            "model": spec.name,
+            "library": spec.library,
+            "weights": weights,
+            "data": dict(opened.description),
+            "image_size": size,
+        }
         facts |= {"precision": precision, **environment(device)}
         title = f"{spec.name} on {data_label(opened.description)}"
         try:
@@ -105,19 +113,17 @@ def evaluate(
         except (TypeError, ValueError, OSError) as error:
             typer.echo(shown)
             fail("evaluate", error, 1)
-    typer.echo(shown)
+    typer.echo(json.dumps(records, indent=2, ensure_ascii=False) if as_json else shown)
     if records[0]["damaged"]:
         typer.echo(f"{records[0]['damaged']} damaged images were skipped.", err=True)
     if paths:
-        typer.echo("Written: " + ", ".join(str(path) for path in paths))
+        typer.echo("Written: " + ", ".join(str(path) for path in paths), err=as_json)
 
 
 def _settings(
     methods: str | None, keep_rates: str | None, blocks: str | None, configs: list[Path], own: dict[str, Any] | None
 ) -> dict[str, PruneConfig | None]:
     """The rows: by method and keep rate, then by config file. Without either, the file's own pruning beside dense."""
-    import json
-
     from entropatch.config import PruneConfig
     from entropatch.measure.variants import variants_of
     from entropatch.methods import DENSE, compared_methods

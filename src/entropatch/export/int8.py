@@ -14,6 +14,7 @@ from entropatch.extras import require
 
 # Where weights are multiplied. Attention multiplies activations with each other, and what is kept depends on it: it
 # stays in float32, as do norms, softmax and entropies.
+INT8 = ("dynamic", "static")
 OPERATORS = ("MatMul", "Gemm")
 
 

@@ -13,16 +13,14 @@ from torch import Tensor, nn
 
 from entropatch.export.format import Format, Made, Options
 from entropatch.export.formats import find_format
+from entropatch.export.int8 import INT8
 from entropatch.export.metadata import about_file
+from entropatch.export.onnx_format import OPSET
 from entropatch.export.parity import Named, Parity, ParityError, batches_of, compare
 from entropatch.export.runs import run_outside
 from entropatch.export.subject import Subject, subject_of
 from entropatch.extras import require
 from entropatch.records.files import replacing
-
-# ONNX's version of operators. 20 has all that is needed, and attention as matrix products, which every runtime runs.
-OPSET = 20
-INT8 = ("dynamic", "static")
 
 
 @dataclass(frozen=True)
@@ -123,9 +121,10 @@ def _checked(subject: Subject, chosen: Format, made: Made, options: Options) -> 
     batches = batches_of(subject.images)
     arrays = {name: images.numpy() for name, images in batches.items()}
     names = [*subject.outputs, *subject.decisions]
+    files = list(dict.fromkeys((made.inspected, made.file)))
+    inspected, *others = run_outside(chosen.runtime, files, arrays)
+    delivered = others[0] if others else inspected
     found: dict[str, Named] = {}
-    inspected = run_outside(chosen.runtime, made.inspected, arrays)
-    delivered = inspected if made.file == made.inspected else run_outside(chosen.runtime, made.file, arrays)
     for batch in batches:
         outputs = dict(zip(names, inspected[batch], strict=True))
         found[batch] = outputs | dict(zip(subject.outputs, delivered[batch], strict=False))

@@ -1,7 +1,7 @@
 """Runs an exported file without entropatch; `entropatch.export.runs` gives this text to a Python process of its own.
 
-Arguments: runtime, file, inputs.npz, outputs.npz. The inputs are arrays by name, each a batch. The outputs of batch
-"b" are saved as "b/0", "b/1", … in the file's own order. Nothing but NumPy and the runtime is imported.
+Arguments: runtime, inputs.npz, outputs.npz, files. The inputs are arrays by name, each a batch. The outputs of file 0
+for batch "b" are saved as "0/b/0", "0/b/1", … in the file's own order. Nothing but NumPy and the runtime is imported.
 """
 
 import sys
@@ -58,15 +58,16 @@ RUNTIMES = {
 }
 
 
-def main(runtime, path, inputs, outputs):
+def main(runtime, inputs, outputs, *paths):
     for name in ABSENT:
         sys.modules[name] = None  # pyright: ignore[reportArgumentType]  # importing it fails from here on
-    run = RUNTIMES[runtime](path)
     results = {}
     with np.load(inputs) as batches:
-        for name in batches.files:
-            for i, output in enumerate(run(batches[name])):
-                results[f"{name}/{i}"] = np.asarray(output)
+        for number, path in enumerate(paths):
+            run = RUNTIMES[runtime](path)
+            for name in batches.files:
+                for i, output in enumerate(run(batches[name])):
+                    results[f"{number}/{name}/{i}"] = np.asarray(output)
     np.savez(outputs, **results)
 
 

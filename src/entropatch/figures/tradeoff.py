@@ -21,7 +21,7 @@ def trade_off(records: Sequence[Mapping[str, Any]], unit: str, loss: str, *, tit
     Args:
         records: mappings with label, cost, loss and standard_error.
         unit: of the costs.
-        loss: what the loss is, for the axis.
+        loss: what the loss is, for the axis, in a few words.
         title, note: a line above, and one below.
 
     Returns:
@@ -35,7 +35,7 @@ def trade_off(records: Sequence[Mapping[str, Any]], unit: str, loss: str, *, tit
         raise ValueError("records must hold at least one setting, but got none.")
     page = Page(MARGIN + _LEFT + _WIDTH + _LEGEND, _HEIGHT + _BELOW + LINE, title, [note] if note else [])
     axes = page.axes(MARGIN + _LEFT, page.top + LINE / 2, _WIDTH, _HEIGHT)
-    dress(axes, unit, loss.partition(",")[0])
+    dress(axes, unit, loss)
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         lines.setdefault(str(record["label"]), []).append(record)
@@ -51,7 +51,8 @@ def trade_off(records: Sequence[Mapping[str, Any]], unit: str, loss: str, *, tit
                 label=legible(label),
                 **ERROR_BARS,
             )
-        axes.set_ylim(bottom=0)
+        if all(record["loss"] > 0 for record in records):  # over one or two powers of ten
+            axes.set_yscale("log")
         fonts = {"size": SMALL, "family": families_for("".join(lines))}
         where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
         axes.legend(**where, frameon=False, prop=fonts, labelcolor=INK)

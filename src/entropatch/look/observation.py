@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig
-from entropatch.surgery import Trace, is_pruned, prune_, pruning_config, trace, unprune_, watch
+from entropatch.surgery import Trace, is_pruned, prune_, pruning_config, run_images, trace, unprune_, watch
 from entropatch.tokens import Tokens
 
 T = TypeVar("T")
@@ -53,15 +53,13 @@ def observe(
     found: dict[int, T] = {}
 
     def keep(attention: BlockAttention, tokens: Tokens) -> None:
-        assert seen.grid is not None
-        found[attention.block] = look(attention, seen.grid)
+        found[attention.block] = look(attention, _of_images(seen.grid))
 
     with left_as_found(model):
         prune_(model, PruneConfig(keep_rate=1.0))
         with torch.inference_mode(), watch(model, blocks, keep) as seen:
             _forward(model, images)
-    assert seen.grid is not None
-    return Observation(seen.grid, dict(sorted(found.items())))
+    return Observation(_of_images(seen.grid), dict(sorted(found.items())))
 
 
 def run(model: nn.Module, images: Tensor, config: PruneConfig) -> Trace:
@@ -92,13 +90,17 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 def grid_of(seen: Trace) -> tuple[int, int]:
     """The patch grid (H, W) of the forward pass that a trace saw."""
-    if seen.grid is None:
-        raise RuntimeError("the model ran without telling the trace its patch grid.")
-    return seen.grid
+    return _of_images(seen.grid)
+
+
+def _of_images(grid: tuple[int, ...] | None) -> tuple[int, int]:
+    if grid is None:
+        raise RuntimeError("the model ran without saying what its patch grid is.")
+    if len(grid) != 2:
+        raise ValueError(f"only what images show can be looked at, but the grid is {grid}: that of a video.")
+    return grid[0], grid[1]
 
 
 def _forward(model: nn.Module, images: Tensor) -> None:
     parameter = next(model.parameters())
-    # Without the head, where the model can be run so.
-    run: Any = getattr(model, "forward_features", model)
-    run(images.to(parameter.device, parameter.dtype))
+    run_images(model, images.to(parameter.device, parameter.dtype))

@@ -10,7 +10,7 @@ from entropatch.criteria import Random
 from entropatch.methods import DENSE, RANDOM
 from entropatch.records.correct import CorrectImages
 from entropatch.records.tables import markdown_table, plus_minus
-from entropatch.records.uncertainty import MULTIPLE, Estimate, accuracy, paired_difference
+from entropatch.records.uncertainty import MULTIPLE, Estimate, accuracy, binomial, paired_difference
 
 REFERENCES = (DENSE, RANDOM)
 AHEAD, BEHIND, LEVEL = "ahead", "behind", "not told apart"
@@ -18,6 +18,21 @@ ERRORS_TEXT = (
     "± is one standard error over the test images: √(p (1 − p) / N) of an accuracy, of a difference that of the pairs "
     f"on the same images. Bold is ahead by more than {MULTIPLE:g} of them, without allowance for how many are compared."
 )
+
+UNPAIRED_TEXT = (
+    "± is one binomial standard error over the test images. These records do not say which images came out right, so "
+    "the differences between rows have no error."
+)
+
+
+def with_binomial(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of `evaluate` of a version that noted no errors, with the one that follows from its number of images."""
+    top1, images = record.get("top1"), record.get("images")
+    if "top1_se" in record or not isinstance(images, int) or not isinstance(top1, (int, float)):
+        return dict(record)
+    if images < 1 or not 0 <= top1 <= 100:
+        return dict(record)
+    return dict(record) | {"top1_se": binomial(round(top1 * images / 100), images).standard_error}
 
 
 def compared(settings: Mapping[str, PruneConfig | None], correct: CorrectImages) -> dict[str, dict[str, Any]]:
@@ -86,9 +101,17 @@ def evaluation_table(records: Sequence[Mapping[str, Any]]) -> str:
     columns |= {"top5": "top-5 %", "gflops": "GFLOPs", "images_per_second": "images/s"}
     shown = [key for key in columns if any(record.get(key) is not None for record in records)]
     table = markdown_table([columns[key] for key in shown], [[_cell(one, key) for key in shown] for one in records])
+    return "\n".join([table, *error_notes(records)]) + "\n"
+
+
+def error_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What ± means in these records of `evaluate`, and which rows are not told apart; in those of versions that noted
+    no pairs, that this is not known."""
+    if not any(f"against_{kind}" in record for record in records for kind in REFERENCES):
+        return [UNPAIRED_TEXT]
     level = {kind: [str(one["name"]) for one in records if one.get(f"against_{kind}") == LEVEL] for kind in REFERENCES}
     lines = [f"Not told apart from {kind}: {'; '.join(names)}." for kind, names in level.items() if names]
-    return "\n".join([table, ERRORS_TEXT, *lines]) + "\n"
+    return [ERRORS_TEXT, *lines]
 
 
 def _cell(record: Mapping[str, Any], key: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropatch.data.images import png_texts
+from entropatch.measure.comparing import error_notes, with_binomial
 from entropatch.report.cells import flat, joined, pivot, records_table, shown
 from entropatch.report.content import Run, load_json, reading
 from entropatch.report.pictures import choose_pictures, read_picture
@@ -45,6 +46,9 @@ def _records_run(path: Path, data: Mapping[str, Any]) -> Run:
     maker = str(about.pop("made by", "")).removeprefix("entropatch ")
     kind = maker or kind_of(records)
     findings = {key: shown(about[key]) for key in about if key.startswith(FINDINGS)}
+    if kind == "evaluate":
+        records = [with_binomial(record) for record in records]
+        findings |= {f"errors {number}": line for number, line in enumerate(error_notes(records))}
     findings |= {key: f"{key}: {shown(about[key])}" for key in about if key.startswith(NAMED_FINDINGS)}
     settings = flat({key: value for key, value in about.items() if key not in findings})
     table = pivot(records, "block", "label", "auroc") if kind == "check" else records_table(records)

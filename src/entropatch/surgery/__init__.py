@@ -1,7 +1,8 @@
 """In-place surgery on stock models: `prune_`, `unprune_`, `trace`, `restore`, `watch`."""
 
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.prune import block_count, prune_, tower_name, unprune_
+from entropatch.surgery.placeholders import fit_processor_, tokens_left
+from entropatch.surgery.prune import block_count, prune_, run_images, tower_name, unprune_
 from entropatch.surgery.stage_record import StageRecord
 from entropatch.surgery.state import is_pruned, pruning_config
 from entropatch.surgery.tracing import Trace, restore, trace
@@ -12,10 +13,13 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "block_count",
+    "fit_processor_",
     "is_pruned",
     "prune_",
     "pruning_config",
     "restore",
+    "run_images",
+    "tokens_left",
     "tower_name",
     "trace",
     "unprune_",

@@ -47,7 +47,7 @@ def check_parts(model: nn.Module, adapter: Adapter, blocks: Sequence[int], whole
         if kind == "meta":  # there are no values to compare
             return {}
         with torch.no_grad(), torch.autocast(kind, enabled=False):
-            if whole:
+            if whole and adapter.entry is not None:
                 _check_surroundings(model, adapter)
             found = {block: _check_block(model, adapter, block) for block in blocks}
             return {block: wrong for block, wrong in found.items() if wrong is not None}

@@ -24,7 +24,7 @@ def checkpointed(
     """
     if not torch.compiler.is_compiling():
         return _run_once(checkpoint, run, visit, x, *inputs)
-    if visit.k is None:  # counts that depend on the scores: no graph holds them
+    if visit.k is None or visit.tokens.valid is not None:  # counts that depend on the scores: no graph holds them
         return _run_outside_graph(checkpoint, run, visit, x, *inputs)
 
     def packed(x: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -8,7 +8,8 @@ put back in the order of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -40,19 +41,79 @@ class Stream:
     rows: Tensor | None = None
 
 
-@dataclass
 class Passed:
-    """One forward pass through the blocks.
+    """One forward pass through the blocks of a pruned model, block by block.
+
+    Args:
+        model: the pruned model.
+        x: the tokens that enter the first block, (batch, prefix + patches, width).
+        grid: (H, W), or (T, H, W) of a video: the patch grid of the input.
+        patches: how many must enter; None for all of the grid. Fewer under patch dropout.
+        taken: blocks whose output is wanted.
+        followed: whether the place of every patch is asked for, although nobody records the pass.
+        valid: which of the patches are no padding, (batch, patches); None for all.
 
     Attributes:
-        streams: what came out of the last block.
+        streams: what came out of the last block that ran.
         reduced: what the stages did, in order, if it was recorded.
         taken: what came out of the blocks asked for.
     """
 
-    streams: list[Stream]
-    reduced: list[Reduced] = field(default_factory=list)
-    taken: dict[int, list[Stream]] = field(default_factory=dict)
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        grid: tuple[int, ...],
+        *,
+        patches: int | None = None,
+        taken: Collection[int] = (),
+        followed: bool = False,
+        valid: Tensor | None = None,
+    ):
+        self.pruning: Pruning = vars(model)[ATTRIBUTE]
+        adapter, observers = self.pruning.adapter, self.pruning.observers
+        self.modules, self.grid = adapter.blocks(model), grid
+        self.prefix, self.has_class_token = adapter.num_prefix_tokens(model), adapter.has_class_token(model)
+        self.recorder, self.watches = observers.recorder(), observers.watching()
+        self.recorded = self.recorder is not None or len(taken) > 0 or followed
+        self.reduced: list[Reduced] = []
+        self.taken: dict[int, list[Stream]] = {}
+        self._wanted = taken
+        if not torch.compiler.is_compiling():
+            _refuse_stock(self.modules, adapter)
+        self.streams = [Stream(x, replace(_entering(x, self.prefix, grid, patches, self.recorded), valid=valid))]
+        if self.recorder is not None:
+            self.recorder.begin(self.pruning.config, grid, self.prefix)
+
+    def step(self, i: int, call: Call) -> None:
+        """Run block number i on all images."""
+        looking = [watch for watch in self.watches if watch.blocks is None or i in watch.blocks]
+        for watch in looking:  # at each block, since a hook may have run the model on another input meanwhile
+            watch.grid = self.grid
+        after: list[Stream] = []
+        for stream in self.streams:
+            visit = Visit(
+                i,
+                stream.tokens,
+                self.pruning.stage(i),
+                proportional=self.pruning.proportional,
+                watches=looking,
+                recorded=self.recorded,
+                has_class_token=self.has_class_token,
+                backend=self.pruning.config.backend,
+                rows=stream.rows,
+            )
+            after += _leaving(stream, visit, call(i, stream.x, visit), self.reduced)
+        self.streams = after if len(after) == 1 else _regrouped(after)
+        if i in self._wanted:
+            self.taken[i] = self.streams
+
+    def end(self) -> None:
+        """The last block ran."""
+        for watch in self.watches:
+            watch.grid = self.grid
+        if self.recorder is not None:
+            self.recorder.end(self.pruning.config, self.grid, self.prefix, self.reduced)
 
 
 def run_blocks(
@@ -68,58 +129,26 @@ def run_blocks(
     """Run the blocks of a pruned model.
 
     Args:
-        model: the pruned model.
-        x: the tokens that enter the first block, (batch, prefix + patches, width).
-        grid: (H, W), the patch grid of the input.
+        model, x, grid, patches, taken: as of `Passed`.
         call: runs one block; None calls it with its tokens and its visit.
-        patches: how many must enter; None for all of the grid. Fewer under patch dropout.
         blocks: which blocks; None for all.
-        taken: blocks whose output is wanted.
     """
-    pruning: Pruning = vars(model)[ATTRIBUTE]
-    adapter, observers = pruning.adapter, pruning.observers
-    recorder, watches = observers.recorder(), observers.watching()
-    prefix, has_class_token = adapter.num_prefix_tokens(model), adapter.has_class_token(model)
-    recorded, proportional = recorder is not None or len(taken) > 0, pruning.proportional
-    modules = adapter.blocks(model)
-    if not torch.compiler.is_compiling():
-        _refuse_stock(modules, adapter)
-    passed = Passed([Stream(x, _entering(x, prefix, grid, patches, recorded))])
-    if recorder is not None:
-        recorder.begin(pruning.config, grid, prefix)
-    sharer = observers.sharer() if blocks is None and not taken else None
+    passed = Passed(model, x, grid, patches=patches, taken=taken)
+    pruning, modules, recorded = passed.pruning, passed.modules, passed.recorded
+
+    def plain(i: int, x: Tensor, visit: Visit) -> Tensor:
+        return modules[i](x, visit=visit)
+
+    sharer = pruning.observers.sharer() if blocks is None and not taken else None
     if sharer is not None:
         begin, streams, reduced = sharer.resume(pruning, recorded)
         if begin:
-            passed, blocks = Passed(streams, reduced), range(begin, len(modules))
+            passed.streams, passed.reduced, blocks = streams, reduced, range(begin, len(modules))
     for i in range(len(modules)) if blocks is None else blocks:
         if sharer is not None:
             sharer.keep(pruning, recorded, i, passed.streams, passed.reduced)
-        looking = [watch for watch in watches if watch.blocks is None or i in watch.blocks]
-        for watch in looking:  # at each block, since a hook may have run the model on another input meanwhile
-            watch.grid = grid
-        after: list[Stream] = []
-        for stream in passed.streams:
-            visit = Visit(
-                i,
-                stream.tokens,
-                pruning.stage(i),
-                proportional=proportional,
-                watches=looking,
-                recorded=recorded,
-                has_class_token=has_class_token,
-                backend=pruning.config.backend,
-                rows=stream.rows,
-            )
-            y = modules[i](stream.x, visit=visit) if call is None else call(i, stream.x, visit)
-            after += _leaving(stream, visit, y, passed.reduced)
-        passed.streams = after if len(after) == 1 else _regrouped(after)
-        if i in taken:
-            passed.taken[i] = passed.streams
-    for watch in watches:
-        watch.grid = grid
-    if recorder is not None:
-        recorder.end(pruning.config, grid, prefix, passed.reduced)
+        passed.step(i, plain if call is None else call)
+    passed.end()
     return passed
 
 
@@ -149,13 +178,14 @@ def padded(streams: Sequence[Stream]) -> list[Tensor]:
     ]
 
 
-def _entering(x: Tensor, prefix: int, grid: tuple[int, int], patches: int | None, followed: bool) -> Tokens:
+def _entering(x: Tensor, prefix: int, grid: tuple[int, ...], patches: int | None, followed: bool) -> Tokens:
     n = x.shape[1] - prefix
-    if n != (grid[0] * grid[1] if patches is None else patches):
+    if n != (prod(grid) if patches is None else patches):
         left = "" if patches is None else f", of which patch dropout leaves {patches}"
+        size = " × ".join(map(str, grid))
         raise ValueError(
-            f"{n} tokens beside {prefix} prefix tokens enter the first block, but the grid has {grid[0]} × {grid[1]} "
-            f"patches{left}: tokens were added or removed before the blocks (prompt tuning, a hook), and could not be "
+            f"{n} tokens beside {prefix} prefix tokens enter the first block, but the grid has {size} patches{left}: "
+            "tokens were added or removed before the blocks (prompt tuning, a hook), and could not be "
             "told from patches. Remove what does it, or entropatch.unprune_ the model."
         )
     return Tokens(prefix, n, n, followed=followed, grid=grid if patches is None else None)
@@ -174,7 +204,7 @@ def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) ->
     for outcome in visit.outcomes:
         rows, plan = outcome.rows, outcome.plan
         part = before if rows is None else before.take(rows)
-        tokens = part if plan is None else part.after(plan)
+        tokens = outcome.after(part)
         if visit.patches is not None and visit.stage is not None:
             patches, scores = visit.patches, visit.scores
             if rows is not None:

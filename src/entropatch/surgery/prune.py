@@ -12,23 +12,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from entropatch.config import PruneConfig, Stage
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.registry import adapter_of, stock_tower, supported
-from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruned_part, pruning_of
+from entropatch.surgery.registry import Tower, adapter_of, supported, tower_of
+from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruned_part, pruning_of, unwrap
 
 logger = logging.getLogger("entropatch")
 
 
 def block_count(model: nn.Module) -> int:
     """How many transformer blocks a supported model has, stock or pruned. Raises UnsupportedModelError for others."""
-    target, pruning = _as_found(model)
-    adapter = pruning.adapter if pruning else _find_adapter(target, model)
-    return len(adapter.blocks(target))
+    tower, pruning = _as_found(model)
+    adapter = pruning.adapter if pruning else _find_adapter(tower.module, model)
+    return len(adapter.blocks(tower.module))
+
+
+def run_images(model: nn.Module, images: Tensor) -> None:
+    """Run the blocks of a supported model on images, stock or pruned. Raises UnsupportedModelError for others."""
+    tower, pruning = _as_found(model)
+    adapter = pruning.adapter if pruning else _find_adapter(tower.module, model)
+    adapter.run_images(model, tower.module, images)
 
 
 def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -> nn.Module:
@@ -40,7 +47,9 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     is pruned already only the setting changes: keywords replace the named fields, a config replaces all of them.
 
     Of a larger model that a library builds around its Vision Transformer, such as OpenCLIP's `CLIP`, that part is
-    pruned, and nothing else; `tower_name` says where it is, and so does the log of `entropatch`.
+    pruned, and nothing else; `tower_name` says where it is, and so does the log of `entropatch`. Where the larger model
+    reads patches at their places on the grid, as those that make maps do, pruned ones are put back with the last value
+    they had.
 
     Every block is first run once on random tokens, dropping every other patch, and must give what the original block
     gives for those patches; the model around the blocks is run against the original too. (Forward hooks on these parts
@@ -63,11 +72,13 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
-    target, before = _as_found(model)
+    tower, before = _as_found(model)
+    target = tower.module
     config = _settle(config, fields, before.config if before else PruneConfig())
     adapter = before.adapter if before else _find_adapter(target, model)
     adapter.refuse_parts(target)
-    _refuse_setting(target, adapter, config)
+    _refuse_setting(tower, adapter, config)
+    adapter.refuse_setting(target, config)
     stages = _stages(target, adapter, config)
     fresh = [i for i, block in enumerate(adapter.blocks(target)) if not adapter.is_swapped(block)]
     unsound = dict(before.unsound) if before else {}
@@ -83,7 +94,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         raise
     observers = before.observers if before else Observers()
     # Past nn.Module's own __setattr__: it is no parameter, no buffer and no module.
-    vars(target)[ATTRIBUTE] = Pruning(config, adapter, stages, observers, unsound)
+    vars(target)[ATTRIBUTE] = Pruning(config, adapter, stages, observers, tower.reads, unsound)
     if before is None and target is not model:
         logger.info("%s: .%s is pruned (%s).", type(model).__name__, tower_name(model), type(target).__name__)
     return model
@@ -114,15 +125,20 @@ def tower_name(model: nn.Module) -> str:
 
     Raises UnsupportedModelError for a model that `prune_` does not know.
     """
-    target, before = _as_found(model)
+    tower, before = _as_found(model)
     if before is None:
-        _find_adapter(target, model)
-    return next(name for name, part in model.named_modules() if part is target)
+        _find_adapter(tower.module, model)
+    return next(name for name, part in model.named_modules() if part is tower.module)
 
 
-def _as_found(model: nn.Module) -> tuple[nn.Module, Pruning | None]:
+def _as_found(model: nn.Module) -> tuple[Tower, Pruning | None]:
     """The pruned module, with what it carries; of a model that is not pruned the part that would be, and None."""
-    return (pruned_part(model), pruning_of(model)) if is_pruned(model) else (stock_tower(model), None)
+    if not is_pruned(model):
+        return tower_of(model), None
+    module, pruning, outer = pruned_part(model), pruning_of(model), unwrap(model)
+    # A tower that was pruned alone may be pruned now as what a larger model holds.
+    tower = None if outer is module else tower_of(outer)
+    return tower if tower is not None and tower.module is module else Tower(module, pruning.reads), pruning
 
 
 def _stages(model: nn.Module, adapter: Adapter, config: PruneConfig) -> tuple[Stage | None, ...]:
@@ -154,8 +170,15 @@ def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneCo
     return current.changed(**fields)
 
 
-def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> None:
-    """Raise UnsupportedModelError for a criterion or reduction that makes no sense on this model."""
+def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None:
+    """Raise UnsupportedModelError for a criterion, reduction or schedule that makes no sense on this model."""
+    model = tower.module
+    if config.schedule.per_image and tower.reads == "tokens":
+        raise UnsupportedModelError(
+            f"under {config.schedule!r} images keep different numbers of tokens, but what follows this "
+            f"{type(model).__name__} reads the tokens of a batch as one tensor; use a schedule with one number for "
+            "all, such as KeepRate()."
+        )
     for criterion, reduction, _ in config.parts:
         needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
         if needs_class and not adapter.has_class_token(model):
@@ -167,6 +190,11 @@ def _refuse_setting(model: nn.Module, adapter: Adapter, config: PruneConfig) -> 
             raise UnsupportedModelError(
                 "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
                 'use reduction="drop" with this model.'
+            )
+        if reduction.appends and tower.reads == "grid":
+            raise UnsupportedModelError(
+                f"reduction={reduction.kind!r} appends a token that stands at no place of the grid, but what follows "
+                f'this {type(model).__name__} reads its patches at their places; use reduction="drop".'
             )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.surgery.state import Reduced
-from entropatch.tokens import Plan, gather_tokens, removed_indices
+from entropatch.tokens import Plan, Tokens, gather_tokens, removed_indices
 
 
 class StageRecord:
@@ -44,7 +44,7 @@ class StageRecord:
     @property
     def patches(self) -> Tensor:
         """Original patch number of each token present, (batch, n): of the patch whose place it takes; -1 for none."""
-        return self._whole([part.before.original_positions(part.tokens) for part in self.parts], -1)
+        return self._whole([_valid(_patches(part), part.before.valid, -1) for part in self.parts], -1)
 
     @property
     def tokens(self) -> Tensor:
@@ -59,17 +59,18 @@ class StageRecord:
     @property
     def kept(self) -> Tensor:
         """Original numbers of the patches that stay, (batch, k), in the order they leave; -1 for an appended token."""
-        return self._whole([gather_tokens(_patches(part), _kept(part)) for part in self.parts], -1)
+        parts = self.parts
+        return self._whole([_valid(gather_tokens(_patches(p), _kept(p)), p.after.valid, -1) for p in parts], -1)
 
     @property
     def dropped(self) -> Tensor:
         """Original numbers of the patches that do not stay, (batch, n - k), ascending; -1 for an appended token."""
-        return self._whole([gather_tokens(_patches(part), _removed(part)) for part in self.parts], -1)
+        return self._whole([_of_removed(_patches(part), part, -1) for part in self.parts], -1)
 
     @property
     def dropped_tokens(self) -> Tensor:
         """The last values of those, after the attention residual, (batch, n - k, width)."""
-        return self._whole([gather_tokens(part.tokens, _removed(part)) for part in self.parts], torch.nan)
+        return self._whole([_of_removed(part.tokens, part, torch.nan) for part in self.parts], torch.nan)
 
     @property
     def fused(self) -> bool:
@@ -94,14 +95,18 @@ class StageRecord:
     @property
     def counts_before(self) -> int | list[int]:
         """Patch tokens that entered the stage: one number, or each image's where they differ."""
-        return self._counts([part.before.n for part in self.parts])
+        return self._counts([part.before for part in self.parts])
 
     @property
     def counts_after(self) -> int | list[int]:
         """Patch tokens that left the stage: one number, or each image's where they differ."""
-        return self._counts([part.after.n for part in self.parts])
+        return self._counts([part.after for part in self.parts])
 
-    def _counts(self, counts: list[int]) -> int | list[int]:
+    def _counts(self, parts: list[Tokens]) -> int | list[int]:
+        if parts[0].valid is not None:
+            each = parts[0].valid.sum(1).tolist()
+            return each[0] if len(set(each)) == 1 else each
+        counts = [part.n for part in parts]
         if len(set(counts)) == 1:
             return counts[0]
         of_image = {row: n for part, n in zip(self.parts, counts, strict=True) for row in _rows(part)}
@@ -127,8 +132,19 @@ def _kept(part: Reduced) -> Tensor:
     return part.plan.kept
 
 
-def _removed(part: Reduced) -> Tensor:
-    return removed_indices(_kept(part), part.before.n)
+def _of_removed(values: Tensor, part: Reduced, fill: float) -> Tensor:
+    """What there is of the tokens that do not stay; filled up where images are, to the longest."""
+    if part.before.valid is None or part.after.valid is None:
+        return gather_tokens(values, removed_indices(_kept(part), part.before.n))
+    gone = part.before.valid & ~torch.zeros_like(part.before.valid).scatter(1, _kept(part), part.after.valid)
+    first = gone.float().argsort(dim=1, descending=True, stable=True)[:, : int(gone.sum(1).max())]
+    return _valid(gather_tokens(values, first), gone.gather(1, first), fill)
+
+
+def _valid(values: Tensor, valid: Tensor | None, fill: float) -> Tensor:
+    if valid is None:
+        return values
+    return values.masked_fill(~valid.reshape(*valid.shape, *(1,) * (values.ndim - 2)), fill)
 
 
 def _rows(part: Reduced) -> list[int]:

@@ -49,9 +49,9 @@ class Recorder(Protocol):
 
     thread: int
 
-    def begin(self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int) -> None: ...
+    def begin(self, config: PruneConfig, grid: tuple[int, ...], num_prefix_tokens: int) -> None: ...
     def end(
-        self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int, reduced: list[Reduced]
+        self, config: PruneConfig, grid: tuple[int, ...], num_prefix_tokens: int, reduced: list[Reduced]
     ) -> None: ...
     def again(self) -> Callable[[], None]: ...
 
@@ -83,7 +83,7 @@ class Watch:
     blocks: frozenset[int] | None
     gradients: bool
     thread: int
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
 
 
 class Observers:
@@ -171,6 +171,7 @@ class Pruning:
         adapter: of the model's library.
         stages: what each block does, by its index; None for a block that only computes.
         observers: the traces and watches open on the model.
+        reads: what is read of its tokens afterwards: one of `entropatch.surgery.adapters.base.READS`.
         unsound: what is wrong with blocks that must not be given fewer tokens, by their index.
     """
 
@@ -178,6 +179,7 @@ class Pruning:
     adapter: Adapter
     stages: tuple[Stage | None, ...]
     observers: Observers
+    reads: str = "pooled"
     unsound: Mapping[int, str] = field(default_factory=dict)
 
     @property

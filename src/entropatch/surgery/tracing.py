@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class Trace:
 
     Attributes:
         config: the pruning setting of the last forward pass.
-        grid: (H, W), the patch grid of the last input; None before the first forward pass.
+        grid: (H, W), or (T, H, W) of a video: the patch grid of the last input; None before the first forward pass.
         stages: one `StageRecord` per pruning block, in order.
         num_prefix_tokens: class, distillation and register tokens before the patches.
         thread: identifier of the thread that opened the trace, whose forward passes it records.
@@ -28,7 +29,7 @@ class Trace:
     def __init__(self, config: PruneConfig, num_prefix_tokens: int, norm: nn.Module):
         self.config = config
         self.num_prefix_tokens = num_prefix_tokens
-        self.grid: tuple[int, int] | None = None
+        self.grid: tuple[int, ...] | None = None
         self.thread = this_thread()
         self._norm = norm
         self._reduced: list[Reduced] = []
@@ -37,14 +38,14 @@ class Trace:
         if self.grid is None:
             return "Trace(no forward pass yet)"
         counts = " -> ".join(short(counts) for counts in self.counts)
-        return f"Trace({self.grid[0]}×{self.grid[1]} patches, {self.config.label}, {counts or 'no stages'})"
+        return f"Trace({_times(self.grid)} patches, {self.config.label}, {counts or 'no stages'})"
 
-    def begin(self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int) -> None:
+    def begin(self, config: PruneConfig, grid: tuple[int, ...], num_prefix_tokens: int) -> None:
         """Used by the model: a forward pass begins, and what was recorded before is forgotten."""
         self.config, self.grid, self.num_prefix_tokens = config, grid, num_prefix_tokens
         self._reduced = []
 
-    def end(self, config: PruneConfig, grid: tuple[int, int], num_prefix_tokens: int, reduced: list[Reduced]) -> None:
+    def end(self, config: PruneConfig, grid: tuple[int, ...], num_prefix_tokens: int, reduced: list[Reduced]) -> None:
         """Used by the model: what the stages did. Of passes inside one another the outermost ends last, and counts."""
         self.config, self.grid, self.num_prefix_tokens = config, grid, num_prefix_tokens
         self._reduced = reduced
@@ -84,11 +85,10 @@ class Trace:
         if self.grid is None or not self._reduced:
             raise ValueError("the trace is empty; run the model inside `with entropatch.trace(model) as trace:` first.")
         stages = self.stages
-        height, width = self.grid
-        if stages[0].tokens_before != height * width:
+        if stages[0].tokens_before != prod(self.grid):
             raise ValueError(
-                f"the first stage saw {stages[0].tokens_before} patches of a {height}×{width} grid: tokens were lost "
-                "before it (timm's patch dropout in training mode), so their places are not known; use model.eval()."
+                f"the first stage saw {stages[0].tokens_before} patches of a {_times(self.grid)} grid: tokens were "
+                "lost before it (patch dropout in training mode), so their places are not known; use model.eval()."
             )
         if tokens.ndim != 3:
             raise ValueError(f"tokens must be (batch, tokens, width), but got shape {tuple(tokens.shape)}.")
@@ -102,7 +102,11 @@ class Trace:
                 )
         norm = self._norm if normed else nn.Identity()
         dense = to_grid(tokens, self._reduced, None if isinstance(fill, str) else fill, norm)
-        return dense.reshape(dense.shape[0], height, width, dense.shape[2])
+        return dense.reshape(dense.shape[0], *self.grid, dense.shape[2])
+
+
+def _times(grid: tuple[int, ...]) -> str:
+    return "×".join(map(str, grid))
 
 
 @contextmanager
@@ -151,7 +155,7 @@ def restore(tokens: Tensor, trace: Trace, fill: Tensor | float | str = "last", n
             values then go through it too.
 
     Returns:
-        (batch, H, W, C) in raster order.
+        (batch, H, W, C) in raster order; (batch, T, H, W, C) of videos.
 
     Raises:
         ValueError: the trace is empty, or belongs to another forward pass.

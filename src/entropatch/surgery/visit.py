@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from numbers import Integral
 from typing import Any
 
@@ -13,27 +13,13 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.config import Stage
 from entropatch.schedule import Site
+from entropatch.surgery.outcome import Outcome, ranked_within
 from entropatch.surgery.plan_check import checked_plan
 from entropatch.surgery.state import Watch
 from entropatch.tokens import Plan, Tokens, covering
 
 PLAN = tuple(field.name for field in fields(Plan))
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of some images' tokens: all of them, or those of one size.
-
-    Attributes:
-        rows: numbers of these images in the batch that entered the block, (images,); None for all.
-        plan: what was done; None if all their tokens stayed.
-        n: patch tokens that left.
-    """
-
-    rows: Tensor | None
-    plan: Plan | None
-    n: int
 
 
 class Visit:
@@ -74,9 +60,10 @@ class Visit:
         self.key_bias = tokens.key_bias() if proportional else None
         # Known before the scores, unless it depends on them.
         self.k: int | None = tokens.n if stage is None else None
+        self._valid_counts: Tensor | None = None  # of each image, where some are filled up
         if stage is not None and not stage.schedule.per_image:
-            self.k = self._allowed(stage.schedule.count(self._site(stage), None))
-        elif stage is not None and stage.schedule.uses_keep_rate and stage.keep_rate == 1:
+            self.k = self._most() if tokens.valid is None else self._most_valid(tokens.valid)
+        elif stage is not None and stage.schedule.uses_keep_rate and stage.keep_rate == 1 and tokens.valid is None:
             self.k = tokens.n  # whatever the scores: the stock model
         self.scores: Tensor | None = None
         self.outcomes: list[Outcome] = [Outcome(None, None, tokens.n)]
@@ -88,7 +75,11 @@ class Visit:
     @property
     def keeps_all(self) -> bool:
         """Whether the block computes as in the stock model, to the last bit; it may be looked at all the same."""
-        return self.k is not None and self.k == self.tokens.n and self.key_bias is None
+        return self.k is not None and self.k == self.tokens.n and self.key_bias is None and not self._trimmed
+
+    @property
+    def _trimmed(self) -> bool:
+        return self._valid_counts is not None
 
     @property
     def is_idle(self) -> bool:
@@ -99,6 +90,9 @@ class Visit:
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout: float, fused: bool
     ) -> BlockAttention:
         """The block's attention from its queries, keys and values (batch, heads, tokens, head width)."""
+        key_bias, padding = self.key_bias, self.tokens.padding_bias()
+        if padding is not None:
+            key_bias = padding if key_bias is None else key_bias + padding
         return BlockAttention(
             q,
             k,
@@ -110,7 +104,7 @@ class Visit:
             block=self.block,
             backend=self.backend,
             output_wanted=fused and not self.keeps_all,
-            key_bias=self.key_bias,
+            key_bias=key_bias,
         )
 
     def see(self, attention: BlockAttention) -> None:
@@ -132,10 +126,17 @@ class Visit:
             if stage.reduction.needs_scores:
                 # Asked again all the same: it may draw random numbers, and dropout those that follow.
                 scores = self._checked(stage.criterion.importance(attention), attention)
+                if self.tokens.valid is not None:
+                    scores = scores.masked_fill(~self.tokens.valid, -torch.inf)
                 self.scores = self.scores if again else scores
             if stage.schedule.per_image:
                 assert self.scores is not None
                 reads = stage.schedule.reads
+                if reads == "level" and self.tokens.valid is not None:
+                    raise ValueError(
+                        f"{type(stage.schedule).__name__} compares images by levels, which padding would move; give "
+                        "images of one size, or another schedule."
+                    )
                 read = self._checked(getattr(stage.criterion, reads)(self.scores), attention, reads)
                 counts = self._checked_counts(stage.schedule.count(self._site(stage), read))
                 self._counts = self._counts if again else counts
@@ -157,10 +158,11 @@ class Visit:
         if self._counts is not None:
             return self._reduce_groups(x, stage, attention, self._counts, then)
         assert self.k is not None
-        if self.k == self.tokens.n:
+        if self.k == self.tokens.n and not self._trimmed:
             return then(x)
-        plan = checked_plan(stage.reduction, attention, self.tokens, self._priorities(stage), self.k)
-        self.outcomes = [Outcome(None, plan, plan.n)]
+        priorities = self._priorities(stage)
+        plan = checked_plan(stage.reduction, attention, self.tokens, priorities, self.k)
+        self.outcomes = [Outcome(None, plan, plan.n, ranked_within(priorities, self._valid_counts))]
         return then(torch.cat((x[:, :prefix], plan.apply(patches)), dim=1))
 
     def again(self) -> Visit:
@@ -216,23 +218,43 @@ class Visit:
         back = torch.cat([outcome.rows for outcome in outcomes if outcome.rows is not None]).argsort()
         return padded.index_select(0, back)
 
+    def _most(self) -> Any:
+        assert self.stage is not None
+        return self._allowed(self.stage.schedule.count(self._site(self.stage), None))
+
+    def _most_valid(self, valid: Tensor) -> int:
+        """As many as the image with most keeps, each of its own patches."""
+        assert self.stage is not None
+        site, there = self._site(self.stage), valid.sum(1).tolist()
+        counts = [self._allowed(self.stage.schedule.count(replace(site, n=n), None), n) for n in there]
+        if counts == there:
+            return self.tokens.n
+        self._valid_counts = torch.tensor(counts, device=valid.device)
+        return max(counts)
+
     def _priorities(self, stage: Stage) -> Tensor | None:
         """What the reduction takes the best of: the scores, or with coverage their ranks, the cells' best first."""
         if stage.coverage is None or self.scores is None:
             return self.scores
+        if self.tokens.grid is not None and len(self.tokens.grid) != 2:
+            raise ValueError(
+                f"coverage={stage.coverage} cuts an image into cells, but the grid is {self.tokens.grid}: that of a "
+                "video; leave coverage out."
+            )
         if self.tokens.grid is None:
             raise ValueError(
                 f"coverage={stage.coverage} needs to know where each patch stands, but patch dropout left some out "
                 "before the first block; train without patch_drop_rate, or without coverage."
             )
         positions = self.tokens.original_positions(self.scores)
-        return covering(self.scores, positions, self.tokens.grid, stage.coverage)
+        height, width = self.tokens.grid
+        return covering(self.scores, positions, (height, width), stage.coverage)
 
     def _site(self, stage: Stage) -> Site:
         return Site(stage.block, stage.index, stage.count, stage.rate, self.tokens.n, self.tokens.total)
 
-    def _allowed(self, k: Any) -> Any:
-        """The count, at least what the reduction must leave and at most what there is."""
+    def _allowed(self, k: Any, n: Any = None) -> Any:
+        """The count, at least what the reduction must leave and at most what there is: n, or the tokens present."""
         assert self.stage is not None
         # A tensor of one number is what torch.jit.trace, which counts multiply-adds, has for sizes.
         one = isinstance(k, Tensor) and k.ndim == 0 and k.dtype in WHOLE
@@ -241,7 +263,7 @@ class Visit:
                 f"{type(self.stage.schedule).__name__}.count must return a whole number of tokens, but got {k!r}; "
                 "round it, or say per_image = True where it is one for each image."
             )
-        return min(max(k, self._least(self.stage)), self.tokens.n)
+        return min(max(k, self._least(self.stage)), self.tokens.n) if n is None else min(max(k, min(n, 1)), n)
 
     def _least(self, stage: Stage) -> Any:
         """The fewest tokens that the reduction can leave."""

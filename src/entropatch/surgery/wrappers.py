@@ -9,6 +9,8 @@ from torch import nn
 
 # Where wrappers keep what they wrap: torch.compile, activation checkpointing, FSDP1, DDP and DataParallel.
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
+# PEFT's models wrap a tuner, which wraps the model; many other modules have parts of these names.
+PEFT = ("base_model", "model")
 
 
 def inside(module: nn.Module, wanted: Callable[[nn.Module], bool]) -> nn.Module | None:
@@ -19,8 +21,18 @@ def inside(module: nn.Module, wanted: Callable[[nn.Module], bool]) -> nn.Module 
             return inner
         # Past wrappers that answer for what they wrap.
         parts = vars(inner).get("_modules", {})
-        inner = next((parts[name] for name in WRAPPED if name in parts), None)
+        names = PEFT if _is_peft(inner) else WRAPPED
+        inner = next((parts[name] for name in names if name in parts), None)
     return None
+
+
+def _is_peft(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("peft.")
+
+
+def without_peft(model: nn.Module) -> nn.Module:
+    """The model that PEFT's wrappers hold; the model itself if it has none."""
+    return (inside(model, lambda module: not _is_peft(module)) or model) if _is_peft(model) else model
 
 
 def rebased(kind: type, table: Mapping[type, type]) -> type:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -10,8 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from entropatch.config import PruneConfig
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.wrappers import inside, rebased
+
+# What is read of a model's tokens once its blocks have run: what its own class makes of them, or its prefix tokens; any
+# number of patch tokens; or all of them at their places on the grid, so that pruned ones are put back.
+READS = ("pooled", "tokens", "grid")
 
 
 class Adapter(ABC):
@@ -29,7 +35,8 @@ class Adapter(ABC):
             of another library, and larger than its own tower again.
         container: where the model holds its blocks, such as "blocks" or "encoder.layer".
         attention_name: a block's attribute that is its attention.
-        entry: the model's method that runs the blocks and what is around them.
+        entry: the model's method that runs the blocks and what is around them, checked against the original at surgery;
+            None where the original runs what is around the blocks.
         replaceable: methods whose replacement on an instance is refused.
     """
 
@@ -41,7 +48,7 @@ class Adapter(ABC):
     towers: ClassVar[dict[type, str]] = {}
     container: ClassVar[str] = "blocks"
     attention_name: ClassVar[str] = "attn"
-    entry: ClassVar[str] = "forward"
+    entry: ClassVar[str | None] = "forward"
     replaceable: ClassVar[tuple[str, ...]] = ("forward",)
 
     @cached_property
@@ -70,6 +77,7 @@ class Adapter(ABC):
 
     def run_model(self, kind: type, model: nn.Module, example: Any) -> Any:
         """What the model gives for its example, run as one of class `kind`: a nest of tensors."""
+        assert self.entry is not None
         return getattr(kind, self.entry)(model, example)
 
     def run_block(self, kind: type, block: nn.Module, x: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -83,6 +91,35 @@ class Adapter(ABC):
             UnsupportedModelError: it has none, several, or one that must not be pruned there.
         """
         return self.towers.get(type(model))
+
+    def reads_of_tower(self, model: nn.Module) -> str:
+        """What a larger model reads of its tower's tokens: one of `READS`."""
+        return "pooled"
+
+    def reads(self, model: nn.Module) -> str:
+        """What is read of the model's tokens whatever holds it: one of `READS`."""
+        return "pooled"
+
+    def run_images(self, whole: nn.Module, model: nn.Module, images: Tensor) -> None:
+        """Run the blocks of a model on images, alone or as `whole`, the larger model that holds it."""
+        run: Any = getattr(whole, "forward_features", whole)  # without the head, where it can be run so
+        run(images)
+
+    def fit_processor(
+        self, processor: Any, model: nn.Module, tokens_left: Callable[[int, int | None], int]
+    ) -> int | None:
+        """Make a processor write as many placeholders as a larger model has visual tokens, and say how many; None for
+        a model whose number is fixed.
+
+        Args:
+            processor: changed in place.
+            model: the larger model.
+            tokens_left: (patches, blocks) -> how many are left after so many blocks, None for all.
+
+        Raises:
+            UnsupportedModelError: it is not known how.
+        """
+        raise UnsupportedModelError(f"{type(model).__name__} is no vision-language model that is supported.")
 
     def check_inputs(self, model: Any, block: int, patches: int) -> tuple[Tensor, dict[str, Any]]:
         """Random tokens for a block, (1, prefix + patches, width), and what else the block is given."""
@@ -104,6 +141,13 @@ class Adapter(ABC):
 
     def refuse_model(self, model: nn.Module) -> None:  # noqa: B027  # there may be none
         """Raise UnsupportedModelError for a part around the blocks that is not understood."""
+
+    def refuse_setting(self, model: nn.Module, config: PruneConfig) -> None:  # noqa: B027  # there may be none
+        """Raise UnsupportedModelError for a setting that this model cannot have."""
+
+    def attention_of(self, block: nn.Module) -> nn.Module | None:
+        """The attention module of a block; None if it has none."""
+        return getattr(block, self.attention_name, None)
 
     def refuse_block(self, block: Any, what: str) -> None:  # noqa: B027  # there may be none
         """Raise UnsupportedModelError for a stock block, of a class that is listed, with a part not understood."""
@@ -153,13 +197,13 @@ class Adapter(ABC):
             self._refuse_part(block, self.blocks_table, f"block {i}", "cannot be split after its attention residual")
             if self.attention:
                 what, why = f"the attention of block {i}", "has no single softmax over its patches"
-                self._refuse_part(getattr(block, self.attention_name, None), self.attention, what, why)
+                self._refuse_part(self.attention_of(block), self.attention, what, why)
             self.refuse_block(block, f"block {i}")
 
     def swap(self, model: Any) -> list[tuple[nn.Module, type]]:
         """Swap the classes of the model and of its blocks that are stock; returns each part with its class before."""
         fresh = [block for block in self.blocks(model) if not self.is_swapped(block)]
-        parts: list[Any] = [part for block in fresh for part in (getattr(block, self.attention_name, block), block)]
+        parts: list[Any] = [part for block in fresh for part in (self.attention_of(block) or block, block)]
         parts += [*reversed(self._around(model)), model]
         changed = [(part, type(part)) for part in parts if type(part) in self.swapped]
         for part, kind in changed:

@@ -1,0 +1,44 @@
+"""`Outcome`: what became of some images' tokens in one block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from entropatch.tokens import Plan, Tokens
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of some images' tokens: all of them, or those of one size.
+
+    Attributes:
+        rows: numbers of these images in the batch that entered the block, (images,); None for all.
+        plan: what was done; None if all their tokens stayed.
+        n: patch tokens that left.
+        valid: which of the tokens that entered stay, (images, n); None where all images keep as many as there are.
+    """
+
+    rows: Tensor | None
+    plan: Plan | None
+    n: int
+    valid: Tensor | None = None
+
+    def after(self, tokens: Tokens) -> Tokens:
+        """What the tokens that left stand for; `tokens` is what those of these images that entered did."""
+        if self.plan is None:
+            return tokens
+        return (tokens if self.valid is None else replace(tokens, valid=self.valid)).after(self.plan)
+
+
+def ranked_within(priorities: Tensor | None, counts: Tensor | None) -> Tensor | None:
+    """Which tokens are among the best of their image, as many as it keeps: (batch, n); None where all keep as many.
+
+    Args:
+        priorities: (batch, n), larger = better; equal ones rank by their index.
+        counts: (batch,).
+    """
+    if priorities is None or counts is None:
+        return None
+    return priorities.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < counts[:, None]
