@@ -7,11 +7,12 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 """
 
 from entropatch.attention import BlockAttention, attention_entropy
-from entropatch.calibration import calibrate
+from entropatch.calibration import calibrate, calibrate_threshold
 from entropatch.config import PruneConfig
-from entropatch.criteria import ClassAttention, Criterion, Mix, Product, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, Mix, PerImageOrder, Product, Random, Renyi
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
+from entropatch.image_schedules import SharedBudget, Threshold
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.regularisation import entropy_penalty
@@ -43,6 +44,7 @@ __all__ = [
     "Merge",
     "Method",
     "Mix",
+    "PerImageOrder",
     "Plan",
     "Product",
     "PruneConfig",
@@ -51,12 +53,15 @@ __all__ = [
     "RemovePerBlock",
     "Renyi",
     "Schedule",
+    "SharedBudget",
+    "Threshold",
     "Tokens",
     "Trace",
     "UnsupportedModelError",
     "__version__",
     "attention_entropy",
     "calibrate",
+    "calibrate_threshold",
     "entropy_penalty",
     "export",
     "fit_processor_",

@@ -47,3 +47,11 @@ class Criterion(Kind):
         above = scores == math.inf
         limit = torch.where(above, 0.0, -math.inf)
         return torch.where(above.any(1, keepdim=True), limit, scores).softmax(dim=1)
+
+    def level(self, scores: Tensor) -> Tensor:
+        """The importances on a scale that images have in common, whatever n: (batch, n) -> (batch, n), float32.
+
+        What a schedule that compares with a threshold, or image with image, reads. n times the patch's share (`mass`)
+        unless the criterion says otherwise: 1 where all patches are equally important.
+        """
+        return self.mass(scores) * scores.shape[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from numbers import Integral
 from typing import Any
@@ -63,6 +63,8 @@ class Visit:
         self._valid_counts: Tensor | None = None  # of each image, where some are filled up
         if stage is not None and not stage.schedule.per_image:
             self.k = self._most() if tokens.valid is None else self._most_valid(tokens.valid)
+        elif stage is not None and stage.schedule.uses_keep_rate and stage.keep_rate == 1 and tokens.valid is None:
+            self.k = tokens.n  # whatever the scores: the stock model
         self.scores: Tensor | None = None
         self.outcomes: list[Outcome] = [Outcome(None, None, tokens.n)]
         self.patches: Tensor | None = None
@@ -129,30 +131,39 @@ class Visit:
                 self.scores = self.scores if again else scores
             if stage.schedule.per_image:
                 assert self.scores is not None
-                mass = self._checked(stage.criterion.mass(self.scores), attention, "mass")
-                counts = self._checked_counts(stage.schedule.count(self._site(stage), mass))
+                reads = stage.schedule.reads
+                if reads == "level" and self.tokens.valid is not None:
+                    raise ValueError(
+                        f"{type(stage.schedule).__name__} compares images by levels, which padding would move; give "
+                        "images of one size, or another schedule."
+                    )
+                read = self._checked(getattr(stage.criterion, reads)(self.scores), attention, reads)
+                counts = self._checked_counts(stage.schedule.count(self._site(stage), read))
                 self._counts = self._counts if again else counts
 
-    def reduce(self, x: Tensor) -> Tensor:
-        """The tokens after the attention residual, (batch, prefix + n, width), without those that do not stay."""
+    def reduce(self, x: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `then` makes of the tokens that stay, of those after the attention residual (batch, prefix + n, width).
+
+        Images that keep different numbers go through it in groups of one size; their results are padded to the largest.
+        """
         if self._attention is None:
             raise RuntimeError(f"block {self.block} reduced its tokens before its attention was seen.")
         stage, attention, prefix = self.stage, self._attention, self.tokens.num_prefix_tokens
         self._attention = None
         if stage is None:
-            return x
+            return then(x)
         patches = x[:, prefix:]
         if self.recorded:
             self.patches = patches
         if self._counts is not None:
-            return self._reduce_groups(x, stage, attention, self._counts)
+            return self._reduce_groups(x, stage, attention, self._counts, then)
         assert self.k is not None
         if self.k == self.tokens.n and not self._trimmed:
-            return x
+            return then(x)
         priorities = self._priorities(stage)
         plan = checked_plan(stage.reduction, attention, self.tokens, priorities, self.k)
         self.outcomes = [Outcome(None, plan, plan.n, ranked_within(priorities, self._valid_counts))]
-        return torch.cat((x[:, :prefix], plan.apply(patches)), dim=1)
+        return then(torch.cat((x[:, :prefix], plan.apply(patches)), dim=1))
 
     def again(self) -> Visit:
         """A visit of the same block by the same tokens, with nothing done yet."""
@@ -182,8 +193,10 @@ class Visit:
             plan = Plan(kept, *others)
             self.outcomes = [Outcome(None, plan, plan.n)]
 
-    def _reduce_groups(self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor) -> Tensor:
-        """As `reduce`, images of one size at a time; padded to the largest size for the rest of this block."""
+    def _reduce_groups(
+        self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor, then: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """As `reduce`, images of one size at a time."""
         n, prefix, priorities = self.tokens.n, self.tokens.num_prefix_tokens, self._priorities(stage)
         sizes = counts.unique().tolist()
         outcomes, parts = [], []
@@ -196,9 +209,9 @@ class Visit:
                 plan = checked_plan(stage.reduction, attention.take(rows), self.tokens.take(rows), scores, k)
                 group = torch.cat((group[:, :prefix], plan.apply(group[:, prefix:])), dim=1)
             outcomes.append(Outcome(rows, plan, group.shape[1] - prefix))
-            parts.append(group)
+            parts.append(then(group))
         if not parts:  # an empty batch
-            return x
+            return then(x)
         self.outcomes = outcomes
         longest = max(part.shape[1] for part in parts)
         padded = torch.cat([nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
