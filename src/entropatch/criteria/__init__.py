@@ -13,17 +13,10 @@ To add a criterion, subclass `Criterion` as a frozen dataclass and write `import
 
 from entropatch.criteria.base import Criterion
 from entropatch.criteria.class_attention import ClassAttention
-<<<<<<< HEAD
 from entropatch.criteria.head_diversity import HeadDiversity
-=======
 from entropatch.criteria.image_order import PerImageOrder
->>>>>>> perimage
 from entropatch.criteria.mixture import Mix, Product
 from entropatch.criteria.random import Random
 from entropatch.criteria.renyi import Renyi
 
-<<<<<<< HEAD
-__all__ = ["ClassAttention", "Criterion", "HeadDiversity", "Mix", "Product", "Random", "Renyi"]
-=======
-__all__ = ["ClassAttention", "Criterion", "Mix", "PerImageOrder", "Product", "Random", "Renyi"]
->>>>>>> perimage
+__all__ = ["ClassAttention", "Criterion", "HeadDiversity", "Mix", "PerImageOrder", "Product", "Random", "Renyi"]
