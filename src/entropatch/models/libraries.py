@@ -99,9 +99,3 @@ def answers(url: str, deadline: float = HUB_DEADLINE) -> bool:
             return reply.status == 200
 
     return yes_within(deadline, ask)
-
-
-def one_line(error: BaseException, most: int = 300) -> str:
-    """An error's message as one line of at most so many characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 1] + "…"
