@@ -5,12 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from small_models import awaken
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
+
+import entropatch
+from entropatch import UnsupportedModelError
 
 SIZE, GRID, DEPTH, WIDTH = 80, 5, 4, 32
 
@@ -106,3 +110,12 @@ def uneven_pictures() -> Tensor:
 
 def words(batch: int = 2, length: int = 8) -> Tensor:
     return torch.randint(1, 50, (batch, length), generator=torch.Generator().manual_seed(2))
+
+
+def refused(model: nn.Module) -> str:
+    """The words of a refusal, which leaves the model as it was."""
+    before = [type(part) for part in model.modules()]
+    with pytest.raises(UnsupportedModelError) as error:
+        entropatch.prune_(model)
+    assert [type(part) for part in model.modules()] == before
+    return str(error.value)

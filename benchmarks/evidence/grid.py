@@ -10,7 +10,6 @@ interrupted run goes on where it stopped. Several processes share the work: --la
 
 from __future__ import annotations
 
-import base64
 import copy
 import json
 import time
@@ -20,7 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from pixels import packed, random_crops
@@ -35,6 +33,7 @@ from entropatch.data.seeding import derived_seed, set_seeds
 from entropatch.measure import environment
 from entropatch.models.checkpoint import save_weights
 from entropatch.models.spec import ModelSpec
+from entropatch.records.correct import packed as packed_bits
 from entropatch.train.loss import TrainingLoss
 from entropatch.train.optimisation import optimizer_of, schedule_of
 from entropatch.train.recipe import Recipe
@@ -110,7 +109,7 @@ class Bench:
         return {
             "top1": 100 * correct.float().mean().item(),
             "images": len(correct),
-            "correct": base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode(),
+            "correct": packed_bits(correct.numpy()),
         }
 
     def train(

@@ -10,7 +10,6 @@ standard errors; where nothing is, a star marks the best and all that cannot be 
 
 from __future__ import annotations
 
-import base64
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from entropatch import PruneConfig, prune_
 from entropatch.measure import count_flops
 from entropatch.methods import METHODS, method_label
+from entropatch.records.correct import unpacked
 from entropatch.records.files import write_text
 from entropatch.records.tables import markdown_table
 from entropatch.records.uncertainty import accuracy, ahead, paired_difference
@@ -80,8 +80,7 @@ def records(folder: Path) -> dict[tuple[Any, ...], Column]:
             key = (line["data"], line["size"], line["tag"], line["blocks"], trained, line["keep_rate"])
             entry = found[key][line["name"]]
             entry.config = line["config"]
-            bits = np.unpackbits(np.frombuffer(base64.b64decode(line["correct"]), np.uint8))[: line["images"]]
-            entry.runs[line["seed"] if trained else 0] = bits.astype(bool)
+            entry.runs[line["seed"] if trained else 0] = unpacked(line["correct"], line["images"])
     return found
 
 

@@ -7,7 +7,7 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 """
 
 from entropatch.attention import BlockAttention, attention_entropy
-from entropatch.calibration import calibrate
+from entropatch.calibration import calibrate, calibrate_threshold
 from entropatch.config import PruneConfig
 from entropatch.criteria import (
     AttEntropy,
@@ -16,6 +16,7 @@ from entropatch.criteria import (
     Criterion,
     HeadDiversity,
     Mix,
+    PerImageOrder,
     Product,
     Random,
     Renyi,
@@ -26,6 +27,7 @@ from entropatch.criteria import (
 )
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
+from entropatch.image_schedules import SharedBudget, Threshold
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction, SlowFast
 from entropatch.regularisation import entropy_penalty
@@ -63,6 +65,7 @@ __all__ = [
     "Merge",
     "Method",
     "Mix",
+    "PerImageOrder",
     "Plan",
     "Product",
     "PruneConfig",
@@ -72,8 +75,10 @@ __all__ = [
     "Renyi",
     "RunningClassAttention",
     "Schedule",
+    "SharedBudget",
     "SlowFast",
     "Synergistic",
+    "Threshold",
     "Tokens",
     "Trace",
     "UnsupportedModelError",
@@ -82,6 +87,7 @@ __all__ = [
     "__version__",
     "attention_entropy",
     "calibrate",
+    "calibrate_threshold",
     "entropy_penalty",
     "export",
     "fit_processor_",

@@ -12,6 +12,7 @@ from entropatch.named_method import coverage_text, joined
 from entropatch.reductions import Drop, Reduction
 from entropatch.schedule import MOST_SIZES, KeepRate, RemovePerBlock, Schedule
 
+READS = ("mass", "level")  # methods of a criterion
 UNSET: Any = object()  # a field that was not given
 Parts = tuple[tuple[Criterion, Reduction, int | None], ...]  # criterion, reduction and coverage of each block
 
@@ -204,6 +205,10 @@ def check_ignored(
             )
     if not schedule.uses_keep_rate and keep_rate != usual:
         raise ignored_rate(schedule, keep_rate)
+    if schedule.reads not in READS:
+        raise ValueError(
+            f"{type(schedule).__name__}.reads must be one of {', '.join(READS)}, but is {schedule.reads!r}."
+        )
     if schedule.per_image and len({*(schedule.sizes or ()), 1.0}) > MOST_SIZES:
         raise ValueError(
             f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, "

@@ -12,7 +12,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from entropatch.criteria import ClassAttention, Criterion, Product, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, PerImageOrder, Product, Random, Renyi
+from entropatch.image_schedules import SharedBudget
 from entropatch.literature import LITERATURE
 from entropatch.named_method import Method, composed, is_composed
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
@@ -135,6 +136,23 @@ _OWN: dict[str, Method] = {
             Product(ClassAttention(), Renyi(2.0)),
             rank=61,
             compared=False,
+        ),
+        Method(
+            "order-by-image",
+            "Rényi, order by image",
+            "Keeps the patches of the lowest entropy, of the order that splits the image's patches most clearly.",
+            PerImageOrder(),
+            rank=62,
+            compared=False,
+        ),
+        Method(
+            "shared-renyi-2",
+            "Rényi, order 2, shared out",
+            "Keeps the patches of the lowest entropy of order 2, more of one image and fewer of another in a batch.",
+            Renyi(2.0),
+            schedule=SharedBudget(),
+            rank=63,
+            compared=False,  # what an image gives depends on its batch
         ),
         *LITERATURE,
     )

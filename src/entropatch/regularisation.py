@@ -26,16 +26,27 @@ class EntropyPenalty:
     """What `entropy_penalty` gathers while a model runs.
 
     Attributes:
-        means: by block, the mean normalised entropy of each head over images and patches, (heads,), without gradients:
-            0 where every patch attends to one patch, 1 where all attend evenly. Heads that collapse show here. Of the
-            last forward pass.
+        blocks: of which entropies were taken so far, ascending.
     """
 
     def __init__(self, target: float, heads: Sequence[int] | None, order: float, side: str):
         self._target, self._heads, self._order, self._distance = target, heads, order, SIDES[side]
-        self._terms: list[Tensor] = []
+        # By block, for each group of images that went through together: the penalty summed over them, (heads,), their
+        # entropies likewise, and how many they are.
+        self._seen: dict[int, list[tuple[Tensor, Tensor, int]]] = {}
         self._differentiated = False
-        self.means: dict[int, Tensor] = {}
+
+    @property
+    def blocks(self) -> list[int]:
+        return sorted(self._seen)
+
+    @property
+    def means(self) -> dict[int, Tensor]:
+        """By block, the mean normalised entropy of each head over images and patches, (heads,), without gradients.
+
+        0 where every patch attends to one patch, 1 where all attend evenly; heads that collapse show here.
+        """
+        return {block: _mean([(entropy, images) for _, entropy, images in self._seen[block]]) for block in self.blocks}
 
     @property
     def value(self) -> Tensor:
@@ -45,12 +56,13 @@ class EntropyPenalty:
             RuntimeError: the model has not run inside the `with` block; or it ran without gradients while they were on
                 outside, as PyTorch's reentrant checkpointing does, so that the penalty would teach nothing.
         """
-        if not self._terms:
+        if not self._seen:
             raise RuntimeError(
                 "the penalty is of a forward pass inside `with entropy_penalty(...)`, but none ran; call the model "
                 "there."
             )
-        value = torch.stack(self._terms).mean()
+        terms = [_mean([(term, images) for term, _, images in self._seen[block]]) for block in self.blocks]
+        value = torch.stack(terms).mean()
         if self._differentiated and torch.is_grad_enabled() and not value.requires_grad:
             raise RuntimeError(
                 "the model ran without gradients, so the penalty has none; use checkpointing with use_reentrant=False."
@@ -64,12 +76,24 @@ class EntropyPenalty:
             if max(self._heads) >= entropy.shape[1]:
                 raise ValueError(f"heads must lie in 0 … {entropy.shape[1] - 1}, but got {tuple(self._heads)}.")
             entropy = entropy[:, list(self._heads)]
-        by_image = entropy.mean(-1) / math.log(max(attention.num_patches, 2))
-        term = self._distance(by_image - self._target).mean()
+        by_image = _normalised(entropy, tokens.valid)
+        term = self._distance(by_image - self._target).sum(0)
         # Checkpointing runs the block again during the backward pass: the same operations, of a term counted already.
         if torch._C._current_graph_task_id() == -1:
-            self._terms.append(term)
-            self.means[attention.block] = by_image.detach().mean(0)
+            self._seen.setdefault(attention.block, []).append((term, by_image.detach().sum(0), len(by_image)))
+
+
+def _normalised(entropy: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean over patches over log n, (batch, heads), of (batch, heads, n); of the `valid` ones, the rest padding."""
+    if valid is None:
+        return entropy.mean(-1) / math.log(max(entropy.shape[-1], 2))
+    count = valid.sum(1, keepdim=True).to(entropy.dtype)
+    return entropy.masked_fill(~valid[:, None], 0.0).sum(-1) / count.clamp(min=1) / count.clamp(min=2).log()
+
+
+def _mean(sums: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """The mean over images, of sums over some of them and how many those are."""
+    return torch.stack([part for part, _ in sums]).sum(0) / max(sum(images for _, images in sums), 1)
 
 
 @contextmanager
@@ -101,7 +125,7 @@ def entropy_penalty(
         side: "both", "above" or "below".
 
     Yields:
-        An `EntropyPenalty`; its `value` is the penalty of the forward passes inside the `with` block, their mean.
+        An `EntropyPenalty`; its `value` is the penalty over all images of the forward passes inside the `with` block.
 
     Raises:
         ValueError, TypeError: a setting out of range. UnsupportedModelError: as of `watch`.

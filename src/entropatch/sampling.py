@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from entropatch.schedule import MOST_SIZES, Schedule, Site, default_blocks, kept_count
+from entropatch.schedule import Schedule, Site, check_sizes, default_blocks, kept_count
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,8 @@ class InverseTransform(Schedule):
             if samples < 2:
                 raise ValueError(f"samples must be at least 2, the least and the largest, but got {samples!r}.")
             object.__setattr__(self, "samples", int(samples))
-        sizes: Any = self.sizes
-        if sizes is None:
-            return
-        if isinstance(sizes, str) or not isinstance(sizes, Sequence):
-            raise TypeError(f"sizes must be a sequence of rates in (0, 1], or None, but got {sizes!r}.")
-        given = tuple(sorted({*map(float, sizes), 1.0}))
-        if len(given) > MOST_SIZES or not 0 < given[0] <= given[-1] <= 1:
-            raise ValueError(
-                f"sizes must be rates in (0, 1], at most {MOST_SIZES} with 1.0, which is always one, but got {sizes!r}."
-            )
-        object.__setattr__(self, "sizes", given)
+        if self.sizes is not None:
+            object.__setattr__(self, "sizes", check_sizes(self.sizes))
 
     @property
     def uses_keep_rate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

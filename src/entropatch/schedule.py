@@ -48,12 +48,15 @@ class Schedule(Kind):
 
     Attributes:
         per_image: whether `count` reads the scores and returns one number per image.
+        reads: with `per_image` what it reads of them: "mass", shares of the image's importance (`Criterion.mass`), or
+            "level", on a scale that images have in common (`Criterion.level`).
         sizes: with `per_image` the sizes that images run in, as rates of the patches that entered the model; numbers
             are rounded up to them. At most four with 1.0, which is always one.
     """
 
     example: ClassVar[str] = '{"name": "RemovePerBlock", "r": 13}'
     per_image: ClassVar[bool] = False
+    reads: ClassVar[str] = "mass"
     sizes: tuple[float, ...] | None = (0.25, 0.5, 0.75, 1.0)
 
     @property
@@ -87,7 +90,8 @@ class Schedule(Kind):
 
         Args:
             site: where.
-            mass: the criterion's importances as shares, (batch, n), float32, with `per_image`; else None.
+            mass: what the schedule `reads`, (batch, n), float32, with `per_image`; else None. The images are those of
+                the batch that have as many tokens as each other.
         """
 
     def chosen(self, site: Site, mass: Tensor) -> Tensor | None:
@@ -150,7 +154,7 @@ class RemovePerBlock(Schedule):
         if given is not None:
             values: Any = given
             object.__setattr__(self, "r", tuple(int(r) for r in values) if listed else int(values))
-        object.__setattr__(self, "inflection", _number("inflection", self.inflection))
+        object.__setattr__(self, "inflection", number("inflection", self.inflection))
         if not -1 <= self.inflection <= 1:
             raise ValueError(f"inflection must lie in [-1, 1], but got {self.inflection!r}.")
         if self.inflection and (listed or self.r is None):
@@ -213,18 +217,10 @@ class CumulativeImportance(Schedule):
     sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "share", _number("share", self.share))
+        object.__setattr__(self, "share", number("share", self.share))
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be a number in (0, 1], but got {self.share!r}.")
-        given: Any = self.sizes
-        if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"sizes must be a sequence of rates in (0, 1], but got {given!r}.")
-        sizes = {*(_number("each of sizes", size) for size in given), 1.0}
-        if len(sizes) > MOST_SIZES or not all(0 < size <= 1 for size in sizes):
-            raise ValueError(
-                f"sizes must be rates in (0, 1], at most {MOST_SIZES} with 1.0, which is always one, but got {given!r}."
-            )
-        object.__setattr__(self, "sizes", tuple(sorted(sizes)))
+        object.__setattr__(self, "sizes", check_sizes(self.sizes))
 
     @property
     def label(self) -> str:
@@ -242,7 +238,24 @@ def default_blocks(depth: int) -> tuple[int, ...]:
     return tuple(sorted({depth // 4, depth // 2, 3 * depth // 4}))
 
 
-def _number(name: str, value: Any) -> float:
+def check_sizes(given: Any) -> tuple[float, ...]:
+    """The sizes of a schedule with a number for each image, ascending, 1.0 among them.
+
+    Raises:
+        TypeError, ValueError: not rates in (0, 1], or more than four.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise TypeError(f"sizes must be a sequence of rates in (0, 1], but got {given!r}.")
+    sizes = {*(number("each of sizes", size) for size in given), 1.0}
+    if len(sizes) > MOST_SIZES or not all(0 < size <= 1 for size in sizes):
+        raise ValueError(
+            f"sizes must be rates in (0, 1], at most {MOST_SIZES} with 1.0, which is always one, but got {given!r}."
+        )
+    return tuple(sorted(sizes))
+
+
+def number(name: str, value: Any) -> float:
+    """The value as a float. Raises TypeError, which names the field, for what is no number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, but got {value!r}.")
     return float(value)  # pyright: ignore[reportArgumentType]

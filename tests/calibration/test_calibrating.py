@@ -146,6 +146,7 @@ def test_the_same_seed_gives_the_same_answer_and_the_model_is_left_as_it_was() -
     assert entropatch.pruning_config(model) == PruneConfig(0.5, method="evit")
 
 
+@pytest.mark.slow
 def test_what_is_held_out_decides_nothing() -> None:
     batch, other = images(), images()
     order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
@@ -226,6 +227,7 @@ def test_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         calibrated(create("deit"), images(), Goal(speedup=4.0), **QUICK)
 
 
+@pytest.mark.slow
 def test_without_a_head_the_feature_counts() -> None:
     model = create("siglip", num_classes=0)
     result = calibrated(model, images(12), Goal(gflops=0.8 * gflops(model)), **QUICK)

@@ -110,6 +110,17 @@ def test_the_recipe_is_shown_with_its_sources():
     assert "the learning rate starts at 4e-05 and falls to 2e-06" in shown.output  # of a batch of 1024
 
 
+def test_an_entropy_penalty_from_the_command_line(tmp_path):
+    penalty = ["--entropy-weight", "0.5", "--entropy-target", "0.6", "--set", "entropy-blocks=[1, 3]"]
+    shown = command(*SMALL, *penalty, "--set", "entropy_order=inf", "--set", "epochs=1", "--output", tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert "entropy of blocks 0.9" in shown.output  # random weights attend evenly
+    assert " of log n" in shown.output
+    noted = json.loads((tmp_path / "run.json").read_text())["recipe"]
+    assert (noted["entropy_weight"], noted["entropy_target"]) == (0.5, 0.6)
+    assert (noted["entropy_blocks"], noted["entropy_order"], noted["entropy_side"]) == ([1, 3], "inf", "both")
+
+
 def test_what_is_missing_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
     fetched = []
     monkeypatch.setattr("entropatch.data.open_data", lambda *a, **k: fetched.append("data"))
@@ -144,6 +155,9 @@ def test_a_run_that_goes_on_says_from_where(tmp_path):
         (["--data", "cifar"], "a data set is one of"),
         (["--device", "cuda:1"], 'device must be "auto" or "cpu"'),
         (["--seeds", ","], "--seeds takes at least one value"),
+        (["--entropy-weight", "1"], "entropy_weight=1 needs an entropy_target"),
+        (["--entropy-target", "0.5"], "have no effect without a weight"),
+        (["--entropy-weight", "1", "--set", "entropy-weight=2"], "--entropy-weight and --set entropy_weight=… say"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_line_and_status_2(tmp_path, arguments, message):

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import entropatch
-from entropatch import BlockAttention, Tokens, entropy_penalty, prune_
+from entropatch import BlockAttention, CumulativeImportance, Tokens, entropy_penalty, prune_
+from entropatch.regularisation import EntropyPenalty
 from entropatch.surgery import is_pruned
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TARGET = 0.9
 
@@ -109,7 +112,7 @@ def test_checkpointing_gives_the_same_gradients(pruned: bool) -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_several_passes_are_averaged() -> None:
+def test_several_passes_are_averaged_over_their_images() -> None:
     model, first, second = vit(), images(), images(3) * 2
     values = []
     for batches in ([first], [second], [first, second]):
@@ -117,7 +120,27 @@ def test_several_passes_are_averaged() -> None:
             for batch in batches:
                 model(batch)
         values.append(penalty.value.item())
-    assert values[2] == pytest.approx((values[0] + values[1]) / 2)
+    assert values[2] == pytest.approx((2 * values[0] + 3 * values[1]) / 5)
+
+
+def test_images_that_keep_different_numbers_count_alike() -> None:
+    """They go through the later blocks in groups of one size, each image as if it were alone."""
+    model, batch = vit(), images(7) * torch.logspace(-1, 1, 7)[:, None, None, None]
+    prune_(model, schedule=CumulativeImportance(0.6), blocks=(1, 2))
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        model(batch)
+    assert any(isinstance(counts, list) for counts in trace.counts)
+    alone: list[entropatch.regularisation.EntropyPenalty] = []
+    for image in batch:
+        with entropy_penalty(model, target=0.5, side="below") as penalty:
+            model(image[None])
+        alone.append(penalty)
+    with entropy_penalty(model, target=0.5, side="below") as together:
+        model(batch)
+    assert together.value.item() == pytest.approx(sum(one.value.item() for one in alone) / 7, rel=1e-5)
+    assert together.blocks == [0, 1, 2, 3]
+    for block, mean in together.means.items():
+        torch.testing.assert_close(mean, torch.stack([one.means[block] for one in alone]).mean(0))
 
 
 @pytest.mark.parametrize("target", [0.3, 0.6, 0.95])
@@ -135,6 +158,22 @@ def test_training_reaches_the_target(target: float, side: str) -> None:
         means.append(penalty.means[2].mean().item())
     already = {"both": False, "above": means[0] < target, "below": means[0] > target}[side]
     assert means[-1] == pytest.approx(means[0] if already else target, abs=0.1)
+
+
+def test_padding_counts_for_nothing() -> None:
+    """An image of seven patches, filled up to ten beside one that has them."""
+    q, k = (torch.randn(2, 3, 10, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    valid = torch.arange(10) < torch.tensor([[7], [10]])
+    bias = torch.zeros(2, 10).masked_fill(~valid, -math.inf)
+    together = EntropyPenalty(0.5, None, 2.0, "both")
+    together._look(BlockAttention(q, k, k, key_bias=bias), Tokens(0, 10, 10, valid=valid))
+    values = []
+    for image, n in enumerate((7, 10)):
+        alone = EntropyPenalty(0.5, None, 2.0, "both")
+        part = (x[image : image + 1, :, :n] for x in (q, k, k))
+        alone._look(BlockAttention(*part), Tokens(0, n, n))
+        values.append(alone.value.item())
+    assert together.value.item() == pytest.approx(sum(values) / 2, rel=1e-5)
 
 
 def test_what_would_teach_nothing_is_refused() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import entropatch
-from entropatch import ClassAttention, PruneConfig, Renyi
+from entropatch import ClassAttention, PruneConfig, Renyi, Threshold
 from entropatch.cli import app
 from entropatch.data import DataSet, LabelledImages, evaluation_loader, open_data
 from entropatch.data.images import ImageError
@@ -51,6 +51,17 @@ class Fixed(nn.Module):
 def counted(scores, labels, **options):
     batch = Batch(torch.zeros(len(labels), 3, 4, 4), torch.tensor(labels))
     return count_correct({"": Fixed(scores)}, [batch], **options)[""]
+
+
+def test_a_schedule_by_image_is_counted_on_test_images():
+    stock, data = model(), open_data("digits", test_limit=12)
+    config = PruneConfig(schedule=Threshold(0.00015, (0.25, 0.5, 0.75)), order=2.0, blocks=(1,))
+    (record,) = evaluate(stock, data, {"by image": config}, image_size=32, batch_size=12)
+    pruned = entropatch.prune_(model(), config)
+    (batch,) = evaluation_loader(data.test, evaluation_transform(data_config(stock, 32)), 12)
+    alone = {count_flops(pruned, image[None]).total for image in batch.images}
+    assert len(alone) > 1
+    assert min(alone) < 1e9 * record["gflops"] < max(alone)
 
 
 # ----------------------------------------------------------------------------------------------------------- counts

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import entropatch
 from entropatch import ClassAttention, CumulativeImportance, PruneConfig, Schedule
+from entropatch.measure import count_flops
 from entropatch.schedule import Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -132,6 +133,17 @@ def test_restore_and_feature_maps(name: str) -> None:
             expected = model.forward_intermediates(image[None], indices=[1, 3], intermediates_only=True)
         for got, want in zip(maps, expected, strict=True):
             torch.testing.assert_close(got[i], want[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_computes_what_its_images_do() -> None:
+    """Not a token more: no half of a block runs on padding."""
+    pytest.importorskip("fvcore")
+    model = pruned("deit", order=2.0)
+    images = photographs(model, batch=6)
+    together = count_flops(model, images).total
+    alone = [count_flops(model, image[None]).total for image in images]
+    assert len(set(alone)) > 1
+    assert together == pytest.approx(sum(alone) / 6, rel=1e-6)
 
 
 def test_batch_of_one_runs_its_own_size_alone() -> None:

@@ -23,6 +23,7 @@ from small_towers import (
     clip,
     coca,
     pictures,
+    refused,
     timm_clip,
     uneven_pictures,
     words,
@@ -325,14 +326,6 @@ def test_a_locked_tower_trains_what_is_unlocked() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- refused
-
-
-def refused(model: nn.Module) -> str:
-    before = [type(part) for part in model.modules()]
-    with pytest.raises(UnsupportedModelError) as error:
-        entropatch.prune_(model)
-    assert [type(part) for part in model.modules()] == before
-    return str(error.value)
 
 
 def test_other_towers_are_refused_by_name() -> None:

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from reference_model import evit, renyi
 from reference_towers import torchvision_twin
-from small_towers import DEPTH, SIZE, TORCHVISION, WIDTH, pictures, torchvision_model, uneven_pictures
+from small_towers import DEPTH, SIZE, TORCHVISION, WIDTH, pictures, refused, torchvision_model, uneven_pictures
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.vision_transformer import Encoder, EncoderBlock, VisionTransformer
@@ -273,14 +273,6 @@ def test_half_precision_and_autocast(dtype: torch.dtype) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ refused
-
-
-def refused(model: nn.Module) -> str:
-    before = [type(part) for part in model.modules()]
-    with pytest.raises(UnsupportedModelError) as error:
-        entropatch.prune_(model)
-    assert [type(part) for part in model.modules()] == before
-    return str(error.value)
 
 
 def test_other_models_of_torchvision_are_refused_by_name() -> None:

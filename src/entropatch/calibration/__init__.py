@@ -4,5 +4,6 @@ from entropatch.calibration.calibrating import calibrate, calibrated
 from entropatch.calibration.finding import Calibration, Row
 from entropatch.calibration.goals import BudgetError, Goal
 from entropatch.calibration.judging import OBJECTIVES
+from entropatch.calibration.thresholds import calibrate_threshold
 
-__all__ = ["OBJECTIVES", "BudgetError", "Calibration", "Goal", "Row", "calibrate", "calibrated"]
+__all__ = ["OBJECTIVES", "BudgetError", "Calibration", "Goal", "Row", "calibrate", "calibrate_threshold", "calibrated"]

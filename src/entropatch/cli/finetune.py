@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, model_spec, pairs, pruning, recipe_of
+from entropatch.cli.options import entries, model_spec, pairs, pruning, recipe_of, with_options
 from entropatch.cli.terminal import fail
 from entropatch.extras import require
 from entropatch.methods import DEFAULT_METHOD, methods_text
@@ -47,6 +47,14 @@ def finetune(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE of the recipe, as --show-recipe lists; repeatable.")
     ] = None,
+    entropy_weight: Annotated[
+        float | None,
+        typer.Option(help="Of a penalty on attention entropy in the loss; --set entropy_side and others say which."),
+    ] = None,
+    entropy_target: Annotated[
+        float | None,
+        typer.Option(help="The normalised entropy it leads to, from 0 (all on one patch) to 1."),
+    ] = None,
     show_recipe: Annotated[
         bool, typer.Option("--show-recipe", help="Print the recipe and where each setting comes from; do not train.")
     ] = False,
@@ -78,7 +86,10 @@ def finetune(
         require("safetensors", "train")
         from entropatch.train import Runtime
 
-        settings = recipe_of(recipe, pairs(setting or [], "--set"))
+        changes = pairs(setting or [], "--set")
+        settings = recipe_of(
+            recipe, with_options(changes, entropy_weight=entropy_weight, entropy_target=entropy_target)
+        )
         if show_recipe:
             _show_recipe(settings)
             return
@@ -191,9 +202,11 @@ def _run(
 
 def _show_epoch(record: dict[str, Any]) -> None:
     damaged = len(record["damaged_training"]) + len(record["damaged_testing"])
+    entropy = record.get("entropy")
     typer.echo(
         f"epoch {record['epoch']}: loss {record['loss']:.4f}, top-1 {record['top1']:.2f} %, "
         f"top-5 {record['top5']:.2f} %, {record['images_per_second']:.0f} images/s"
+        + (f", entropy of blocks {min(entropy):.2f} … {max(entropy):.2f} of log n" if entropy else "")
         + (f", {damaged} damaged images skipped" if damaged else ""),
         err=True,
     )

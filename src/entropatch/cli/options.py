@@ -50,6 +50,18 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, Any]:
     return found
 
 
+def with_options(changes: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """What --set gives, and recipe settings with an option of their own; those not given are None.
+
+    Raises ValueError for one that is given both ways.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if twice := sorted(set(given) & set(changes)):
+        option = twice[0].replace("_", "-")
+        raise ValueError(f"--{option} and --set {twice[0]}=… say the same; give one of them.")
+    return changes | given
+
+
 def pruning(
     method: str,
     keep_rate: str,

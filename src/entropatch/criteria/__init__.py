@@ -16,6 +16,7 @@ from entropatch.criteria.base import Criterion
 from entropatch.criteria.class_attention import ClassAttention
 from entropatch.criteria.column_norm import ColumnNorm
 from entropatch.criteria.head_diversity import HeadDiversity
+from entropatch.criteria.image_order import PerImageOrder
 from entropatch.criteria.mixture import Mix, Product
 from entropatch.criteria.random import Random
 from entropatch.criteria.renyi import Renyi
@@ -30,6 +31,7 @@ __all__ = [
     "Criterion",
     "HeadDiversity",
     "Mix",
+    "PerImageOrder",
     "Product",
     "Random",
     "Renyi",

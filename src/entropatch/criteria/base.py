@@ -88,6 +88,14 @@ class Criterion(Kind):
         limit = torch.where(above, 0.0, -math.inf)
         return torch.where(above.any(1, keepdim=True), limit, scores).softmax(dim=1)
 
+    def level(self, scores: Tensor) -> Tensor:
+        """The importances on a scale that images have in common, whatever n: (batch, n) -> (batch, n), float32.
+
+        What a schedule that compares with a threshold, or image with image, reads. n times the patch's share (`mass`)
+        unless the criterion says otherwise: 1 where all patches are equally important.
+        """
+        return self.mass(scores) * scores.shape[1]
+
 
 def show(criteria: Iterable[Criterion], attention: BlockAttention, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Let criteria that follow see a block of a model that keeps all patches, so that they can be asked about it.

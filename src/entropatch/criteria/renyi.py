@@ -32,3 +32,12 @@ class Renyi(Criterion):
 
     def importance(self, attention: BlockAttention) -> Tensor:
         return -attention.entropy(self.order).mean(1)
+
+    def level(self, scores: Tensor) -> Tensor:
+        """1 - H / log n: 0 where the patch attends evenly to all n patches, 1 where it attends to one."""
+        return concentration(scores)
+
+
+def concentration(scores: Tensor) -> Tensor:
+    """1 - H / log n of importances -H, (batch, n) -> (batch, n), float32; 1 of a single patch."""
+    return 1 + scores.float() / math.log(max(scores.shape[1], 2))

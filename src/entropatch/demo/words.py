@@ -12,6 +12,7 @@ from entropatch.demo.settings import DemoSettings
 from entropatch.measure import Timing
 from entropatch.measure.linear_probe import Digits
 from entropatch.measure.variants import Variant
+from entropatch.records.uncertainty import binomial
 
 Record = dict[str, Any]
 
@@ -24,14 +25,14 @@ def make_records(
     records = []
     for name, row in rows.items():
         gflops, timing = speed[name]
-        share = float(hits[name].mean())
+        accuracy = binomial(int(hits[name].sum()), len(hits[name]))
         records.append(
             {
                 "method": row.method,
                 "label": row.label,
                 "keep_rate": row.keep_rate,
-                "accuracy": 100 * share,
-                "accuracy_error": 100 * math.sqrt(share * (1 - share) / len(hits[name])),
+                "accuracy": accuracy.value,
+                "accuracy_error": accuracy.standard_error,
                 "gflops": gflops,
                 "images_per_second": timing.images_per_second,
                 "p50_ms": timing.p50_ms,

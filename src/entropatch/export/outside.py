@@ -21,7 +21,7 @@ def in_onnxruntime(path):
 
 
 def in_openvino(path):
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: [model([images])[output] for output in model.outputs]

@@ -100,8 +100,9 @@ def evaluate(
     Returns:
         One record per setting: name, keep_rate (None if dense, or where the schedule takes none), top1, top5 (percent),
         their errors and differences to dense and random, as `entropatch.measure.comparing.compared` names them, gflops
-        (10⁹ multiply-adds per image), uncounted (operators left out of that), images, damaged (how many could not be
-        read), and with `speed` images_per_second, p50_ms and p95_ms.
+        (10⁹ multiply-adds per image; of a schedule by image the mean over the first batch), uncounted (operators left
+        out of that), images, damaged (how many could not be read), and with `speed` images_per_second, p50_ms and
+        p95_ms.
 
     Raises:
         ValueError: no settings; a model without classifier or for other classes; an unknown precision; no sound image.
@@ -135,7 +136,8 @@ def evaluate(
     errors = compared(settings, correct)
     records = []
     for name, variant in models.items():
-        record = _record(name, settings[name], variant, counts[name], errors[name], image_size, device)
+        counted_on = _counted_on(settings[name], batches, image_size).to(device)
+        record = _record(name, settings[name], variant, counts[name], errors[name], counted_on)
         if name in timings:
             record |= {key: getattr(timings[name], key) for key in ("images_per_second", "p50_ms", "p95_ms")}
         records.append(record)
@@ -238,16 +240,24 @@ def _plain(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").split())
 
 
+def _counted_on(config: PruneConfig | None, batches: Iterable[Batch], image_size: int) -> Tensor:
+    """What multiply-adds are counted on: where images keep different numbers of patches the first sound test images."""
+    if config is not None and config.schedule.per_image:
+        for batch in batches:
+            if len(batch.labels):
+                return batch.images
+    return torch.zeros(1, 3, image_size, image_size)
+
+
 def _record(
     name: str,
     config: PruneConfig | None,
     model: nn.Module,
     counts: Correct,
     errors: Mapping[str, Any],
-    image_size: int,
-    device: torch.device,
+    counted_on: Tensor,
 ) -> dict[str, Any]:
-    flops = count_flops(model, torch.zeros(1, 3, image_size, image_size, device=device))
+    flops = count_flops(model, counted_on)
     return {
         "name": name,
         "keep_rate": None if config is None or not config.schedule.uses_keep_rate else config.keep_rate,

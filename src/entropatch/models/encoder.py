@@ -126,21 +126,29 @@ def hub_answers(deadline: float = HUB_DEADLINE) -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    found = threading.Event()
-    done = threading.Event()
+
+    def ask() -> bool:
+        url = huggingface_hub.hf_hub_url(HUB_REPOSITORY, HUB_FILE)  # at HF_ENDPOINT, where set
+        # Only the hub itself sends a commit; the page of a captive portal or a proxy does not.
+        return bool(huggingface_hub.get_hf_file_metadata(url, timeout=deadline).commit_hash)
+
+    return yes_within(deadline, ask)
+
+
+def yes_within(deadline: float, ask: Callable[[], bool]) -> bool:
+    """Whether `ask`, in a daemon thread, says yes within so many seconds; an error is a no."""
+    found, done = threading.Event(), threading.Event()
 
     def probe() -> None:
         try:
-            url = huggingface_hub.hf_hub_url(HUB_REPOSITORY, HUB_FILE)  # at HF_ENDPOINT, where set
-            # Only the hub itself sends a commit; the page of a captive portal or a proxy does not.
-            if huggingface_hub.get_hf_file_metadata(url, timeout=deadline).commit_hash:
+            if ask():
                 found.set()
         except Exception:  # whatever it is, the answer is no
             pass
         finally:
             done.set()
 
-    threading.Thread(target=probe, name="entropatch-hub-probe", daemon=True).start()
+    threading.Thread(target=probe, name="entropatch-probe", daemon=True).start()
     done.wait(deadline)
     return found.is_set()
 

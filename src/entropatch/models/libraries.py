@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import threading
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from entropatch.models.encoder import HUB_DEADLINE
+from entropatch.models.encoder import HUB_DEADLINE, yes_within
 from entropatch.models.pretrained import ModelError
 
 TIMM = "timm"
@@ -93,25 +92,10 @@ def similar(name: str, known: Sequence[str]) -> str:
 
 def answers(url: str, deadline: float = HUB_DEADLINE) -> bool:
     """Whether a server offers a file, decided within `deadline` seconds in total, as `hub_answers` decides it."""
-    found, done = threading.Event(), threading.Event()
 
-    def probe() -> None:
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            with urllib.request.urlopen(request, timeout=deadline) as reply:
-                if reply.status == 200:
-                    found.set()
-        except Exception:  # whatever it is, the answer is no
-            pass
-        finally:
-            done.set()
+    def ask() -> bool:
+        request = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=deadline) as reply:
+            return reply.status == 200
 
-    threading.Thread(target=probe, name="entropatch-probe", daemon=True).start()
-    done.wait(deadline)
-    return found.is_set()
-
-
-def one_line(error: BaseException, most: int = 300) -> str:
-    """An error's message as one line of at most so many characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return yes_within(deadline, ask)

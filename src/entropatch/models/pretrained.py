@@ -72,7 +72,7 @@ def load_model(
         try:
             return load_encoder(image_size, on_message)
         except ValueError as error:
-            raise ModelError(_one_line(error)) from error
+            raise ModelError(one_line(error)) from error
     name = name or ENCODER
     sizes: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     _check_model(name, sizes)
@@ -94,7 +94,7 @@ def _check_model(name: str, sizes: dict[str, Any]) -> None:
             model = timm.create_model(name, pretrained=False, num_classes=0, **sizes)
     except Exception as error:  # each model function of timm raises its own
         what = f" at an image size of {sizes['img_size']}" if sizes else ""
-        raise ModelError(f"timm cannot build {name}{what}: {_one_line(error)}") from error
+        raise ModelError(f"timm cannot build {name}{what}: {one_line(error)}") from error
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if grid is not None and 0 in grid:
         raise ModelError(f"{name} cuts its image into patches larger than {sizes['img_size']} pixels; make it larger.")
@@ -110,7 +110,7 @@ def _from_file(name: str, path: Path, sizes: dict[str, Any]) -> nn.Module:
     try:
         state = load_state_dict(str(path))
     except Exception as error:  # pickle's, zipfile's, safetensors' and the system's errors
-        raise ModelError(f"{path}: not a weights file that can be read safely: {_one_line(error)}") from error
+        raise ModelError(f"{path}: not a weights file that can be read safely: {one_line(error)}") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path}: holds no state_dict, a mapping of parameter names to tensors.")
     classes = _number_of_classes(name, state)
@@ -120,7 +120,7 @@ def _from_file(name: str, path: Path, sizes: dict[str, Any]) -> nn.Module:
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **sizes)
     except Exception as error:  # whatever timm's translation or PyTorch's loading meets in a foreign file
-        raise ModelError(f"{path}: not the weights of {name}: {_one_line(error)}") from error
+        raise ModelError(f"{path}: not the weights of {name}: {one_line(error)}") from error
     model.reset_classifier(0)  # pyright: ignore[reportCallIssue]  # nn.Module types every attribute as a Tensor
     return model.eval()
 
@@ -157,7 +157,7 @@ def _from_hub(name: str, sizes: dict[str, Any], on_message: Callable[[str], None
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **sizes)
     except Exception as error:  # the hub's, the HTTP client's and the system's errors, and a damaged cache
-        raise WeightsError(f"the weights of {name} could not be loaded from {source}: {_one_line(error)}") from error
+        raise WeightsError(f"the weights of {name} could not be loaded from {source}: {one_line(error)}") from error
     return model.eval(), source
 
 
@@ -172,6 +172,7 @@ def _cached(config: Any) -> str | None:
     return next((path for path in found if isinstance(path, str)), None)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's message as one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "…"

@@ -274,9 +274,10 @@ def _regrouped(streams: list[Stream]) -> list[Stream]:
     """Streams of one size joined, by rising size; the whole batch, once it is of one size again, in its order."""
     by_size: dict[int, list[Stream]] = {}
     for stream in streams:
-        by_size.setdefault(stream.tokens.n, []).append(stream)
+        # Under torch.jit.trace, which counts multiply-adds, sizes are tensors, of which no two are the same key.
+        by_size.setdefault(int(stream.tokens.n), []).append(stream)
     joined: list[Stream] = []
-    for _, parts in sorted(by_size.items()):
+    for _, parts in sorted(by_size.items(), key=lambda item: item[0]):
         xs, rows = [part.x for part in parts], [part.rows for part in parts if part.rows is not None]
         joined.append(
             parts[0] if len(parts) == 1 else Stream(torch.cat(xs), join([p.tokens for p in parts], xs), torch.cat(rows))

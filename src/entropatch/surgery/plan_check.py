@@ -52,7 +52,7 @@ def checked_plan(
 
 
 def checked_scores(criterion: Criterion, scores: Any, shape: tuple[int, int], method: str = "importance") -> Tensor:
-    """What a criterion's `importance` or `mass` returned, which must be (batch, patches) = `shape`, floating point."""
+    """What a criterion's method returned, which must be (batch, patches) = `shape`, floating point."""
     what = f"{type(criterion).__name__}.{method} must return (batch, patches) = {shape}"
     if not isinstance(scores, Tensor):
         raise ValueError(f"{what}, a floating-point tensor, but got {type(scores).__name__}.")

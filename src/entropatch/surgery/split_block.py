@@ -33,7 +33,7 @@ class SplitBlock:
         if visit.is_idle:
             return self.whole(x, *args, **inputs)
         x = self.attention_half(x, visit, *args, **inputs)
-        return self.mlp_half(visit.reduce(x))
+        return visit.reduce(x, self.mlp_half)
 
     def whole(self, x: Tensor, *args: Any, **inputs: Any) -> Tensor:
         """What the stock block gives."""

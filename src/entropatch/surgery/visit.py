@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral
 from typing import Any
@@ -69,6 +69,8 @@ class Visit:
         self._valid_counts: Tensor | None = None  # of each image, where some are filled up
         if stage is not None and not stage.schedule.per_image:
             self.k = self._most() if tokens.valid is None else self._most_valid(tokens.valid)
+        elif stage is not None and stage.schedule.uses_keep_rate and stage.keep_rate == 1 and tokens.valid is None:
+            self.k = tokens.n  # whatever the scores: the stock model
         self.scores: Tensor | None = None
         self.outcomes: list[Outcome] = [Outcome(None, None, tokens.n)]
         self.patches: Tensor | None = None
@@ -134,44 +136,40 @@ class Visit:
         stage = self.stage
         if stage is None or (self.keeps_all and not self.recorded):
             return
-        shape = attention.q.shape[0], self.tokens.n
         with torch.no_grad():
             if stage.reduction.needs_scores:
                 # Asked again all the same: it may draw random numbers, and dropout those that follow.
+                shape = attention.q.shape[0], self.tokens.n
                 scores = checked_scores(stage.criterion, stage.criterion.importance(attention), shape)
                 if self.tokens.valid is not None:
                     scores = scores.masked_fill(~self.tokens.valid, -torch.inf)
                 self.scores = self.scores if again else scores
             if stage.schedule.per_image:
-                assert self.scores is not None
-                mass = checked_scores(stage.criterion, stage.criterion.mass(self.scores), shape, "mass")
-                chosen = stage.schedule.chosen(self._site(stage), mass)
-                counts = stage.schedule.count(self._site(stage), mass) if chosen is None else chosen.sum(1)
-                if not again:
-                    counts = checked_counts(stage.schedule, counts, shape[0])
-                    counts = stage.schedule.rounded(counts, self._site(stage))
-                    self._counts, self._chosen = counts.clamp(self._least(stage), self.tokens.n), chosen
+                self._count(stage, attention, again)
 
-    def reduce(self, x: Tensor) -> Tensor:
-        """The tokens after the attention residual, (batch, prefix + n, width), without those that do not stay."""
+    def reduce(self, x: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `then` makes of the tokens that stay, of those after the attention residual (batch, prefix + n, width).
+
+        Images that keep different numbers go through it in groups of one size; their results are padded to the largest.
+        """
         if self._attention is None:
             raise RuntimeError(f"block {self.block} reduced its tokens before its attention was seen.")
         stage, attention, prefix = self.stage, self._attention, self.tokens.num_prefix_tokens
         self._attention = None
         if stage is None:
-            return x
+            return then(x)
         patches = x[:, prefix:]
         if self.recorded:
             self.patches = patches
         if self._counts is not None:
-            return self._reduce_groups(x, stage, attention, self._counts)
+            return self._reduce_groups(x, stage, attention, self._counts, then)
         assert self.k is not None
         if self.k == self.tokens.n and not self._trimmed:
-            return x
+            return then(x)
         priorities = self._priorities(stage)
         plan = checked_plan(stage.reduction, attention, self.tokens, priorities, self.k)
         self.outcomes = [Outcome(None, plan, plan.n, ranked_within(priorities, self._valid_counts))]
-        return torch.cat((x[:, :prefix], plan.apply(patches)), dim=1)
+        return then(torch.cat((x[:, :prefix], plan.apply(patches)), dim=1))
 
     def again(self) -> Visit:
         """A visit of the same block by the same tokens, with nothing done yet."""
@@ -220,8 +218,27 @@ class Visit:
         if not again:
             self.tokens = replace(self._entered, carried=attention.carried)
 
-    def _reduce_groups(self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor) -> Tensor:
-        """As `reduce`, images of one size at a time; padded to the largest size for the rest of this block."""
+    def _count(self, stage: Stage, attention: BlockAttention, again: bool) -> None:
+        """Ask a schedule that reads the scores how many patches of each image stay, and which if it says."""
+        assert self.scores is not None
+        schedule, site, shape = stage.schedule, self._site(stage), (attention.q.shape[0], self.tokens.n)
+        if schedule.reads == "level" and self.tokens.valid is not None:
+            raise ValueError(
+                f"{type(schedule).__name__} compares images by levels, which padding would move; give images of one "
+                "size, or another schedule."
+            )
+        read = getattr(stage.criterion, schedule.reads)(self.scores)
+        read = checked_scores(stage.criterion, read, shape, schedule.reads)
+        chosen = schedule.chosen(site, read)
+        counts = schedule.count(site, read) if chosen is None else chosen.sum(1)
+        if not again:
+            counts = schedule.rounded(checked_counts(schedule, counts, shape[0]), site)
+            self._counts, self._chosen = counts.clamp(self._least(stage), self.tokens.n), chosen
+
+    def _reduce_groups(
+        self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor, then: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """As `reduce`, images of one size at a time."""
         n, prefix, priorities = self.tokens.n, self.tokens.num_prefix_tokens, self._priorities(stage)
         sizes = counts.unique().tolist()
         outcomes, parts = [], []
@@ -234,9 +251,9 @@ class Visit:
                 plan = checked_plan(stage.reduction, attention.take(rows), self.tokens.take(rows), scores, k)
                 group = torch.cat((group[:, :prefix], plan.apply(group[:, prefix:])), dim=1)
             outcomes.append(Outcome(rows, plan, group.shape[1] - prefix))
-            parts.append(group)
+            parts.append(then(group))
         if not parts:  # an empty batch
-            return x
+            return then(x)
         self.outcomes = outcomes
         longest = max(part.shape[1] for part in parts)
         padded = torch.cat([nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
@@ -259,11 +276,10 @@ class Visit:
 
     def _priorities(self, stage: Stage) -> Tensor | None:
         """What the reduction takes the best of: the scores, or their ranks, those chosen or the cells' best first."""
-        covered = self._covering(stage)
-        return covered if self._chosen is None or covered is None else preferring(covered, self._chosen)
-
-    def _covering(self, stage: Stage) -> Tensor | None:
-        return None if self.scores is None else covered(stage, self.tokens, self.scores)
+        if self.scores is None:
+            return None
+        best = covered(stage, self.tokens, self.scores)
+        return best if self._chosen is None else preferring(best, self._chosen)
 
     def _site(self, stage: Stage) -> Site:
         return Site(stage.block, stage.index, stage.count, stage.rate, self.tokens.n, self.tokens.total)

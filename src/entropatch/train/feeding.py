@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from entropatch.data.batches import TrainingBatches
 from entropatch.data.loaders import (
+    EvaluationImages,
+    collate,
     data_config,
     evaluation_loader,
     evaluation_transform_of,
@@ -15,6 +18,8 @@ from entropatch.data.loaders import (
     training_transform,
 )
 from entropatch.train.job import Job
+
+FEW = 16
 
 
 def loaders(job: Job, accelerator: Any) -> tuple[TrainingBatches, DataLoader, DataLoader]:
@@ -37,3 +42,11 @@ def loaders(job: Job, accelerator: Any) -> tuple[TrainingBatches, DataLoader, Da
     size = runtime.evaluation_batch_size or 2 * recipe.batch_size // (processes * runtime.accumulate)
     testing = evaluation_loader(data.test, tested, size, process, processes, runtime.workers, pin)
     return batches, training, testing
+
+
+def few_test_images(job: Job) -> Tensor:
+    """Up to 16 images from all over the test set, (images, 3, H, W), to look at after each epoch; no damaged ones."""
+    transform = evaluation_transform_of(job.model, job.recipe.image_size)
+    images, count = EvaluationImages(job.data.test, transform), len(job.data.test)
+    some = min(FEW, count)
+    return collate([images[count * place // some] for place in range(some)]).images

@@ -11,6 +11,7 @@ from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.data.preprocessing import preprocessing_of
 from entropatch.surgery import is_pruned, prune_, unprune_
+from entropatch.train.entropies import EntropyTerm
 from entropatch.train.recipe import Recipe
 from entropatch.train.runtime import Runtime
 
@@ -56,6 +57,11 @@ class Job:
             raise ValueError("distillation needs a teacher: a dense model fine-tuned on the same data (--teacher).")
         if self.runtime.compile and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
             raise ValueError("a keep-rate warm-up changes the number of tokens at every step; run it without compile.")
+        if self.runtime.compile and recipe.entropy_weight:
+            raise ValueError(
+                "an entropy penalty looks into the blocks at each step, for which a compiled model would be compiled "
+                "again each time; run it without compile, or with entropy_weight=0."
+            )
         if self.warms_up and self.prune is not None and not self.prune.schedule.uses_keep_rate:
             raise ValueError(
                 f"a keep-rate warm-up needs a schedule with a keep rate, but {self.prune.schedule!r} says by itself "
@@ -66,6 +72,8 @@ class Job:
             # written.
             prune_(self.model, self.prune)
             unprune_(self.model)
+        with EntropyTerm(self.model, recipe).of_a_pass():  # likewise
+            pass
 
 
 def _fixed_size(model: nn.Module | None) -> tuple[int, ...] | None:

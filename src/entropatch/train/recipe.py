@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
+
+from entropatch.entropy import check_order
+from entropatch.regularisation import SIDES
 
 PAPER = "the paper (arXiv 2604.03803)"
 EVIT = "EViT's fine-tuning recipe (Liang et al. 2022); the paper does not state it"
@@ -43,6 +47,10 @@ class Recipe:
             along a half cosine for `keep_warmup_epochs` epochs to its target. 0 and 0: the target from the first step.
         distillation, distillation_temperature: weight of T² · KL(teacher ‖ student) at temperature T; 0 is off.
         ema_decay: of an exponential moving average of the weights, which is then what is tested and saved; None is off.
+        entropy_weight: of the penalty on attention entropy (`entropatch.entropy_penalty`) in the loss; 0 is off.
+        entropy_target, entropy_side, entropy_order, entropy_blocks: its target in [0, 1], a share of log n; "both",
+            "above" or "below" the target is penalised; α, also of the entropies that are recorded; 0-based blocks,
+            None for all.
         precision: "float32"; or "bfloat16" or "float16" for autocast, the latter with a gradient scaler.
 
     Raises:
@@ -74,6 +82,11 @@ class Recipe:
     distillation: float = _setting(0.0, OWN)
     distillation_temperature: float = _setting(1.0, OWN)
     ema_decay: float | None = _setting(None, OWN + " (EViT's code keeps one at 0.99996 but reports the plain weights)")
+    entropy_weight: float = _setting(0.0, OWN)
+    entropy_target: float | None = _setting(None, OWN)
+    entropy_side: str = _setting("both", OWN)
+    entropy_order: float = _setting(1.0, OWN)
+    entropy_blocks: tuple[int, ...] | None = _setting(None, OWN)
     precision: str = _setting("float32", OWN)
 
     def __post_init__(self) -> None:
@@ -112,6 +125,32 @@ class Recipe:
                 )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, but got {self.precision!r}.")
+        self._check_entropy()
+
+    def _check_entropy(self) -> None:
+        """The settings of the entropy penalty: what is out of range, or would have no effect."""
+        order = math.inf if self.entropy_order == "inf" else self.entropy_order  # as JSON and command lines have it
+        object.__setattr__(self, "entropy_order", check_order(order))
+        if self.entropy_side not in SIDES:
+            raise ValueError(f"entropy_side must be one of {', '.join(SIDES)}, but got {self.entropy_side!r}.")
+        blocks: Any = self.entropy_blocks
+        if blocks is not None:
+            sound = isinstance(blocks, (list, tuple)) and len(blocks) > 0
+            if not sound or any(isinstance(b, bool) or not isinstance(b, Integral) or b < 0 for b in blocks):
+                raise ValueError(
+                    f"entropy_blocks must be 0-based blocks such as [3, 6, 9], or None, but got {blocks!r}."
+                )
+            object.__setattr__(self, "entropy_blocks", tuple(int(block) for block in blocks))
+        if self.entropy_weight and self.entropy_target is None:
+            raise ValueError(
+                f"entropy_weight={self.entropy_weight:g} needs an entropy_target in [0, 1], a share of log n; the "
+                "entropies of a run without it, in its epochs.jsonl, say where the model stands."
+            )
+        if not self.entropy_weight and (self.entropy_target, self.entropy_side, blocks) != (None, "both", None):
+            raise ValueError(
+                "entropy_target, entropy_side and entropy_blocks have no effect without a weight; set entropy_weight, "
+                "or leave them out."
+            )
 
     @property
     def peak_learning_rate(self) -> float:
@@ -136,8 +175,11 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON holds them."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+        """The fields as JSON holds them: a tuple is a list, and ∞ the string "inf"."""
+        return {
+            key: list(v) if isinstance(v, tuple) else "inf" if v == math.inf else v
+            for key, v in dataclasses.asdict(self).items()
+        }
 
     def keep_rate_share(self, epochs_done: float) -> float:
         """How far the keep rate still is from its target: 1 keeps every patch, 0 is the target.
@@ -174,8 +216,10 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("distillation", 0, math.inf),
     ("distillation_temperature", 1e-3, math.inf),
     ("ema_decay", 0, 1),
+    ("entropy_weight", 0, math.inf),
+    ("entropy_target", 0, 1),
 )
-_MAY_BE_NONE = ("layer_decay", "clip_norm", "ema_decay")
+_MAY_BE_NONE = ("layer_decay", "clip_norm", "ema_decay", "entropy_target")
 _WHOLE = ("epochs", "batch_size", "image_size", "warmup_epochs", "keep_warmup_start", "keep_warmup_epochs")
 
 RECIPES: dict[str, Recipe] = {
@@ -183,6 +227,10 @@ RECIPES: dict[str, Recipe] = {
     # finetune.sh: eight processes of 128 images; RandAugment is the default of the script it calls.
     "evit": Recipe(epochs=30, batch_size=1024, auto_augment="rand-m9-mstd0.5-inc1"),
 }
+
+
+# Settings that recipes of earlier versions lack, with the values that leave a run as it was.
+ADDED = ("entropy_weight", "entropy_target", "entropy_side", "entropy_order", "entropy_blocks")
 
 
 def provenance(recipe: Recipe) -> list[dict[str, str]]:

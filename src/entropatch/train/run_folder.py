@@ -1,13 +1,13 @@
 """The folder of one run: its settings, its records, and the lock that keeps a second process out.
 
 run.json            what is trained, on what, how; compared when the run is started again
-epochs.jsonl        one record per epoch
+epochs.jsonl        one record per epoch, with each block's mean attention entropy, over log n, on 16 test images
 checkpoints/        to continue from, or a link to where they are; removed when the run is complete, files of others not
 best.safetensors    weights of the epoch with the highest top-1 so far
 final.safetensors   weights after the last epoch
 machine.json        where and with what versions it was trained last
 result.json         the outcome; the run is complete when it is there
-tensorboard/        curves
+tensorboard/        curves, also of those entropies by block and head
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import nn
 
 from entropatch.models.checkpoint import fingerprint
 from entropatch.records.files import write_text
+from entropatch.train.recipe import ADDED, Recipe
 
 # Not compared when a run is continued: data may have moved, and the package may have been updated.
 # `learning_rates` follows from the recipe, which is compared.
@@ -77,9 +78,12 @@ def differences(there: Any, here: Mapping[str, Any], free: Sequence[str] = ()) -
         here: these settings, of values JSON can hold.
         free: names that are not compared, nor what is under them.
 
-    Two spellings of the path of one file or folder are no difference.
+    Two spellings of the path of one file or folder are no difference, nor is a setting that an earlier version did not
+    know, where it is off.
     """
     old, new = _flat(there), _flat(json.loads(json.dumps(here)))
+    usual = Recipe().to_dict()
+    old = {f"recipe.{name}": usual[name] for name in ADDED if f"recipe.{name}" in new} | old
     ignored = tuple(f"{name}." for name in free)
     return [
         f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"

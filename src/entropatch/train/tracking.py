@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from entropatch.extras import require
+from entropatch.regularisation import EntropyPenalty
 
 EVERY = 10
 
@@ -23,18 +27,34 @@ class Curves:
 
             self.writer = SummaryWriter(str(folder), purge_step=updates + 1)
 
-    def step(self, loss: float, learning_rate: float, updates: int) -> None:
-        """Every tenth step's loss and learning rate."""
-        if self.writer is not None and updates % EVERY == 0:
-            self.writer.add_scalar("training/loss", loss, updates)
-            self.writer.add_scalar("training/learning_rate", learning_rate, updates)
+    def step(self, loss: float, learning_rate: float, penalties: Sequence[EntropyPenalty], updates: int) -> None:
+        """Every tenth step's loss, learning rate and, of equally many images each, entropy penalties before weighting.
 
-    def epoch(self, record: Mapping[str, Any], updates: int) -> None:
-        """An epoch's record."""
+        Of the penalties' entropies the mean of each head, as in `epoch`; those of this process.
+        """
+        if self.writer is None or updates % EVERY:
+            return
+        self.writer.add_scalar("training/loss", loss, updates)
+        self.writer.add_scalar("training/learning_rate", learning_rate, updates)
+        if penalties:
+            mean = torch.stack([penalty.value.detach() for penalty in penalties]).mean()
+            self.writer.add_scalar("training/entropy_penalty", float(mean), updates)
+            means = [penalty.means for penalty in penalties]
+            self._entropies("training_entropy", {b: sum(m[b] for m in means) / len(means) for b in means[0]}, updates)
+
+    def epoch(self, record: Mapping[str, Any], entropies: Mapping[int, Tensor], updates: int) -> None:
+        """An epoch's record, and the mean normalised entropy of each head, (heads,) by block."""
         if self.writer is not None:
             for name in ("top1", "top5", "images_per_second"):
                 self.writer.add_scalar(f"epoch/{name}", record[name], updates)
+            self._entropies("entropy", entropies, updates)
             self.writer.flush()
+
+    def _entropies(self, name: str, by_block: Mapping[int, Any], updates: int) -> None:
+        """One curve for each block and head: "entropy/block_03/head_1"."""
+        for block, heads in by_block.items():
+            for head, value in enumerate(heads.tolist()):
+                self.writer.add_scalar(f"{name}/block_{block:02}/head_{head}", value, updates)
 
     def __enter__(self) -> Curves:
         return self

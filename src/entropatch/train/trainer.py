@@ -17,10 +17,12 @@ from entropatch.data.seeding import derived_seed, set_seeds
 from entropatch.measure.evaluation import Correct
 from entropatch.models.checkpoint import save_weights
 from entropatch.records.correct import CorrectImages, write_correct
+from entropatch.regularisation import EntropyPenalty
 from entropatch.surgery import prune_, pruning_config
 from entropatch.train.checkpoints import Checkpoints
 from entropatch.train.divergence import Skipped, check_finite
-from entropatch.train.feeding import loaders
+from entropatch.train.entropies import EntropyTerm, HeadEntropies
+from entropatch.train.feeding import few_test_images, loaders
 from entropatch.train.job import Job
 from entropatch.train.loss import TrainingLoss
 from entropatch.train.optimisation import learning_rate, optimizer_of, schedule_of
@@ -45,6 +47,11 @@ class Trainer:
         if teacher is not None:
             teacher = teacher.to(self.device).eval().requires_grad_(False)
         self.loss = TrainingLoss(job.recipe, len(job.data.classes), teacher)
+        self.entropy_term = EntropyTerm(self.model, job.recipe)
+        self.entropies = None
+        if self.main:
+            images = few_test_images(job).to(self.device)
+            self.entropies = HeadEntropies(self._tested(), self.prune, images, job.recipe.entropy_order)
         self.checkpoints = Checkpoints(
             job.folder / "checkpoints",
             accelerator.process_index,
@@ -89,12 +96,13 @@ class Trainer:
         curves = Curves(
             self.folder / "tensorboard" if self.runtime.tensorboard and self.main else None, progress.updates
         )
-        with curves, ProgressBar(total, progress.updates, self.runtime.bar and self.main) as bar:
+        bar = ProgressBar(total, progress.updates, self.runtime.bar and self.main)
+        with curves, bar, self.entropy_term.over_a_run():
             while progress.epoch < self.recipe.epochs:
                 self._steps(curves, bar)
-                record = self._finish_epoch(note)
+                record, entropies = self._finish_epoch(note)
                 if self.main:
-                    curves.epoch(record, progress.updates)
+                    curves.epoch(record, entropies, progress.updates)
                     on_epoch(record)
         if self.main:
             self._save_weights("final.safetensors", note, progress.history[-1])
@@ -137,24 +145,25 @@ class Trainer:
         pieces = iter(self.training)
         while progress.step < steps:
             started = time.monotonic()
-            loss = self._step(pieces)
+            loss, penalties = self._step(pieces)
             progress.step += 1
             progress.updates += 1
             progress.loss += loss
             progress.seconds += time.monotonic() - started
-            curves.step(loss, learning_rate(self.optimizer), progress.updates)
+            curves.step(loss, learning_rate(self.optimizer), penalties, progress.updates)
             bar.step(f"epoch {progress.epoch + 1}/{self.recipe.epochs}, loss {loss:.3f}")
             if progress.step % self.runtime.checkpoint_every == 0 and progress.step < steps:
                 self._gather_damaged()
                 self.checkpoints.save(progress, *self._state())
 
-    def _step(self, pieces: Iterator[Any]) -> float:
-        """One update of the weights; the training loss of the whole batch."""
+    def _step(self, pieces: Iterator[Any]) -> tuple[float, list[EntropyPenalty]]:
+        """One update of the weights; the training loss of the whole batch, and the entropy penalties of this process's
+        passes."""
         progress, recipe, accelerator = self.progress, self.recipe, self.accelerator
         self._set_keep_rate()
         self.schedule.step_update(progress.updates)
         set_seeds(derived_seed(self.seed, progress.epoch, progress.step, 1 + accelerator.process_index))
-        total = torch.zeros((), device=self.device)
+        total, penalties = torch.zeros((), device=self.device), []
         for turn in range(self.runtime.accumulate):
             batch = next(pieces)
             progress.damaged += batch.damaged
@@ -164,9 +173,14 @@ class Trainer:
                 derived_seed(self.seed, progress.epoch, progress.step, 0),
             )
             last = turn == self.runtime.accumulate - 1
-            with nullcontext() if last else accelerator.no_sync(self.shell):
+            synchronised = nullcontext() if last else accelerator.no_sync(self.shell)
+            with synchronised, self.entropy_term.of_a_pass() as penalty:
                 with accelerator.autocast():
-                    loss = self.loss(self.shell(images), targets, images) / self.runtime.accumulate
+                    loss = self.loss(self.shell(images), targets, images)
+                if penalty is not None:
+                    loss = loss + recipe.entropy_weight * penalty.value
+                    penalties.append(penalty)
+                loss = loss / self.runtime.accumulate
                 accelerator.backward(loss)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.parameters, math.inf if recipe.clip_norm is None else recipe.clip_norm)
@@ -177,7 +191,7 @@ class Trainer:
         self._count_skipped()
         if self.ema is not None:
             self.ema.update(self.model, step=progress.updates + 1)
-        return mean
+        return mean, penalties
 
     def _set_keep_rate(self) -> None:
         """EViT's keep-rate warm-up, where there is one."""
@@ -202,17 +216,23 @@ class Trainer:
         self.progress.skipped += skipped
         self.skipped.step(skipped)
 
-    def _finish_epoch(self, note: Mapping[str, Any]) -> dict[str, Any]:
-        """Test, record, save: in an order that loses nothing wherever it is interrupted."""
+    def _finish_epoch(self, note: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, Tensor]]:
+        """Test, record, save: in an order that loses nothing wherever it is interrupted.
+
+        Returns the epoch's record, and on the main process the entropies of test images by block and head.
+        """
         progress, steps = self.progress, self.batches.steps_per_epoch
         started = time.monotonic()
         tested = self._test()
+        with self.accelerator.autocast():
+            entropies = {} if self.entropies is None else self.entropies.measured()
         self._gather_damaged()
         record = {
             "epoch": progress.epoch + 1,
             "top1": tested.top1_percent,
             "top5": tested.top5_percent,
             "loss": progress.loss / steps,
+            "entropy": [round(heads.mean().item(), 4) for heads in entropies.values()] or None,
             "learning_rate": learning_rate(self.optimizer),
             "images_tested": tested.images,
             "damaged_training": sorted(set(progress.damaged)),
@@ -231,7 +251,7 @@ class Trainer:
         self.checkpoints.save(progress, *self._state())
         if self.main:
             write_epochs(self.folder / "epochs.jsonl", progress.history)
-        return record
+        return record, entropies
 
     def _test(self) -> Correct:
         """Top-1 and top-5 over all processes, of the averaged weights if there are any, at the target keep rate."""

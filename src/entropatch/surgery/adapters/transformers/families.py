@@ -106,6 +106,11 @@ def _clip(module: str, name: str, layer: str = "EncoderLayer", attention: str = 
     return Family(module, {model: "pooled"}, {model: "encoder.layers"}, f"{name}{layer}", f"{name}{attention}", CLIP)
 
 
+def _siglip(module: str, name: str) -> Family:
+    clip = _clip(module, name)
+    return replace(clip, towers=dict.fromkeys(clip.towers, "tokens"), prefix=_none, norm="post_layernorm")
+
+
 def _blip(module: str, name: str, heads: str) -> Family:
     model = f"{name}VisionModel"
     return Family(
@@ -145,27 +150,8 @@ FAMILIES = (
     _clip("metaclip_2", "MetaClip2"),
     _clip("altclip", "AltCLIP"),
     _clip("chinese_clip", "ChineseCLIP", "VisionLayer", "VisionAttention"),
-    Family(
-        "siglip",
-        {"SiglipVisionModel": "tokens"},
-        {"SiglipVisionModel": "encoder.layers"},
-        "SiglipEncoderLayer",
-        "SiglipAttention",
-        CLIP,
-        prefix=_none,
-        norm="post_layernorm",
-    ),
-    Family(
-        "siglip2",
-        {"Siglip2VisionModel": "tokens"},
-        {"Siglip2VisionModel": "encoder.layers"},
-        "Siglip2EncoderLayer",
-        "Siglip2Attention",
-        CLIP,
-        prefix=_none,
-        norm="post_layernorm",
-        tower="Padded",
-    ),
+    _siglip("siglip", "Siglip"),
+    replace(_siglip("siglip2", "Siglip2"), tower="Padded"),
     Family(
         "videomae",
         {"VideoMAEModel": "tokens"},
