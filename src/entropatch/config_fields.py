@@ -36,6 +36,11 @@ def shortened(reduction: Reduction) -> str | Reduction:
         return reduction
 
 
+def loaded(value: Any, family: type[Criterion] | type[Schedule] | type[Reduction]) -> Any:
+    """What a saved setting holds; a reduction may stand there by its short name."""
+    return value if family is Reduction and not isinstance(value, dict) else family.from_dict(value)
+
+
 def is_listed(value: Any) -> bool:
     """Whether a field holds one value for each block."""
     return isinstance(value, Sequence) and not isinstance(value, str)

@@ -6,6 +6,7 @@ image. `n` may be a symbolic size of torch.compile or torch.export.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Site:
         rate: ρ of this block as an exact fraction, (numerator, denominator); see `exact_rate`.
         n: patch tokens present.
         total: patches that entered the first block.
+        share: the rates of the reducing blocks up to this one, this one's included, multiplied.
     """
 
     block: int
@@ -41,6 +43,7 @@ class Site:
     rate: tuple[int, int]
     n: int
     total: int
+    share: float = 1.0
 
 
 class Schedule(Kind):
@@ -259,6 +262,11 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, but got {value!r}.")
     return float(value)  # pyright: ignore[reportArgumentType]
+
+
+def compounded(rates: Sequence[float]) -> float:
+    """The product of keep rates; of equal ones a power, as where one says it of all."""
+    return rates[0] ** len(rates) if len({*rates}) == 1 else math.prod(rates)
 
 
 def exact_rate(keep_rate: float) -> tuple[int, int]:

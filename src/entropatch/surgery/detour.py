@@ -11,8 +11,7 @@ from torch import Tensor
 
 from entropatch.config import Stage
 from entropatch.reductions import SlowFast
-from entropatch.schedule import Site
-from entropatch.surgery.outcome import covered
+from entropatch.surgery.outcome import covered, site_of
 from entropatch.tokens import Plan, Tokens, scatter_tokens
 
 
@@ -56,8 +55,7 @@ def detour(stage: Stage | None, x: Tensor, tokens: Tokens) -> Detour | None:
     """What runs the block of a stage, of tokens (images, prefix + n, width); None where all do."""
     if stage is None or not stage.reduction.detours:
         return None
-    site = Site(stage.block, stage.index, stage.count, stage.rate, tokens.n, tokens.total)
-    count: Any = stage.schedule.count(site, None)
+    count: Any = stage.schedule.count(site_of(stage, tokens), None)
     k = min(max(count, 1), tokens.n)
     if k == tokens.n:
         return None

@@ -8,7 +8,7 @@ put back in the order of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -22,26 +22,12 @@ from entropatch.surgery.detour import Detour, detour
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
+from entropatch.surgery.streams import Stream, leaving, regrouped
 from entropatch.surgery.visit import Visit
-from entropatch.tokens import Plan, Tokens, join
+from entropatch.tokens import Plan, Tokens
 
 # Runs block number i on tokens x, which stand for `tokens`: call(i, x, visit).
 Call = Callable[[int, Tensor, Visit], Tensor]
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Images of one batch on their way through the blocks, with equally many tokens.
-
-    Attributes:
-        x: (images, prefix + n, width).
-        tokens: what they stand for.
-        rows: numbers of these images in the batch, (images,); None for the whole batch.
-    """
-
-    x: Tensor
-    tokens: Tokens
-    rows: Tensor | None = None
 
 
 class Passed:
@@ -111,9 +97,9 @@ class Passed:
                 followers=self.pruning.followers_of(i),
                 projection=_projection(self.pruning.adapter, self.modules[i], stage, len(looking) > 0),
             )
-            left = _leaving(entering, visit, call(i, entering.x, visit), self.reduced)
+            left = leaving(entering, visit, call(i, entering.x, visit), self.reduced)
             after += left if around is None else [_rejoined(stream, around, left[0], visit, self.reduced)]
-        self.streams = after if len(after) == 1 else _regrouped(after)
+        self.streams = after if len(after) == 1 else regrouped(after)
         if i in self._wanted:
             self.taken[i] = self.streams
 
@@ -205,37 +191,6 @@ def _entering(x: Tensor, prefix: int, grid: tuple[int, ...], patches: int | None
     return Tokens(prefix, n, n, followed=followed, grid=grid if patches is None else None)
 
 
-def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) -> list[Stream]:
-    """What a block's output stands for: one stream, or one for each size."""
-    streams: list[Stream] = []
-    prefix, before = visit.tokens.num_prefix_tokens, visit.tokens
-    longest = max(outcome.n for outcome in visit.outcomes)
-    if y.shape[1] != prefix + longest:
-        raise ValueError(
-            f"block {visit.block} returned {y.shape[1]} tokens, but {prefix + longest} were expected: a hook adds or "
-            "removes tokens, which cannot be told from patches. Remove it, or entropatch.unprune_ the model."
-        )
-    for outcome in visit.outcomes:
-        rows, plan = outcome.rows, outcome.plan
-        part = before if rows is None else before.take(rows)
-        tokens = outcome.after(part)
-        if visit.patches is not None and visit.stage is not None:
-            patches, scores = visit.patches, visit.scores
-            if rows is not None:
-                patches, scores = (
-                    patches.index_select(0, rows),
-                    None if scores is None else scores.index_select(0, rows),
-                )
-            numbers = _numbers(stream.rows, rows)
-            reduced.append(Reduced(visit.stage, numbers, scores, patches, part, tokens, plan, visit.backend))
-        if rows is None:
-            streams.append(replace(stream, x=y, tokens=tokens))
-        else:
-            x = y.index_select(0, rows)[:, : prefix + outcome.n]
-            streams.append(Stream(x, tokens, _numbers(stream.rows, rows)))
-    return streams
-
-
 def _projection(adapter: Adapter, block: nn.Module, stage: Stage | None, watched: bool) -> Tensor | None:
     """The weight of the output projection, where a criterion asks for it, or somebody who looks may.
 
@@ -261,30 +216,3 @@ def _rejoined(stream: Stream, around: Detour, left: Stream, visit: Visit, reduce
             Reduced(around.stage, stream.rows, around.scores, patches, around.before, tokens, plan, visit.backend)
         )
     return replace(stream, x=x, tokens=tokens)
-
-
-def _numbers(batch: Tensor | None, rows: Tensor | None) -> Tensor | None:
-    """Numbers in the batch of some rows of a stream."""
-    if rows is None or batch is None:
-        return batch if rows is None else rows
-    return batch.index_select(0, rows)
-
-
-def _regrouped(streams: list[Stream]) -> list[Stream]:
-    """Streams of one size joined, by rising size; the whole batch, once it is of one size again, in its order."""
-    by_size: dict[int, list[Stream]] = {}
-    for stream in streams:
-        # Under torch.jit.trace, which counts multiply-adds, sizes are tensors, of which no two are the same key.
-        by_size.setdefault(int(stream.tokens.n), []).append(stream)
-    joined: list[Stream] = []
-    for _, parts in sorted(by_size.items(), key=lambda item: item[0]):
-        xs, rows = [part.x for part in parts], [part.rows for part in parts if part.rows is not None]
-        joined.append(
-            parts[0] if len(parts) == 1 else Stream(torch.cat(xs), join([p.tokens for p in parts], xs), torch.cat(rows))
-        )
-    if len(joined) > 1:
-        return joined
-    (whole,) = joined
-    assert whole.rows is not None
-    order = whole.rows.argsort()
-    return [Stream(whole.x.index_select(0, order), whole.tokens.take(order))]
