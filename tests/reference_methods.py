@@ -194,3 +194,96 @@ def evo_pass(
                     x[:, prefix + j] += y[:, -1] - entering[:, -1]
             x[:, rows] = y[:, : len(rows)]
         return model.forward_head(model.norm(x)), stages
+
+
+# --- DynamicViT (Rao et al. 2021) --------------------------------------------------------------------------------
+
+
+def linear(layer: Any, x: Sequence[float]) -> list[float]:
+    weight, bias = layer.weight.tolist(), layer.bias.tolist()
+    return [math.fsum(a * b for a, b in zip(row, x, strict=True)) + c for row, c in zip(weight, bias, strict=True)]
+
+
+def gelu(x: Sequence[float]) -> list[float]:
+    return [0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in x]
+
+
+def layer_norm(layer: Any, x: Sequence[float]) -> list[float]:
+    mean = math.fsum(x) / len(x)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in x) / len(x) + layer.eps)
+    scale, shift = layer.weight.tolist(), layer.bias.tolist()
+    return [(value - mean) / spread * a + b for value, a, b in zip(x, scale, shift, strict=True)]
+
+
+def keep_shares(predictor: Any, x: Sequence[Sequence[float]], counted: Sequence[float]) -> list[tuple[float, float]]:
+    """log π of each patch, of the prediction module's own equations; `counted` is D̂ so far."""
+    z = [gelu(linear(predictor.embed[1], layer_norm(predictor.embed[0], row))) for row in x]
+    half = len(z[0]) // 2
+    total = math.fsum(counted)
+    overall = [math.fsum(d * row[c] for d, row in zip(counted, z, strict=True)) / total for c in range(half, 2 * half)]
+    shares = []
+    for row in z:
+        y = row[:half] + overall
+        for number in (0, 2):
+            y = gelu(linear(predictor.score[number], y))
+        keep, drop = linear(predictor.score[4], y)
+        top = max(keep, drop)
+        rest = top + math.log(math.exp(keep - top) + math.exp(drop - top))
+        shares.append((keep - rest, drop - rest))
+    return shares
+
+
+def dynamic_pass(
+    model: Any, predictors: dict[int, Any], image: Tensor, blocks: Sequence[int], rate: float
+) -> tuple[Tensor, list[list[int]]]:
+    """A float64 timm model of plain blocks on one image, of which patches are dropped before some blocks."""
+    prefix, stages = model.num_prefix_tokens, []
+    with torch.no_grad():
+        x = embedded(model, image)
+        n = x.shape[1] - prefix
+        present = list(range(n))
+        for number, block in enumerate(model.blocks):
+            if number in blocks:
+                shares = keep_shares(predictors[number], x[0, prefix:].tolist(), [1.0] * len(present))
+                places = reference.kept_places([keep for keep, _ in shares], int(n * rate ** (len(stages) + 1)))
+                x = x[:, [*range(prefix), *(prefix + place for place in places)]]
+                present = [present[place] for place in places]
+                stages.append(present)
+            q, k, v = softmaxed(block, x)
+            x = x + attended(block, q, k, v)
+            x = x + block.ls2(block.mlp(block.norm2(x)))
+        return model.forward_head(model.norm(x)), stages
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, counted: Sequence[Tensor]) -> Tensor:
+    """Σ_j A_ij v_j with A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik), G_ij = 1 where i = j, else D̂_j; one image."""
+    heads = []
+    for h in range(q.shape[0]):
+        rows = []
+        for i in range(q.shape[1]):
+            terms = [(q[h, i] @ k[h, j] * scale).exp() * (1.0 if i == j else counted[j]) for j in range(q.shape[1])]
+            rows.append(sum(term * v[h, j] for j, term in enumerate(terms)) / sum(terms))
+        heads.append(torch.stack(rows))
+    return torch.stack(heads)
+
+
+def masked_pass(
+    model: Any, image: Tensor, decide: Callable[[int, Tensor, list[Tensor]], list[Tensor] | None]
+) -> tuple[Tensor, list[Tensor]]:
+    """A float64 timm model of plain blocks on one image, with gradients, whose tokens cease to count but stay.
+
+    `decide(block, patches (n, width), counted)` says how much each patch counts from this block on; None: as before.
+    Returns all tokens, normed, and how much each patch counts at the end.
+    """
+    prefix = model.num_prefix_tokens
+    x = embedded(model, image)
+    counted = [torch.ones((), dtype=x.dtype)] * (x.shape[1] - prefix)
+    for number, block in enumerate(model.blocks):
+        counted = decide(number, x[0, prefix:], counted) or counted
+        y = block.norm1(x)
+        heads = block.attn.qkv(y)[0].reshape(x.shape[1], 3, block.attn.num_heads, -1).permute(1, 2, 0, 3)
+        ones = [torch.ones((), dtype=x.dtype)] * prefix
+        out = masked_attention(*heads, block.attn.scale, [*ones, *counted])
+        x = x + block.ls1(block.attn.proj(out.transpose(0, 1).flatten(1)[None]))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    return model.norm(x), counted

@@ -15,6 +15,7 @@ from entropatch.criteria import (
     ColumnNorm,
     Criterion,
     HeadDiversity,
+    KeepPredictor,
     Mix,
     PerImageOrder,
     Product,
@@ -25,9 +26,11 @@ from entropatch.criteria import (
     ValueAttention,
     ValueNormAttention,
 )
+from entropatch.deciding import ShareOfTotal
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.image_schedules import SharedBudget, Threshold
+from entropatch.learning import method_loss
 from entropatch.methods import Method, register_method
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction, SlowFast
 from entropatch.regularisation import entropy_penalty
@@ -61,6 +64,7 @@ __all__ = [
     "Fuse",
     "HeadDiversity",
     "InverseTransform",
+    "KeepPredictor",
     "KeepRate",
     "Merge",
     "Method",
@@ -75,6 +79,7 @@ __all__ = [
     "Renyi",
     "RunningClassAttention",
     "Schedule",
+    "ShareOfTotal",
     "SharedBudget",
     "SlowFast",
     "Synergistic",
@@ -91,6 +96,7 @@ __all__ = [
     "entropy_penalty",
     "export",
     "fit_processor_",
+    "method_loss",
     "prune_",
     "pruning_config",
     "register_method",

@@ -182,6 +182,7 @@ def check_ignored(
         schedule: of the setting.
         keep_rate: of the setting; `usual` where none was given.
     """
+    check_before(parts)
     for criterion, reduction, coverage in parts:
         if not reduction.needs_scores and criterion != Renyi():
             raise ValueError(
@@ -219,6 +220,24 @@ def check_ignored(
             f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, "
             f"but {schedule!r} has {schedule.sizes}."
         )
+
+
+def check_before(parts: Sequence[tuple[Criterion, Reduction, int | None]]) -> None:
+    """Raise ValueError where a criterion that decides before a block stands beside what does not."""
+    early = [criterion for criterion, _, _ in parts if criterion.before]
+    if not early:
+        return
+    if len({*(criterion for criterion, _, _ in parts)}) > 1:
+        raise ValueError(
+            f"{type(early[0]).__name__} has weights that are trained together, so it is the criterion of all pruning "
+            "blocks or of none; give one criterion."
+        )
+    for _, reduction, _ in parts:
+        if not reduction.before:
+            raise ValueError(
+                f"{type(early[0]).__name__} decides before a block's attention, which reduction {reduction.kind!r} "
+                'asks for; use reduction="drop".'
+            )
 
 
 def check_first(parts: Parts, blocks: tuple[int, ...]) -> Parts:

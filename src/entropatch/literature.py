@@ -1,4 +1,4 @@
-"""Methods of the literature by name, training-free: what stands beside the paper's in comparisons that ask for it.
+"""Methods of the literature by name, what stands beside the paper's in comparisons that ask for it.
 
 A method of ours is a line here; `entropatch.methods` offers them with all others. They are compared only when named.
 """
@@ -9,10 +9,12 @@ from entropatch.criteria import (
     AttEntropy,
     ColumnNorm,
     HeadDiversity,
+    KeepPredictor,
     RunningClassAttention,
     ValueAttention,
     ValueNormAttention,
 )
+from entropatch.deciding import ShareOfTotal
 from entropatch.named_method import Method
 from entropatch.reductions import SlowFast
 from entropatch.sampling import InverseTransform
@@ -74,6 +76,15 @@ LITERATURE: tuple[Method, ...] = (
         ValueAttention(),
         schedule=InverseTransform(),
         rank=76,
+        compared=False,
+    ),
+    Method(
+        "dynamicvit",
+        "DynamicViT",
+        "Keeps the patches that a small network, trained with the model, says to keep.",
+        KeepPredictor(),
+        schedule=ShareOfTotal(),
+        rank=78,
         compared=False,
     ),
     Method(

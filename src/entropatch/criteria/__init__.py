@@ -17,6 +17,8 @@ from entropatch.criteria.class_attention import ClassAttention
 from entropatch.criteria.column_norm import ColumnNorm
 from entropatch.criteria.head_diversity import HeadDiversity
 from entropatch.criteria.image_order import PerImageOrder
+from entropatch.criteria.keep_predictor import KeepPredictor
+from entropatch.criteria.learned import LearnedCriterion
 from entropatch.criteria.mixture import Mix, Product
 from entropatch.criteria.random import Random
 from entropatch.criteria.renyi import Renyi
@@ -30,6 +32,8 @@ __all__ = [
     "ColumnNorm",
     "Criterion",
     "HeadDiversity",
+    "KeepPredictor",
+    "LearnedCriterion",
     "Mix",
     "PerImageOrder",
     "Product",

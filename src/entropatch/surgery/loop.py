@@ -20,8 +20,9 @@ from entropatch.config import Stage
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.detour import Detour, detour
 from entropatch.surgery.errors import UnsupportedModelError
+from entropatch.surgery.opening import Opening, unparked
 from entropatch.surgery.split_block import SplitBlock
-from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
+from entropatch.surgery.state import ATTRIBUTE, PREFIX, Pruning, Reduced
 from entropatch.surgery.streams import Stream, leaving, regrouped
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Plan, Tokens
@@ -61,10 +62,12 @@ class Passed:
     ):
         self.pruning: Pruning = vars(model)[ATTRIBUTE]
         adapter, observers = self.pruning.adapter, self.pruning.observers
+        own: Any = model._modules.get(PREFIX)
         self.modules, self.grid = adapter.blocks(model), grid
         self.prefix, self.has_class_token = adapter.num_prefix_tokens(model), adapter.has_class_token(model)
         self.recorder, self.watches = observers.recorder(), observers.watching()
         self.recorded = self.recorder is not None or len(taken) > 0 or followed
+        self.opening = Opening(own, len(self.modules), model.training, self.recorded)
         self.reduced: list[Reduced] = []
         self.taken: dict[int, list[Stream]] = {}
         self._wanted = taken
@@ -81,13 +84,15 @@ class Passed:
             watch.grid = self.grid
         after: list[Stream] = []
         stage = self.pruning.stage(i)
-        for stream in self.streams:
+        streams = self._entering(i, stage)
+        opened = [stream.tokens.n for stream in streams] != [stream.tokens.n for stream in self.streams]
+        for stream in streams:
             around = detour(stage, stream.x, stream.tokens)
             entering = stream if around is None else replace(stream, x=around.x, tokens=around.tokens)
             visit = Visit(
                 i,
                 entering.tokens,
-                None if stage is not None and stage.reduction.detours else stage,
+                None if stage is not None and (stage.reduction.detours or stage.criterion.before) else stage,
                 proportional=self.pruning.proportional,
                 watches=looking,
                 recorded=self.recorded,
@@ -97,14 +102,28 @@ class Passed:
                 followers=self.pruning.followers_of(i),
                 projection=_projection(self.pruning.adapter, self.modules[i], stage, len(looking) > 0),
             )
+            visit.opened = opened
             left = leaving(entering, visit, call(i, entering.x, visit), self.reduced)
             after += left if around is None else [_rejoined(stream, around, left[0], visit, self.reduced)]
         self.streams = after if len(after) == 1 else regrouped(after)
+        if i == len(self.modules) - 1 and self.pruning.closer is not None:
+            self.streams = self.opening.closed(self.pruning.closer, self.streams)
         if i in self._wanted:
             self.taken[i] = self.streams
 
+    def _entering(self, i: int, stage: Stage | None) -> list[Stream]:
+        """What enters block number i: less what its stage drops before it; what was parked is back before the last."""
+        streams = self.streams
+        if i == len(self.modules) - 1 and self.pruning.parker is not None:
+            record = self.reduced if self.recorded else None
+            joined = [unparked(stream, self.pruning.parker, i, record) for stream in streams]
+            streams = joined if len(joined) == 1 else regrouped(joined)
+        return self.opening.opened(stage, streams, self.reduced)
+
     def end(self) -> None:
         """The last block ran."""
+        for learner in self.pruning.observers.learning():
+            learner.end(self.opening.notes, self.streams)
         for watch in self.watches:
             watch.grid = self.grid
         if self.recorder is not None:

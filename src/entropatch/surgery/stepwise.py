@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from entropatch.surgery.loop import Passed
+from entropatch.surgery.loop import Passed, in_order
 from entropatch.surgery.outcome import Outcome
 from entropatch.surgery.state import ATTRIBUTE, Pruning
 from entropatch.surgery.visit import Visit
@@ -52,6 +52,11 @@ class Stepwise:
         """
         before = self._visits.get(id(part))
         if before is not None:
+            if any(visit.opened for visit in before):
+                raise RuntimeError(
+                    f"block {before[0].block} runs again, under a checkpoint of its own, but tokens left before it; "
+                    "use the model's own gradient checkpointing."
+                )
             return self._handed_on(
                 x, [(visit, run(self._left(visit.tokens, visit.rows, x), visit)) for visit in before]
             )
@@ -70,6 +75,10 @@ class Stepwise:
         passing.step(len(self._visits), call)
         self._visits[id(part)] = [visit for visit, _ in done]
         y = self._handed_on(x, done)
+        if len(self._visits) == len(passing.modules) and passing.pruning.closer is not None:
+            prefix = passing.prefix
+            closed = in_order(passing.streams, [stream.x[:, :prefix] for stream in passing.streams])
+            y = torch.cat((closed, y[:, prefix:]), dim=1)
         self._width = y.shape[1]
         return y
 

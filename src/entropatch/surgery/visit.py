@@ -43,6 +43,7 @@ class Visit:
         outcomes: what became of the tokens, once reduced; one entry, or one for each size that images keep.
         patches: values of the patch tokens before the reduction, (batch, n, width), if `recorded`.
         backend: which of `entropatch.kernels` was there to compute entropies.
+        opened: whether tokens left, or came back, right before the block.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Visit:
         self._counts: Tensor | None = None
         self._chosen: Tensor | None = None
         self._attention: BlockAttention | None = None
-        self._seen = False
+        self._seen = self.opened = False
 
     @property
     def keeps_all(self) -> bool:
