@@ -255,16 +255,24 @@ def dynamic_pass(
         return model.forward_head(model.norm(x)), stages
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, counted: Sequence[Tensor]) -> Tensor:
-    """Σ_j A_ij v_j with A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik), G_ij = 1 where i = j, else D̂_j; one image."""
+def masked_attention(block: Any, y: Tensor, counted: Sequence[Tensor] | None = None) -> Tensor:
+    """What the attention of a plain timm block adds to one image's tokens, from y (1, tokens, width), with gradients.
+
+    Row i is Σ_j A_ij v_j with A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik), G_ij = 1 where i = j, else D̂_j.
+    """
+    attention, tokens = block.attn, y.shape[1]
+    q, k, v = attention.qkv(y)[0].reshape(tokens, 3, attention.num_heads, -1).permute(1, 2, 0, 3)
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    one = torch.ones((), dtype=y.dtype)
     heads = []
     for h in range(q.shape[0]):
         rows = []
-        for i in range(q.shape[1]):
-            terms = [(q[h, i] @ k[h, j] * scale).exp() * (1.0 if i == j else counted[j]) for j in range(q.shape[1])]
-            rows.append(sum(term * v[h, j] for j, term in enumerate(terms)) / sum(terms))
+        for i in range(tokens):
+            row = torch.stack([one if counted is None or i == j else counted[j] for j in range(tokens)])
+            terms = (k[h] @ q[h, i] * attention.scale).exp() * row
+            rows.append(terms @ v[h] / terms.sum())
         heads.append(torch.stack(rows))
-    return torch.stack(heads)
+    return attention.proj(torch.cat(heads, dim=1)[None])
 
 
 def masked_pass(
@@ -280,10 +288,100 @@ def masked_pass(
     counted = [torch.ones((), dtype=x.dtype)] * (x.shape[1] - prefix)
     for number, block in enumerate(model.blocks):
         counted = decide(number, x[0, prefix:], counted) or counted
-        y = block.norm1(x)
-        heads = block.attn.qkv(y)[0].reshape(x.shape[1], 3, block.attn.num_heads, -1).permute(1, 2, 0, 3)
         ones = [torch.ones((), dtype=x.dtype)] * prefix
-        out = masked_attention(*heads, block.attn.scale, [*ones, *counted])
-        x = x + block.ls1(block.attn.proj(out.transpose(0, 1).flatten(1)[None]))
+        x = x + block.ls1(masked_attention(block, block.norm1(x), [*ones, *counted]))
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return model.norm(x), counted
+
+
+# --- Token Cropr (Bergner et al. 2025) ---------------------------------------------------------------------------
+
+
+def cropr_pass(
+    model: Any, scorers: dict[int, Any], image: Tensor, removed: int, join: bool
+) -> tuple[Tensor, Tensor, list[list[int]], list[Tensor]]:
+    """A float64 timm model of plain blocks on one image, with gradients: `removed` patches leave before some blocks.
+
+    Returns the output, all normed tokens, the patches present after each pruning, and the auxiliary predictions.
+    """
+    prefix, stages, auxiliary = model.num_prefix_tokens, [], []
+    x = embedded(model, image)
+    present = list(range(x.shape[1] - prefix))
+    waiting: dict[int, Tensor] = {}
+    for number, block in enumerate(model.blocks):
+        if number in scorers:
+            scorer, rows = scorers[number], [row.detach() for row in x[0, prefix:]]
+            scores = [math.fsum((query * row).sum().item() for query in scorer.query) for row in rows]
+            summed = []
+            for query in scorer.query:
+                terms = [((query * row).sum() / math.sqrt(len(row))).exp() for row in rows]
+                y = sum(term * row for term, row in zip(terms, rows, strict=True)) / sum(terms)
+                summed.append(y + scorer.mlp(scorer.norm(y)))
+            auxiliary.append(scorer.head(sum(summed) / len(summed)))
+            places = reference.kept_places(scores, len(rows) - removed)
+            for place, patch in enumerate(present):
+                if place not in places:
+                    waiting[patch] = x[:, prefix + place]
+            x = x[:, [*range(prefix), *(prefix + place for place in places)]]
+            present = [present[place] for place in places]
+            stages.append(present)
+        if join and number == len(model.blocks) - 1:
+            there = waiting | {patch: x[:, prefix + place] for place, patch in enumerate(present)}
+            x = torch.cat([x[:, :prefix], torch.stack([there[patch] for patch in sorted(there)], 1)], 1)
+        x = x + block.ls1(masked_attention(block, block.norm1(x)))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    tokens = model.norm(x)
+    return model.forward_head(tokens), tokens, stages, auxiliary
+
+
+# --- A-ViT (Yin et al. 2022) -------------------------------------------------------------------------------------
+
+
+def halting_pass(
+    model: Any, image: Tensor, scale: float, centre: float, epsilon: float
+) -> tuple[Tensor, list[list[int]], list[Tensor], list[Tensor]]:
+    """A float64 timm model of plain blocks on one image, with gradients, whose tokens halt one by one.
+
+    Only the tokens that run take part in a block. Returns the output; the patches that still run behind each block but
+    the last; N_k + r_k of each token; and Σ_k h_k of each block.
+    """
+    prefix, depth = model.num_prefix_tokens, len(model.blocks)
+    x = embedded(model, image)
+    size = x.shape[1]
+    values = [x[0, k] for k in range(size)]
+    running = list(range(size))
+    counted = [0, *range(prefix, size)]
+    sums, left, ponder = [0.0] * size, [torch.ones((), dtype=x.dtype)] * size, [0.0] * size
+    output, class_done = torch.zeros_like(values[0]), False
+    stages, halting = [], []
+    for number, block in enumerate(model.blocks):
+        entering = torch.stack([values[k] for k in running])[None]
+        y = entering + block.ls1(masked_attention(block, block.norm1(entering)))
+        y = y + block.ls2(block.mlp(block.norm2(y)))
+        for place, k in enumerate(running):
+            values[k] = y[0, place]
+        after, total = [], 0.0
+        for k in running:
+            if k not in counted:
+                after.append(k)
+                continue
+            h = torch.ones((), dtype=x.dtype) if number == depth - 1 else (scale * values[k][0] - centre).sigmoid()
+            total = total + h
+            sums[k] = sums[k] + h
+            ponder[k] = ponder[k] + 1
+            if sums[k] < 1 - epsilon:
+                if k == 0:
+                    output = output + h * values[0]
+                left[k] = left[k] - h
+                after.append(k)
+            else:
+                if k == 0:
+                    output, class_done = output + left[0] * values[0], True
+                ponder[k] = ponder[k] + left[k]
+        halting.append(total)
+        running = after
+        if number < depth - 1:
+            stages.append([k - prefix for k in running if k >= prefix])
+    assert class_done
+    tokens = torch.stack([output, *values[1:]])[None]
+    return model.forward_head(model.norm(tokens)), stages, [ponder[k] for k in counted], halting

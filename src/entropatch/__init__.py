@@ -14,11 +14,13 @@ from entropatch.criteria import (
     ClassAttention,
     ColumnNorm,
     Criterion,
+    Halting,
     HeadDiversity,
     KeepPredictor,
     Mix,
     PerImageOrder,
     Product,
+    QueryScore,
     Random,
     Renyi,
     RunningClassAttention,
@@ -26,13 +28,13 @@ from entropatch.criteria import (
     ValueAttention,
     ValueNormAttention,
 )
-from entropatch.deciding import ShareOfTotal
+from entropatch.deciding import RemoveBetweenBlocks, ShareOfTotal
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.image_schedules import SharedBudget, Threshold
 from entropatch.learning import method_loss
 from entropatch.methods import Method, register_method
-from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction, SlowFast
+from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Park, Reduction, SlowFast
 from entropatch.regularisation import entropy_penalty
 from entropatch.sampling import InverseTransform
 from entropatch.schedule import CumulativeImportance, FloorRate, KeepRate, RemovePerBlock, Schedule
@@ -62,6 +64,7 @@ __all__ = [
     "Drop",
     "FloorRate",
     "Fuse",
+    "Halting",
     "HeadDiversity",
     "InverseTransform",
     "KeepPredictor",
@@ -69,12 +72,15 @@ __all__ = [
     "Merge",
     "Method",
     "Mix",
+    "Park",
     "PerImageOrder",
     "Plan",
     "Product",
     "PruneConfig",
+    "QueryScore",
     "Random",
     "Reduction",
+    "RemoveBetweenBlocks",
     "RemovePerBlock",
     "Renyi",
     "RunningClassAttention",

@@ -168,7 +168,7 @@ class PruneConfig:
             raise ValueError(f"keep_rate must be one number or one per block {blocks}, but got {len(rates)} rates.")
         check_lengths({name: getattr(self, name) for name in _CHECKS}, blocks)
         self.schedule.check(len(blocks))
-        parts = check_first(self.parts if len(self.parts) > 1 else self.parts * len(blocks), blocks)
+        parts = check_first(self.parts if len(self.parts) > 1 else self.parts * len(blocks), blocks, depth)
         return tuple(
             Stage(block, i, len(blocks), rate, exact_rate(rate), a, b, self.schedule, side, compounded(rates[: i + 1]))
             for i, (block, rate, (a, b, side)) in enumerate(zip(blocks, rates, parts, strict=True))

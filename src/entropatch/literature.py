@@ -8,15 +8,17 @@ from __future__ import annotations
 from entropatch.criteria import (
     AttEntropy,
     ColumnNorm,
+    Halting,
     HeadDiversity,
     KeepPredictor,
+    QueryScore,
     RunningClassAttention,
     ValueAttention,
     ValueNormAttention,
 )
-from entropatch.deciding import ShareOfTotal
+from entropatch.deciding import AboveZeroEverywhere, RemoveBetweenBlocks, ShareOfTotal
 from entropatch.named_method import Method
-from entropatch.reductions import SlowFast
+from entropatch.reductions import Park, SlowFast
 from entropatch.sampling import InverseTransform
 from entropatch.schedule import FloorRate
 
@@ -85,6 +87,25 @@ LITERATURE: tuple[Method, ...] = (
         KeepPredictor(),
         schedule=ShareOfTotal(),
         rank=78,
+        compared=False,
+    ),
+    Method(
+        "cropr",
+        "Token Cropr",
+        "Keeps the patches that a learned query finds; the others wait and are joined again before the last block.",
+        QueryScore(),
+        Park(),
+        RemoveBetweenBlocks(),
+        rank=79,
+        compared=False,
+    ),
+    Method(
+        "a-vit",
+        "A-ViT",
+        "Keeps a patch until its halting scores, which its own first channel says, add up to one.",
+        Halting(),
+        schedule=AboveZeroEverywhere(),
+        rank=80,
         compared=False,
     ),
     Method(

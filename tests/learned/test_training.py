@@ -137,6 +137,18 @@ def test_how_a_run_is_carried_out_does_not_change_the_result(tmp_path: Path, opt
         torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["cropr", "a-vit"])
+def test_others_train_too(name: str, tmp_path: Path) -> None:
+    prune = PruneConfig(method=name)
+    run(tmp_path, prune=prune, recipe=recipe(epochs=1))
+    found, start = load_weights(tmp_path / "final.safetensors"), prune_(SPEC.build(10, SIZE), prune).state_dict()
+    assert found.keys() == start.keys()
+    assert all(value.isfinite().all() for value in found.values())
+    moved = {key for key, value in found.items() if not torch.equal(value, start[key])}
+    assert "blocks.0.attn.qkv.weight" in moved
+    assert {key for key in found if "entropatch" in key} <= moved
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="are for a method with weights of its own"):
         run(tmp_path, prune=PruneConfig(), recipe=RECIPE)

@@ -147,6 +147,7 @@ def test_refusals_leave_the_model_as_it_was() -> None:
     assert isinstance(model.entropatch, torch.nn.Identity)
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     model = prune_(create("deit"), **METHOD)
     awaken(model.entropatch)  # pyright: ignore[reportArgumentType]

@@ -69,6 +69,8 @@ class Decision:
         mask: while a model trains, how much each token counts from here on, (images, prefix + n), 0 or 1 with
             gradients; then no token leaves. None: the schedule and the reduction have their way.
         appended: weights of tokens that are appended while a mask is there, (images, e, n), with gradients.
+        prefix_mask: how much each prefix token counts as a key from here on, (images, prefix), 0 or 1, where tokens
+            leave; None: all do.
         carried, states: handed on, as in `Entering`.
         note: what the loss reads, by name.
     """
@@ -76,6 +78,7 @@ class Decision:
     scores: Tensor
     mask: Tensor | None = None
     appended: Tensor | None = None
+    prefix_mask: Tensor | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     states: Mapping[str, Tensor] = field(default_factory=dict)
     note: Mapping[str, Tensor] = field(default_factory=dict)
@@ -149,6 +152,7 @@ class LearnedCriterion(Criterion):
         teaches: whether its loss asks for a teacher, a dense model.
         has_weights: whether it has any.
         closes: whether it changes the tokens once the last block ran; see `close`.
+        every: whether it must look before every block but the first.
         recipe: what `entropatch finetune` starts from; a name of `entropatch.train.RECIPES`, None for the usual one.
     """
 
@@ -157,6 +161,7 @@ class LearnedCriterion(Criterion):
     has_weights: ClassVar[bool] = True
     teaches: ClassVar[bool] = False
     closes: ClassVar[bool] = False
+    every: ClassVar[bool] = False
     recipe: ClassVar[str | None] = None
     seed: int = 0
 

@@ -78,7 +78,8 @@ class Opening:
         self, stage: Stage, criterion: LearnedCriterion, stream: Stream, reduced: list[Reduced]
     ) -> list[Stream]:
         entering = self._entering(stream, stage.block)
-        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+        # Where a criterion changes what comes out, gradients pass through it at inference too.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or criterion.closes)):
             decision = criterion.decide(entering)
         shape = entering.patches.shape[0], stream.tokens.n
         scores = checked_scores(criterion, decision.scores, shape, "decide").detach()
@@ -89,6 +90,9 @@ class Opening:
             carried={**stream.tokens.carried, **decision.carried},
             states={**stream.tokens.states, **decision.states},
         )
+        if decision.prefix_mask is not None:
+            prefix = decision.prefix_mask
+            tokens = replace(tokens, mask=torch.cat((prefix, prefix.new_ones(shape)), dim=1))
         if stage.schedule.uses_keep_rate and stage.share == 1:  # scored for a trace only
             return [_done(stage, stream, None, scores, None, tokens, reduced if self.recorded else None)]
         if decision.mask is not None:

@@ -41,7 +41,12 @@ def join(parts: list[Tokens], like: list[Tensor]) -> Tokens:
         sizes = torch.cat([one if part.sizes is None else part.sizes for part, one in zip(parts, ones, strict=True)])
     carried = {name: torch.cat([part.carried[name] for part in parts]) for name in first.carried}
     states = {name: torch.cat([part.states[name] for part in parts]) for name in first.states}
-    valid, mask = (_joined([getattr(part, name) for part in parts]) for name in ("valid", "mask"))
+    valid = None if first.valid is None else torch.cat([part.valid for part in parts if part.valid is not None])
+    mask = None
+    if any(part.mask is not None for part in parts):
+        width = first.num_prefix_tokens + first.n
+        ones = [torch.ones(x.shape[0], width, device=x.device) for x in like]
+        mask = torch.cat([one if part.mask is None else part.mask for part, one in zip(parts, ones, strict=True)])
     parked = None
     if first.parked is not None:
         values, numbers = zip(*(part.parked for part in parts if part.parked is not None), strict=True)
@@ -57,11 +62,6 @@ def join(parts: list[Tokens], like: list[Tensor]) -> Tokens:
         states=states,
         parked=parked,
     )
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
 
 
 def leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) -> list[Stream]:
