@@ -385,3 +385,66 @@ def halting_pass(
     assert class_done
     tokens = torch.stack([output, *values[1:]])[None]
     return model.forward_head(model.norm(tokens)), stages, [ponder[k] for k in counted], halting
+
+
+# --- SPViT (Kong et al. 2022) ------------------------------------------------------------------------------------
+
+
+def selector_shares(selector: Any, x: Sequence[Tensor], counted: Sequence[Any]) -> list[Tensor]:
+    """s of each patch, (2,), of the token selector's own equations, with gradients; x are tokens (width,)."""
+    cut = [selector.norm(row).reshape(selector.heads, -1) for row in x]
+    heads = []
+    for h in range(selector.heads):
+        overall = sum(d * selector.overall(row[h]) for d, row in zip(counted, cut, strict=True)) / sum(counted)
+        heads.append([selector.score(torch.cat((selector.local(row[h]), overall))).softmax(0) for row in cut])
+    shares = []
+    for j, row in enumerate(cut):
+        voices = selector.voice(torch.stack([row[h].mean() for h in range(selector.heads)])).sigmoid()
+        shares.append(sum(voices[h] * heads[h][j] for h in range(selector.heads)) / voices.sum())
+    return shares
+
+
+def packaging_pass(
+    model: Any, image: Tensor, selectors: dict[int, Any], drawn: Callable[[int, int, Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor, list[list[int]], list[Any], list[Any]]:
+    """A float64 timm model of plain blocks on one image, with gradients, that packages patches before some blocks.
+
+    With `drawn(stage, patch, log_shares)`, which says how much a patch is kept, all stay and are masked; without, those
+    that are not kept leave. Returns the output, all normed tokens, the patches that stay in each stage, the share of
+    the patches that count in each, and how much each patch counts at the end.
+    """
+    prefix = model.num_prefix_tokens
+    x = embedded(model, image)
+    one = torch.ones((), dtype=x.dtype)
+    patches = list(range(x.shape[1] - prefix))
+    total = len(patches)
+    counted, extra, stages, shares = dict.fromkeys(patches, one), [], [], []
+    for number, block in enumerate(model.blocks):
+        if number in selectors:
+            rows = [x[0, prefix + place] for place in range(len(patches))]
+            s = selector_shares(selectors[number], rows, [counted[j] for j in patches])
+            if drawn is None:
+                stay = [place for place in range(len(patches)) if s[place][0] > s[place][1]]
+                gone = [place for place in range(len(patches)) if place not in stay]
+                packed = [(s[place][0], rows[place]) for place in gone]
+            else:
+                after = {j: counted[j] * drawn(len(stages), j, s[j].log()) for j in patches}
+                stay, packed = patches, [(s[j][0] * (counted[j] - after[j]), rows[j]) for j in patches]
+                counted = after
+                shares.append(sum(counted.values()) / total)
+            weights = sum((w for w, _ in packed), torch.zeros((), dtype=x.dtype))
+            there = bool(weights > 1e-6)
+            keep = [*range(prefix), *(prefix + place for place in stay)]
+            parts = [x[:, keep], x[:, prefix + len(patches) :]]
+            if there or drawn is not None:
+                package = sum(w * row for w, row in packed) / (weights if there else one)
+                parts.append(package[None, None])
+                extra.append(one if there else 0 * one)
+            x = torch.cat(parts, 1)
+            patches = [patches[place] for place in stay]
+            stages.append([j for j in patches if counted[j] > 0.5])
+        d = [one] * prefix + [counted[j] for j in patches] + extra
+        x = x + block.ls1(masked_attention(block, block.norm1(x), d))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    tokens = model.norm(x)
+    return model.forward_head(tokens), tokens, stages, shares, [counted[j] for j in patches]

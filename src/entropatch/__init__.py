@@ -16,6 +16,7 @@ from entropatch.criteria import (
     Criterion,
     Halting,
     HeadDiversity,
+    HeadSelector,
     KeepPredictor,
     Mix,
     PerImageOrder,
@@ -28,13 +29,13 @@ from entropatch.criteria import (
     ValueAttention,
     ValueNormAttention,
 )
-from entropatch.deciding import RemoveBetweenBlocks, ShareOfTotal
+from entropatch.deciding import AboveZero, RemoveBetweenBlocks, ShareOfTotal, TowardsShare
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.image_schedules import SharedBudget, Threshold
 from entropatch.learning import method_loss
 from entropatch.methods import Method, register_method
-from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Park, Reduction, SlowFast
+from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Package, Park, Reduction, SlowFast
 from entropatch.regularisation import entropy_penalty
 from entropatch.sampling import InverseTransform
 from entropatch.schedule import CumulativeImportance, FloorRate, KeepRate, RemovePerBlock, Schedule
@@ -54,6 +55,7 @@ from entropatch.tokens import Plan, Tokens
 from entropatch.version import __version__
 
 __all__ = [
+    "AboveZero",
     "AttEntropy",
     "BipartiteMerge",
     "BlockAttention",
@@ -66,12 +68,14 @@ __all__ = [
     "Fuse",
     "Halting",
     "HeadDiversity",
+    "HeadSelector",
     "InverseTransform",
     "KeepPredictor",
     "KeepRate",
     "Merge",
     "Method",
     "Mix",
+    "Package",
     "Park",
     "PerImageOrder",
     "Plan",
@@ -91,6 +95,7 @@ __all__ = [
     "Synergistic",
     "Threshold",
     "Tokens",
+    "TowardsShare",
     "Trace",
     "UnsupportedModelError",
     "ValueAttention",

@@ -230,6 +230,13 @@ def check_ignored(
 def check_before(parts: Sequence[tuple[Criterion, Reduction, int | None]]) -> None:
     """Raise ValueError where a criterion that decides before a block stands beside what does not."""
     early = [criterion for criterion, _, _ in parts if criterion.before]
+    for criterion, _, _ in parts:
+        for part in vars(criterion).values():
+            if isinstance(part, Criterion) and part.before:
+                raise ValueError(
+                    f"{type(part).__name__} decides before a block's attention, so it cannot be a part of "
+                    f"{type(criterion).__name__}, which asks that; use it alone."
+                )
     if not early:
         if any(reduction.parks for _, reduction, _ in parts):
             raise ValueError(

@@ -75,3 +75,19 @@ class AboveZeroEverywhere(AboveZero):
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return tuple(range(1, depth))
+
+
+@dataclass(frozen=True)
+class TowardsShare(AboveZero):
+    """`AboveZero`, of a model that is trained to keep a share ρ^s of the batch's patches in the s-th reducing block.
+
+    At inference the scores alone say how many stay; SPViT's (Kong et al. 2022). A keep rate of 1 keeps all.
+    """
+
+    @property
+    def uses_keep_rate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return True
+
+    @property
+    def label(self) -> str:
+        return ""

@@ -56,13 +56,15 @@ class MethodLoss:
             RuntimeError: no forward pass ran. ValueError: the method asks for targets or a teacher, and has none.
         """
         tokens, values = self._own.seen()
+        mask = tokens.mask
+        if mask is not None and tokens.n > tokens.total:  # tokens were appended behind the patches
+            there = tokens.num_prefix_tokens + tokens.total
+            values, mask = values[:, :there], mask[:, :there]
         taught = None
         if self._taught is not None and self._criterion.teaches:
             with torch.no_grad():
                 taught = self._taught.seen()[1].detach()
-        seen = Seen(
-            self._own.notes, values, tokens.mask, tokens.num_prefix_tokens, self._depth, taught, targets, smoothing
-        )
+        seen = Seen(self._own.notes, values, mask, tokens.num_prefix_tokens, self._depth, taught, targets, smoothing)
         return self._criterion.losses(seen)
 
     def value(self, targets: Tensor | None = None, smoothing: float = 0.0) -> Tensor:

@@ -10,15 +10,16 @@ from entropatch.criteria import (
     ColumnNorm,
     Halting,
     HeadDiversity,
+    HeadSelector,
     KeepPredictor,
     QueryScore,
     RunningClassAttention,
     ValueAttention,
     ValueNormAttention,
 )
-from entropatch.deciding import AboveZeroEverywhere, RemoveBetweenBlocks, ShareOfTotal
+from entropatch.deciding import AboveZeroEverywhere, RemoveBetweenBlocks, ShareOfTotal, TowardsShare
 from entropatch.named_method import Method
-from entropatch.reductions import Park, SlowFast
+from entropatch.reductions import Package, Park, SlowFast
 from entropatch.sampling import InverseTransform
 from entropatch.schedule import FloorRate
 
@@ -106,6 +107,16 @@ LITERATURE: tuple[Method, ...] = (
         Halting(),
         schedule=AboveZeroEverywhere(),
         rank=80,
+        compared=False,
+    ),
+    Method(
+        "spvit",
+        "SPViT",
+        "Keeps the patches that the heads, by small networks of their own, say to keep; a package of the others stays.",
+        HeadSelector(),
+        Package(),
+        TowardsShare(),
+        rank=81,
         compared=False,
     ),
     Method(

@@ -189,6 +189,8 @@ def test_what_does_not_fit_is_refused() -> None:
         PruneConfig(criterion=KeepPredictor(), reduction="merge")
     with pytest.raises(ValueError, match="criterion of all pruning blocks or of none"):
         PruneConfig(criterion=(KeepPredictor(), entropatch.Renyi(2.0)), blocks=(1, 2))
+    with pytest.raises(ValueError, match="cannot be a part of Mix"):
+        PruneConfig(criterion=entropatch.Mix(KeepPredictor(), entropatch.Renyi(2.0)))
     with pytest.raises(ValueError, match="ratio_weight must be a weight of at least 0"):
         KeepPredictor(ratio_weight=-1)
     with pytest.raises(ValueError, match="has no loss of its own"), method_loss(prune_(create("deit"))):

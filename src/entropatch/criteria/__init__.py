@@ -17,6 +17,7 @@ from entropatch.criteria.class_attention import ClassAttention
 from entropatch.criteria.column_norm import ColumnNorm
 from entropatch.criteria.halting import Halting
 from entropatch.criteria.head_diversity import HeadDiversity
+from entropatch.criteria.head_selector import HeadSelector
 from entropatch.criteria.image_order import PerImageOrder
 from entropatch.criteria.keep_predictor import KeepPredictor
 from entropatch.criteria.learned import LearnedCriterion
@@ -35,6 +36,7 @@ __all__ = [
     "Criterion",
     "Halting",
     "HeadDiversity",
+    "HeadSelector",
     "KeepPredictor",
     "LearnedCriterion",
     "Mix",

@@ -25,6 +25,7 @@ class Entering:
             all stand where they stood.
         mask: how much each token counts so far, (images, prefix + n), 0 or 1; None: all do.
         carried, states: what the method handed on, of each patch (images, n, …) and of each image (images, …).
+        total: patches that entered the first block; while a model trains by masks these are the first.
         block, depth: 0-based index of the block, and how many there are; block = depth behind the last.
         weights: those of this block; None for a criterion that has none.
         training: whether the model trains.
@@ -36,6 +37,7 @@ class Entering:
     mask: Tensor | None
     carried: Mapping[str, Tensor]
     states: Mapping[str, Tensor]
+    total: int
     block: int
     depth: int
     weights: nn.Module | None
@@ -68,7 +70,8 @@ class Decision:
         scores: importance of the patches present, (images, n), larger = keep.
         mask: while a model trains, how much each token counts from here on, (images, prefix + n), 0 or 1 with
             gradients; then no token leaves. None: the schedule and the reduction have their way.
-        appended: weights of tokens that are appended while a mask is there, (images, e, n), with gradients.
+        appended, appended_mask: weights of tokens that are appended while a mask is there, (images, e, n), and how much
+            each counts, (images, e).
         prefix_mask: how much each prefix token counts as a key from here on, (images, prefix), 0 or 1, where tokens
             leave; None: all do.
         carried, states: handed on, as in `Entering`.
@@ -78,6 +81,7 @@ class Decision:
     scores: Tensor
     mask: Tensor | None = None
     appended: Tensor | None = None
+    appended_mask: Tensor | None = None
     prefix_mask: Tensor | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     states: Mapping[str, Tensor] = field(default_factory=dict)
@@ -105,7 +109,7 @@ class Seen:
 
     Attributes:
         notes: of its blocks, in order.
-        tokens: what left the last block, normed, (batch, prefix + n, width).
+        tokens: what left the last block, normed, (batch, prefix + n, width), without tokens that were appended.
         mask: which tokens count at the end, (batch, prefix + n); None: all do.
         num_prefix_tokens: of them.
         depth: how many blocks there are.

@@ -68,6 +68,7 @@ class Opening:
             tokens.mask,
             tokens.carried,
             tokens.states,
+            tokens.total,
             block,
             self.depth,
             own,
@@ -125,6 +126,8 @@ class Opening:
             plan = Plan(everyone, appended=decision.appended)
             x = torch.cat((x[:, :prefix], plan.apply(x[:, prefix:])), dim=1)
         after = tokens if plan is None else tokens.after(plan)
+        if decision.appended_mask is not None and decision.mask is not None:
+            after = replace(after, mask=torch.cat((decision.mask, decision.appended_mask), dim=1))
         if self.recorded:
             reduced.append(_record(stage, stream, None, scores, tokens, after, plan))
         return replace(stream, x=x, tokens=after)
