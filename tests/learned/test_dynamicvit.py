@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from small_models import awaken, create, photographs
 import entropatch
 from entropatch import KeepPredictor, PruneConfig, UnsupportedModelError, method_loss, prune_
 from entropatch.deciding import ShareOfTotal
+from entropatch.measure import count_flops
 from entropatch.schedule import Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -202,3 +204,21 @@ def test_what_does_not_fit_is_refused() -> None:
         model.train()(photographs(model).double())
         with pytest.raises(ValueError, match="asks for a teacher"):
             own.value()
+
+
+def test_multiply_adds_include_the_predictors() -> None:
+    width, model = 32, prune_(create("deit"), method="dynamicvit", keep_rate=0.7)
+    counted = count_flops(model, photographs(model)[:1])
+    tokens = (25, 17, 12, 8)
+    blocks = sum(12 * width**2 * (1 + n) for n in tokens) + 5 * width
+    own = sum(n * (width**2 + width**2 // 2 + width**2 // 8 + width // 2) for n in tokens[:3])
+    assert counted.by_operator["linear"] == blocks + own
+
+
+def test_an_exported_file_decides_as_the_model(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    model = pruned().float()
+    lines: list[str] = []
+    entropatch.export(model, photographs(model, 3), tmp_path / "model.onnx", on_message=lines.append)
+    assert any("kept sets: equal for 4 of 4 images" in line for line in lines)

@@ -111,6 +111,10 @@ def test_another_setting_of_the_method_keeps_them_and_another_method_puts_them_a
     assert model.entropatch["1"] is first
     prune_(model, method="evit")
     assert not hasattr(model, "entropatch")
+    prune_(model, keep_rate=0.8)
+    prune_(model, method="cropr")
+    assert list(model.entropatch) == ["1", "2"]
+    unprune_(model)
     prune_(model, **METHOD)
     assert model.entropatch["1"] is first  # an optimiser still has its parameters
     assert torch.equal(run(model), expected)

@@ -139,7 +139,7 @@ class Halting(LearnedCriterion):
         bound = 1 - self.epsilon
         running = (before < bound).detach()
         sums = torch.where(running, before + h, before)
-        stops = running & ((sums >= bound) | last)
+        stops = running if last else running & (sums >= bound)
         share = torch.where(stops, 1 - before, torch.where(running, h, 0.0))
         output = output + share[:, :1] * x[:, 0].to(h.dtype)
         ponder = ponder + running.to(h.dtype) + torch.where(stops, 1 - before, 0.0)

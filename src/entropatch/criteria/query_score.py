@@ -73,7 +73,7 @@ class QueryScore(LearnedCriterion):
     def decide(self, entering: Entering) -> Decision:
         scorer: Any = entering.weights
         patches = entering.patches.detach()
-        scores = patches @ scorer.query.detach().sum(0)
+        scores = F.linear(patches, scorer.query.detach().sum(0, keepdim=True))[..., 0]
         note = {}
         if entering.training and torch.is_grad_enabled() and scorer.head is not None:
             note = {"logits": scorer(patches)}

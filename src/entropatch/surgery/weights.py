@@ -53,7 +53,7 @@ def fit_weights(model: Any, adapter: Adapter, stages: Sequence[Stage | None], cl
     aside = before or Aside()
     key = next(iter(wanted.values())).weights_key if wanted else ""
     _refuse_name(model, before)
-    known = aside.modules.get(key, {}) | (dict(_used(model).items()) if aside.key == key else {})
+    known = aside.modules.get(key, {}) | (dict(_used(model).items()) if key and aside.key == key else {})
     parts = dict(known)
     for block, criterion in wanted.items():
         if str(block) not in parts:
@@ -61,7 +61,8 @@ def fit_weights(model: Any, adapter: Adapter, stages: Sequence[Stage | None], cl
             if part is not None:
                 parts[str(block)] = part
     used = {name: part for name, part in parts.items() if int(name) in wanted}
-    _load(used, aside.loaded, key) if wanted else None
+    if wanted:
+        _load(used, aside.loaded, key)
     # From here on nothing fails.
     put_aside(model)
     aside = vars(model).setdefault(ASIDE, aside)
