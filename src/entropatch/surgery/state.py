@@ -20,6 +20,7 @@ from entropatch.surgery.wrappers import inside
 from entropatch.tokens import Plan, Tokens
 
 ATTRIBUTE = "_entropatch"
+NO_BACKEND = "none"  # in `Reduced`, where no entropy was asked for
 PREFIX = "entropatch"  # the module of a pruned model that holds the weights of a method that has its own
 
 
@@ -212,6 +213,11 @@ class Pruning:
         object.__setattr__(self, "parker", next((one for one in reversed(there) if one.reduction.parks), None))
         learned = [one.criterion for one in there if isinstance(one.criterion, LearnedCriterion)]
         object.__setattr__(self, "closer", next((one for one in learned if one.closes), None))
+
+    @property
+    def detours(self) -> bool:
+        """Whether tokens wait beside blocks until others have run them."""
+        return any(stage is not None and stage.reduction.detours for stage in self.stages)
 
     @property
     def proportional(self) -> bool:
