@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from entropatch.config import PruneConfig
 from entropatch.criteria.learned import LearnedCriterion, Note, Seen
-from entropatch.surgery import is_pruned, prune_, pruning_config, unprune_
+from entropatch.surgery import UnsupportedModelError, is_pruned, prune_, pruning_config, unprune_
 from entropatch.surgery.state import among, pruned_part, pruning_of, this_thread
 
 
@@ -79,6 +79,12 @@ def learned_criterion(config: PruneConfig | None) -> LearnedCriterion | None:
     return criterion if isinstance(criterion, LearnedCriterion) else None
 
 
+def _reads_patches(model: Any) -> bool:
+    """Whether a model says that it pools its patches, as timm's and OpenCLIP's do; of others it is not known."""
+    pool = getattr(model, "global_pool", getattr(model, "pool_type", ""))
+    return pool in ("avg", "avgmax", "max", "map") or getattr(model, "attn_pool", None) is not None
+
+
 @contextmanager
 def method_loss(model: nn.Module, teacher: nn.Module | None = None) -> Iterator[MethodLoss]:
     """The loss of the method that a model is pruned by, beside the cross entropy, for training.
@@ -96,6 +102,8 @@ def method_loss(model: nn.Module, teacher: nn.Module | None = None) -> Iterator[
 
     Raises:
         ValueError: the model is not pruned, or by a method without a loss of its own.
+        UnsupportedModelError: its head reads patches, which training only masks. (Heads that a larger model puts around
+            it, such as that of transformers' Dinov2ForImageClassification, are not looked at.)
 
     Example:
         >>> with entropatch.method_loss(model, teacher) as own:
@@ -110,6 +118,12 @@ def method_loss(model: nn.Module, teacher: nn.Module | None = None) -> Iterator[
     if criterion is None:
         raise ValueError(
             f"the method {pruning_config(model).label} has no loss of its own; train it with the cross entropy alone."
+        )
+    if criterion.masks and _reads_patches(pruned_part(model)):
+        raise UnsupportedModelError(
+            f"the head of this {type(pruned_part(model)).__name__} reads patches, so those that "
+            f"{type(criterion).__name__} only masks in training would still be read; use a model that reads its class "
+            "token (timm: global_pool='token')."
         )
     with ExitStack() as stack:
         if teacher is not None and not is_pruned(teacher):

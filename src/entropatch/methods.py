@@ -21,6 +21,7 @@ from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
 
 DENSE = "dense"  # how comparisons call the model without pruning; no method
 RANDOM = "random"  # the method that others are set beside
+ALL, TRAINING_FREE = "all", "training-free"  # groups of methods, where several may be named
 
 _LOW_ENTROPY = "Keeps the patches whose own attention has the lowest {}."
 
@@ -77,7 +78,7 @@ def register_method(method: Method) -> Method:
         raise ValueError(f"a method must not be called {method.name}, as entropatch's own; choose another name.")
     if is_composed(method.name):
         raise ValueError(f'"@" and "_" join the parts of a name, so no method has them in its own: {method.name!r}.')
-    if method.name == DENSE or (re.match(r"renyi-", method.name) and method.name not in _OWN):
+    if method.name in (DENSE, ALL, TRAINING_FREE) or (re.match(r"renyi-", method.name) and method.name not in _OWN):
         raise ValueError(f"{method.name!r} has a meaning already; choose another name.")
     labels = {DENSE: method_label(DENSE)} | {name: one.label for name, one in METHODS.items()}
     if same := [name for name, label in labels.items() if label == method.label and name != method.name]:
@@ -208,6 +209,15 @@ def methods_text() -> str:
     """What may be named where the dense model may be too, for help texts: "dense, random, …, renyi-<order>"."""
     named = [name for name, method in METHODS.items() if not name.startswith("renyi-")]
     return ", ".join((DENSE, *named, "renyi-<order>"))
+
+
+def expanded_methods(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, each once; "all" is dense and every registered method, "training-free" those that need no training."""
+    found: list[str] = []
+    for name in names:
+        group = [one for one, method in METHODS.items() if name == ALL or not method.trained]
+        found += [DENSE, *group] if name in (ALL, TRAINING_FREE) else [name]
+    return tuple(dict.fromkeys(found))
 
 
 def compared_methods(orders: Iterable[float] = ()) -> list[str]:

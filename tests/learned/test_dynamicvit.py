@@ -197,6 +197,9 @@ def test_what_does_not_fit_is_refused() -> None:
         KeepPredictor(ratio_weight=-1)
     with pytest.raises(ValueError, match="has no loss of its own"), method_loss(prune_(create("deit"))):
         pass
+    pooling = prune_(create("deit", global_pool="avg"), method="dynamicvit")
+    with pytest.raises(UnsupportedModelError, match="reads patches"), method_loss(pooling):
+        pass
     model = pruned()
     with method_loss(model) as own:
         with pytest.raises(RuntimeError, match="none ran"):
@@ -215,6 +218,7 @@ def test_multiply_adds_include_the_predictors() -> None:
     assert counted.by_operator["linear"] == blocks + own
 
 
+@pytest.mark.slow
 def test_an_exported_file_decides_as_the_model(tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

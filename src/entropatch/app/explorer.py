@@ -167,7 +167,7 @@ class Explorer:
             counted = Setting(renyi_method(1.0).name, setting.keep_rate) if method.drops_by_entropy else setting
             return Seen(
                 method,
-                self._importance(model, picture, method, stages.blocks) if method.needs_scores else None,
+                self._importance(model, picture, method, stages.blocks) if method.scores_attention else None,
                 stages,
                 self._gflops(model, counted),
                 self._gflops(model, None),

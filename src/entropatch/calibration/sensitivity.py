@@ -25,7 +25,8 @@ def offered_criteria(has_class_token: bool) -> list[Criterion]:
     return [
         criterion
         for criterion in dict.fromkeys(found)
-        if not isinstance(criterion, Random) and (has_class_token or not criterion.needs_class_token)
+        if not (isinstance(criterion, Random) or criterion.before)
+        and (has_class_token or not criterion.needs_class_token)
     ]
 
 

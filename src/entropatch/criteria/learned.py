@@ -155,6 +155,7 @@ class LearnedCriterion(Criterion):
     Attributes:
         teaches: whether its loss asks for a teacher, a dense model.
         has_weights: whether it has any.
+        masks: whether tokens stay in training and are masked, which a head that reads patches would not see.
         closes: whether it changes the tokens once the last block ran; see `close`.
         every: whether it must look before every block but the first.
         recipe: what `entropatch finetune` starts from; a name of `entropatch.train.RECIPES`, None for the usual one.
@@ -164,6 +165,7 @@ class LearnedCriterion(Criterion):
     before: ClassVar[bool] = True
     has_weights: ClassVar[bool] = True
     teaches: ClassVar[bool] = False
+    masks: ClassVar[bool] = True
     closes: ClassVar[bool] = False
     every: ClassVar[bool] = False
     recipe: ClassVar[str | None] = None

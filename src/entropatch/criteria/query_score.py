@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ class QueryScore(LearnedCriterion):
         aux_weight: as above.
         seed: of the weights it starts from.
     """
+
+    masks: ClassVar[bool] = False
 
     queries: int = 1
     classes: int | None = None

@@ -196,13 +196,14 @@ def _scored(orders: Sequence[float], names: Sequence[str] | None) -> list[Method
     found = [renyi_method(order) for order in orders]
     for name in compared_methods() if names is None else names:
         method = find_method(name)
-        if names is not None and not method.needs_scores:
-            raise ValueError(f"methods must name some that score patches, but {name} asks for no scores.")
+        if names is not None and not method.scores_attention:
+            how = "decides before the attention" if method.needs_scores else "asks for no scores"
+            raise ValueError(f"methods must name some that score patches by attention, but {name} {how}.")
         if len(method.parts) > 1:
             raise ValueError(
                 f"methods must name one criterion each, since every block is scored by it, but got {name}."
             )
-        if names is not None or not (method.drops_by_entropy or method.is_random or not method.needs_scores):
+        if names is not None or not (method.drops_by_entropy or method.is_random or not method.scores_attention):
             found.append(method)
     return list({method.name: method for method in found}.values())
 

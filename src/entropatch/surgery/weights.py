@@ -6,6 +6,7 @@ setting that uses them; so nothing that was trained is lost by looking at a mode
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from entropatch.criteria.learned import LearnedCriterion, Making
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.state import PREFIX
+
+logger = logging.getLogger("entropatch")
 
 ASIDE = "_entropatch_aside"
 SEEDS = 0x9E3779B1  # far apart for neighbouring seeds
@@ -63,6 +66,9 @@ def fit_weights(model: Any, adapter: Adapter, stages: Sequence[Stage | None], cl
     used = {name: part for name, part in parts.items() if int(name) in wanted}
     if wanted:
         _load(used, aside.loaded, key)
+    if (new := used.keys() - known.keys()) and not aside.loaded:
+        blocks = ", ".join(sorted(new, key=int))
+        logger.info("%s: blocks %s have new weights, which know nothing before they are trained.", key, blocks)
     # From here on nothing fails.
     put_aside(model)
     aside = vars(model).setdefault(ASIDE, aside)
