@@ -20,6 +20,7 @@ from entropatch.app.calibrating import MOST_IMAGES, found_label, goal_of, method
 from entropatch.attention import BlockAttention
 from entropatch.calibration import calibrated
 from entropatch.config import PruneConfig
+from entropatch.criteria.base import show
 from entropatch.data.images import ImageError, cropped, load_image, to_tensor
 from entropatch.data.views import cropping_note
 from entropatch.look.inspection import Stages, pruning_stages
@@ -244,25 +245,25 @@ class Explorer:
 
     def _importance(self, model: str, picture: str, method: Method, blocks: tuple[int, ...]) -> np.ndarray:
         parts = method.parts * (1 if len(method.parts) > 1 else len(blocks))
+        criteria = [criterion for criterion, _ in parts]
+        follow = any(criterion.followed for criterion in criteria)
+        maps, carried = [], {}
         with torch.inference_mode():
-            maps = [
-                # Of a block whose reduction asks for none, a level map.
-                criterion.importance(attention).reshape(grid).float().numpy()
-                if reduction.needs_scores
-                else np.zeros(grid, np.float32)
-                for (criterion, reduction), (attention, grid) in zip(
-                    parts, self._attention(model, picture, blocks), strict=True
-                )
-            ]
+            for attention, grid in self._attention(model, picture, tuple(range(blocks[-1] + 1)) if follow else blocks):
+                carried = show(criteria, attention, carried)
+                if attention.block in blocks:
+                    criterion, reduction = parts[blocks.index(attention.block)]
+                    # Of a block whose reduction asks for none, a level map.
+                    asked = reduction.needs_scores
+                    scores = criterion.importance(attention).float().numpy() if asked else np.zeros(grid, np.float32)
+                    maps.append(scores.reshape(grid))
         return np.stack(maps)
 
     def _look(self, model: str, picture: str, blocks: tuple[int, ...]) -> list[tuple[BlockAttention, tuple[int, int]]]:
         """The attention of the unpruned model at those blocks, and the patch grid."""
 
         def look(attention: BlockAttention, grid: tuple[int, int]) -> tuple[BlockAttention, tuple[int, int]]:
-            # Asked later and more than once, so not for its output.
-            kept = attention.without_output()
-            return kept, grid
+            return attention.without_output(), grid  # asked later and more than once, so not for its output
 
         (pruned,) = self._model(model).pruned([PruneConfig(keep_rate=1.0)])
         return list(observe(pruned, self._images(model, picture), look, blocks).blocks.values())

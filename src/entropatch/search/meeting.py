@@ -8,9 +8,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from entropatch.config import PruneConfig
+from entropatch.measure.budget import BudgetError, rate_for_gflops, rate_for_speedup
 from entropatch.measure.timing import speed_ratio
 from entropatch.methods import DENSE
-from entropatch.search.budget import BudgetError, rate_for_gflops, rate_for_speedup
 from entropatch.search.noted import KEPT_RATES, noted_rates
 from entropatch.search.points import FINETUNED, Point, grid
 from entropatch.search.scaling import scaled
