@@ -89,6 +89,7 @@ LITERATURE: tuple[Method, ...] = (
         schedule=ShareOfTotal(),
         rank=78,
         compared=False,
+        trained=True,
     ),
     Method(
         "cropr",
@@ -99,6 +100,7 @@ LITERATURE: tuple[Method, ...] = (
         RemoveBetweenBlocks(),
         rank=79,
         compared=False,
+        trained=True,
     ),
     Method(
         "a-vit",
@@ -108,6 +110,7 @@ LITERATURE: tuple[Method, ...] = (
         schedule=AboveZeroEverywhere(),
         rank=80,
         compared=False,
+        trained=True,
     ),
     Method(
         "spvit",
@@ -118,6 +121,7 @@ LITERATURE: tuple[Method, ...] = (
         TowardsShare(),
         rank=81,
         compared=False,
+        trained=True,
     ),
     Method(
         "evo-vit",
