@@ -185,6 +185,19 @@ def test_saved_and_loaded_with_its_setting(tmp_path: Path) -> None:
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
+@pytest.mark.parametrize("name", ["ViTModel", "DINOv3ViTBackbone", "SiglipVisionModel"])
+def test_a_tower_made_anew_from_a_pruned_one_is_stock(tmp_path: Path, name: str) -> None:
+    model, inputs = pruned(name)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    stock = CASES[name].model()
+    assert type(loaded) is type(stock) is type(type(model)(model.config))
+    with torch.no_grad():
+        assert torch.equal(first(loaded(**inputs)), first(stock(**inputs)))
+        copied = copy.deepcopy(model)
+        assert torch.equal(first(copied(**inputs)), first(model(**inputs)))
+
+
 @pytest.mark.parametrize("prune_first", [False, True])
 def test_peft(prune_first: bool) -> None:
     peft = pytest.importorskip("peft")
@@ -268,6 +281,10 @@ def test_timm_models_in_their_wrapper(name: str) -> None:
     assert trace.counts == [16, 8, 4, 2]
 
 
+DPT = hf.DPTConfig(
+    **SMALL, is_hybrid=False, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8] * 4, fusion_hidden_size=8,
+    reassemble_factors=[4, 2, 1, 0.5],
+)  # fmt: skip
 REFUSED: dict[str, tuple[Any, str]] = {
     "ViTMAEForPreTraining": (lambda: hf.ViTMAEForPreTraining(hf.ViTMAEConfig(**SMALL)), "its decoder needs"),
     "ViTMAEModel": (lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**SMALL)), "drops patches at random"),
@@ -288,6 +305,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "BeitModel": (lambda: hf.BeitModel(hf.BeitConfig(**SMALL)), "BeitModel is not supported"),
     "SwinModel": (lambda: hf.SwinModel(hf.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1],
                                                      num_heads=[1, 1], window_size=2)), "SwinModel is not supported"),
+    "DPTForDepthEstimation": (lambda: hf.DPTForDepthEstimation(DPT), "DPTForDepthEstimation is not supported"),
+    "DPTForSemanticSegmentation": (lambda: hf.DPTForSemanticSegmentation(DPT), "Segmentation is not supported"),
     "MLCDVisionModel": (lambda: hf.MLCDVisionModel(hf.MLCDVisionConfig(**SMALL)), "MLCDVisionModel is not supported"),
     "VitMatte": (
         lambda: hf.MaskFormerForInstanceSegmentation(
@@ -328,6 +347,19 @@ def test_masks_and_padding() -> None:
     for setting in ({"method": "tome", "r": 2}, {"r": 2}, {"reduction": "merge"}):
         with pytest.raises(entropatch.UnsupportedModelError, match="fills up its images with padding"):
             pruned("Siglip2VisionModel", **setting)
+
+
+def test_a_mask_of_all_patches_that_nobody_gave_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As under torch.export, which is handed one since nobody can look into it then.
+    model, inputs = pruned("ViTModel")
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state
+        monkeypatch.setattr("transformers.masking_utils._ignore_bidirectional_mask_sdpa", lambda *a, **k: False)
+        assert torch.equal(model(**inputs).last_hidden_state, expected)
+        mask = torch.ones(2, 13)
+        for given in ((inputs["pixel_values"], None, None, mask), (inputs["pixel_values"],)):
+            with pytest.raises(ValueError, match="takes no attention_mask"):
+                model(*given, **({} if len(given) > 1 else {"attention_mask": mask}))
 
 
 def test_changed_layers_are_refused() -> None:
