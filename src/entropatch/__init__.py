@@ -9,14 +9,30 @@ Patch pruning by Shannon and Rényi attention entropy (Aizawa & Igaue 2026, arXi
 from entropatch.attention import BlockAttention, attention_entropy
 from entropatch.calibration import calibrate, calibrate_threshold
 from entropatch.config import PruneConfig
-from entropatch.criteria import ClassAttention, Criterion, Mix, PerImageOrder, Product, Random, Renyi
+from entropatch.criteria import (
+    AttEntropy,
+    ClassAttention,
+    ColumnNorm,
+    Criterion,
+    HeadDiversity,
+    Mix,
+    PerImageOrder,
+    Product,
+    Random,
+    Renyi,
+    RunningClassAttention,
+    Synergistic,
+    ValueAttention,
+    ValueNormAttention,
+)
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.image_schedules import SharedBudget, Threshold
 from entropatch.methods import Method, register_method
-from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
+from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction, SlowFast
 from entropatch.regularisation import entropy_penalty
-from entropatch.schedule import CumulativeImportance, KeepRate, RemovePerBlock, Schedule
+from entropatch.sampling import InverseTransform
+from entropatch.schedule import CumulativeImportance, FloorRate, KeepRate, RemovePerBlock, Schedule
 from entropatch.surgery import (
     Trace,
     UnsupportedModelError,
@@ -33,13 +49,18 @@ from entropatch.tokens import Plan, Tokens
 from entropatch.version import __version__
 
 __all__ = [
+    "AttEntropy",
     "BipartiteMerge",
     "BlockAttention",
     "ClassAttention",
+    "ColumnNorm",
     "Criterion",
     "CumulativeImportance",
     "Drop",
+    "FloorRate",
     "Fuse",
+    "HeadDiversity",
+    "InverseTransform",
     "KeepRate",
     "Merge",
     "Method",
@@ -52,12 +73,17 @@ __all__ = [
     "Reduction",
     "RemovePerBlock",
     "Renyi",
+    "RunningClassAttention",
     "Schedule",
     "SharedBudget",
+    "SlowFast",
+    "Synergistic",
     "Threshold",
     "Tokens",
     "Trace",
     "UnsupportedModelError",
+    "ValueAttention",
+    "ValueNormAttention",
     "__version__",
     "attention_entropy",
     "calibrate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,10 @@ class BlockAttention:
         has_class_token: whether token 0 is a class token.
         block: index of the block, 0-based.
         backend: which of `entropatch.kernels` computes entropies here.
+        positions: the original patch at which each patch token stands, (batch, patches), -1 for none; None while every
+            token stands where it stood.
+        total: patches that entered the first block; None if not known.
+        carried: what criteria handed on from block to block, (batch, patches, …) each; see `Criterion.follow`.
     """
 
     def __init__(
@@ -90,6 +95,10 @@ class BlockAttention:
         block: int = 0,
         backend: str = "auto",
         output_wanted: bool = True,
+        positions: Tensor | None = None,
+        total: int | None = None,
+        carried: Mapping[str, Tensor] | None = None,
+        projection: Tensor | None = None,
     ):
         self.q, self.k, self.v = q, k, v
         self.scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -98,6 +107,8 @@ class BlockAttention:
         self.has_class_token = has_class_token
         self.dropout = dropout
         self.block = block
+        self.positions, self.total, self.carried = positions, total, {} if carried is None else carried
+        self._projection = projection
         self.backend = kernels.choose_backend(backend, q)
         # Output and entropy come from one pass unless the output needs dropout or a gradient: the selection needs none,
         # and the output then keeps PyTorch's differentiable fused kernel.
@@ -139,11 +150,34 @@ class BlockAttention:
         self._class_attention = row
         return row
 
+    def column_norms(self, power: float) -> Tensor:
+        """(Σ_i Ā_ij^p)^(1/p) of each patch j over all queries i, Ā the mean head: (batch, patches).
+
+        The softmax runs over all tokens. Power ∞ is the largest. Without gradients, and without the n×n matrix.
+        """
+        with torch.no_grad():
+            return kernels.column_norms(
+                self.q, self.k, power, self.scale, self.num_prefix_tokens, self.backend, self.key_bias
+            )
+
+    def mean_head_entropy(self) -> Tensor:
+        """-Σ_j Ā_ij log Ā_ij of each patch i over the patches j, Ā the mean head, in nats: (batch, patches).
+
+        The softmax runs over all tokens, and Ā is not renormalised over the patches. Without gradients.
+        """
+        with torch.no_grad():
+            return kernels.row_entropies(
+                self.q, self.k, self.scale, self.num_prefix_tokens, self.backend, self.key_bias
+            )
+
     def take(self, rows: Tensor) -> BlockAttention:
         """That of some images: `rows` (images,) are their numbers in the batch. Nothing computed so far is shared."""
         bias = None if self.key_bias is None else self.key_bias.index_select(0, rows)
         q, k, v = (x.index_select(0, rows) for x in (self.q, self.k, self.v))
-        return self._like(q, k, v, bias)
+        taken = self._like(q, k, v, bias)
+        taken.positions = None if self.positions is None else self.positions.index_select(0, rows)
+        taken.carried = {name: values.index_select(0, rows) for name, values in self.carried.items()}
+        return taken
 
     def without_output(self) -> BlockAttention:
         """The same attention for later questions: its entropies are computed alone, and give no output beside them."""
@@ -162,7 +196,20 @@ class BlockAttention:
             block=self.block,
             backend=self.backend,
             output_wanted=False,
+            positions=self.positions,
+            total=self.total,
+            carried=self.carried,
+            projection=self._projection,
         )
+
+    def output_projection(self) -> Tensor:
+        """W_O, which the output of all heads, one beside another, is multiplied by: (width, heads · head width).
+
+        Laid out as the weight of a `torch.nn.Linear`. Raises ValueError where the model did not hand it over.
+        """
+        if self._projection is None:
+            raise ValueError(f"the attention of block {self.block} was not given its model's output projection.")
+        return self._projection
 
     def matrix(self) -> Tensor:
         """The whole attention matrix over all tokens: (batch, heads, tokens, tokens). Quadratic memory."""

@@ -14,6 +14,7 @@ from entropatch.config_fields import (
     check_blocks,
     check_coverage,
     check_criterion,
+    check_first,
     check_ignored,
     check_lengths,
     check_rate,
@@ -164,7 +165,7 @@ class PruneConfig:
             raise ValueError(f"keep_rate must be one number or one per block {blocks}, but got {len(rates)} rates.")
         check_lengths({name: getattr(self, name) for name in _CHECKS}, blocks)
         self.schedule.check(len(blocks))
-        parts = self.parts if len(self.parts) > 1 else self.parts * len(blocks)
+        parts = check_first(self.parts if len(self.parts) > 1 else self.parts * len(blocks), blocks)
         return tuple(
             Stage(block, i, len(blocks), rate, exact_rate(rate), criterion, reduction, self.schedule, side)
             for i, (block, rate, (criterion, reduction, side)) in enumerate(zip(blocks, rates, parts, strict=True))

@@ -14,6 +14,7 @@ from entropatch.schedule import MOST_SIZES, KeepRate, RemovePerBlock, Schedule
 
 READS = ("mass", "level")  # methods of a criterion
 UNSET: Any = object()  # a field that was not given
+Parts = tuple[tuple[Criterion, Reduction, int | None], ...]  # criterion, reduction and coverage of each block
 
 
 def find_reduction(reduction: Any) -> Reduction:
@@ -93,6 +94,8 @@ def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[
                 meant[name] = value
             elif name == "schedule" and r is not None and meant[name] == RemovePerBlock():
                 meant[name] = RemovePerBlock(r)  # pyright: ignore[reportArgumentType]
+            elif name == "schedule" and meant[name] == _usual(value):
+                meant[name] = value  # the method's own kind of schedule, with other numbers
             elif value not in (UNSET, None, meant[name], getattr(meant[name], "kind", None)):
                 raise TypeError(f"method={method!r} is short for its own {name}, so give one of the two, not both.")
         if order is not None and meant["criterion"] != mapped(order, Renyi):
@@ -110,6 +113,14 @@ def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[
         given = given | {"schedule": RemovePerBlock(r)}  # pyright: ignore[reportArgumentType]
     defaults: dict[str, Any] = {"criterion": Renyi, "reduction": Drop, "schedule": KeepRate}
     return {name: defaults[name]() if value is UNSET else value for name, value in given.items()}
+
+
+def _usual(schedule: Any) -> Schedule | None:
+    """The schedule of that kind with its own defaults, if there is one."""
+    try:
+        return type(schedule)() if isinstance(schedule, Schedule) else None
+    except TypeError:  # it has none
+        return None
 
 
 def _meant_by(method: Any) -> dict[str, Any]:
@@ -177,6 +188,16 @@ def check_ignored(
                 f"reduction {reduction.kind!r} does not choose by scores, so coverage={coverage} would have no effect; "
                 'leave it out, or use reduction="merge".'
             )
+        if reduction.detours and not criterion.remembers:
+            raise ValueError(
+                f"reduction {reduction.kind!r} chooses before a block's attention, so it needs a criterion that "
+                f"remembers the blocks before, but got {criterion!r}; use criterion=RunningClassAttention()."
+            )
+        if schedule.per_image and reduction.detours:
+            raise ValueError(
+                f"reduction {reduction.kind!r} takes one number for all images, but {schedule!r} has one for each; use "
+                "schedule=FloorRate() or KeepRate()."
+            )
         if schedule.per_image and not reduction.needs_scores:
             raise ValueError(
                 f"{schedule!r} reads the scores of patches, but reduction {reduction.kind!r} has none; use "
@@ -188,11 +209,21 @@ def check_ignored(
         raise ValueError(
             f"{type(schedule).__name__}.reads must be one of {', '.join(READS)}, but is {schedule.reads!r}."
         )
-    if schedule.per_image and len({*schedule.sizes, 1.0}) > MOST_SIZES:
+    if schedule.per_image and len({*(schedule.sizes or ()), 1.0}) > MOST_SIZES:
         raise ValueError(
             f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, "
             f"but {schedule!r} has {schedule.sizes}."
         )
+
+
+def check_first(parts: Parts, blocks: tuple[int, ...]) -> Parts:
+    """Return the parts of each block, or raise ValueError where the first has nothing to choose by."""
+    if blocks and blocks[0] == 0 and parts[0][1].detours:
+        raise ValueError(
+            f"reduction {parts[0][1].kind!r} chooses by the blocks before, of which block 0 has none; let blocks begin "
+            f"at 1 or later, but got {blocks}."
+        )
+    return parts
 
 
 def ignored_rate(schedule: Schedule, keep_rate: Any) -> ValueError:

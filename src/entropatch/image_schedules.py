@@ -32,7 +32,7 @@ class Threshold(Schedule):
     reads: ClassVar[str] = "level"
 
     least: float | tuple[float, ...] = 0.5
-    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         given: Any = self.least

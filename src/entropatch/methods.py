@@ -12,14 +12,16 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from entropatch.criteria import ClassAttention, Criterion, HeadDiversity, PerImageOrder, Product, Random, Renyi
+from entropatch.criteria import ClassAttention, Criterion, PerImageOrder, Product, Random, Renyi
 from entropatch.image_schedules import SharedBudget
+from entropatch.literature import LITERATURE
 from entropatch.named_method import Method, composed, is_composed
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
 
 DENSE = "dense"  # how comparisons call the model without pruning; no method
 RANDOM = "random"  # the method that others are set beside
+ALL, TRAINING_FREE = "all", "training-free"  # groups of methods, where several may be named
 
 _LOW_ENTROPY = "Keeps the patches whose own attention has the lowest {}."
 
@@ -76,7 +78,7 @@ def register_method(method: Method) -> Method:
         raise ValueError(f"a method must not be called {method.name}, as entropatch's own; choose another name.")
     if is_composed(method.name):
         raise ValueError(f'"@" and "_" join the parts of a name, so no method has them in its own: {method.name!r}.')
-    if method.name == DENSE or (re.match(r"renyi-", method.name) and method.name not in _OWN):
+    if method.name in (DENSE, ALL, TRAINING_FREE) or (re.match(r"renyi-", method.name) and method.name not in _OWN):
         raise ValueError(f"{method.name!r} has a meaning already; choose another name.")
     labels = {DENSE: method_label(DENSE)} | {name: one.label for name, one in METHODS.items()}
     if same := [name for name, label in labels.items() if label == method.label and name != method.name]:
@@ -137,22 +139,6 @@ _OWN: dict[str, Method] = {
             compared=False,
         ),
         Method(
-            "head-variance",
-            "Head variance",
-            "Keeps the patches on which the class token's attention varies most from head to head.",
-            HeadDiversity("variance"),
-            rank=70,
-            compared=False,
-        ),
-        Method(
-            "head-mad",
-            "Head MAD",
-            "Keeps the patches of the largest median absolute deviation of class attention over the heads.",
-            HeadDiversity("mad"),
-            rank=71,
-            compared=False,
-        ),
-        Method(
             "order-by-image",
             "Rényi, order by image",
             "Keeps the patches of the lowest entropy, of the order that splits the image's patches most clearly.",
@@ -169,6 +155,7 @@ _OWN: dict[str, Method] = {
             rank=63,
             compared=False,  # what an image gives depends on its batch
         ),
+        *LITERATURE,
     )
 }
 for _method in _OWN.values():
@@ -222,6 +209,15 @@ def methods_text() -> str:
     """What may be named where the dense model may be too, for help texts: "dense, random, …, renyi-<order>"."""
     named = [name for name, method in METHODS.items() if not name.startswith("renyi-")]
     return ", ".join((DENSE, *named, "renyi-<order>"))
+
+
+def expanded_methods(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, each once; "all" is dense and every registered method, "training-free" those that need no training."""
+    found: list[str] = []
+    for name in names:
+        group = [one for one, method in METHODS.items() if name == ALL or not method.trained]
+        found += [DENSE, *group] if name in (ALL, TRAINING_FREE) else [name]
+    return tuple(dict.fromkeys(found))
 
 
 def compared_methods(orders: Iterable[float] = ()) -> list[str]:

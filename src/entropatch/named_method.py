@@ -28,6 +28,7 @@ class Method:
         schedule: how many stay in which blocks.
         rank: where it stands in tables and menus; low ones first, equal ones by name.
         compared: whether comparisons that name no methods include it.
+        trained: whether it does nothing good before it was trained, as one with weights of its own.
         coverage: as in `PruneConfig`; like criterion and reduction one for each pruning block, where the name has
             parts.
     """
@@ -40,6 +41,7 @@ class Method:
     schedule: Schedule = field(default_factory=KeepRate)
     rank: float = 100.0
     compared: bool = True
+    trained: bool = False
     coverage: int | tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:

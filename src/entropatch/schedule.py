@@ -57,7 +57,7 @@ class Schedule(Kind):
     example: ClassVar[str] = '{"name": "RemovePerBlock", "r": 13}'
     per_image: ClassVar[bool] = False
     reads: ClassVar[str] = "mass"
-    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    sizes: tuple[float, ...] | None = (0.25, 0.5, 0.75, 1.0)
 
     @property
     def uses_keep_rate(self) -> bool:
@@ -72,7 +72,7 @@ class Schedule(Kind):
     def rounded(self, counts: Tensor, site: Site) -> Tensor:
         """Numbers of tokens (batch,) rounded up to `sizes`, which depend on no other image."""
         rounded = torch.full_like(counts, site.n)
-        for rate in sorted({*self.sizes, 1.0}, reverse=True):
+        for rate in sorted({*(self.sizes or ()), 1.0}, reverse=True):
             size = min(kept_count(exact_rate(rate), site.total), site.n)
             rounded = torch.where(counts <= size, size, rounded)
         return rounded
@@ -94,6 +94,13 @@ class Schedule(Kind):
                 the batch that have as many tokens as each other.
         """
 
+    def chosen(self, site: Site, mass: Tensor) -> Tensor | None:
+        """Which patches `count` counts, (batch, n) bool, with `per_image`; None where they are the best.
+
+        A reduction that keeps the best then keeps these first.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class KeepRate(Schedule):
@@ -101,6 +108,21 @@ class KeepRate(Schedule):
 
     def count(self, site: Site, mass: Tensor | None) -> int:
         return kept_count(site.rate, site.n)
+
+
+@dataclass(frozen=True)
+class FloorRate(Schedule):
+    """k = floor(ρ·n), at least 1, in every block from a third of the depth on, (4, …, 11) of 12: Evo-ViT's (Xu 2022).
+
+    Meant for `SlowFast`, which loses no tokens, so that n is the same in all of them.
+    """
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return tuple(range(max(depth // 3, 1), depth))
+
+    def count(self, site: Site, mass: Tensor | None) -> int:
+        numerator, denominator = site.rate
+        return site.n * numerator // denominator
 
 
 @dataclass(frozen=True)
@@ -192,7 +214,7 @@ class CumulativeImportance(Schedule):
     per_image: ClassVar[bool] = True
 
     share: float = 0.9
-    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    sizes: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "share", number("share", self.share))

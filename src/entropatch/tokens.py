@@ -64,6 +64,17 @@ def covering(scores: Tensor, positions: Tensor, grid: tuple[int, int], side: int
     return -(rank + torch.where(best, 0, n)).float()
 
 
+def preferring(scores: Tensor, first: Tensor) -> Tensor:
+    """Priorities by which `select` takes the tokens `first` marks before any other, each part by its scores.
+
+    Both (batch, n), `first` bool; whole numbers, all different, float32, as in `covering`.
+    """
+    n = scores.shape[1]
+    order = highest(scores, n)
+    rank = torch.empty_like(order).scatter(1, order, torch.arange(n, device=scores.device).expand_as(order))
+    return -(rank + torch.where(first, 0, n)).float()
+
+
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Tokens at the given indices: (batch, n, …) and (batch, k) -> (batch, k, …)."""
     index = indices.reshape(*indices.shape, *(1,) * (tokens.ndim - 2))
@@ -156,7 +167,8 @@ class Tokens:
         places: the index of the token that stands for each original patch, (batch, total), or -1 where none does; None
             while each stands for itself, or if nobody asked for it.
         sizes: how many patches each token stands for, (batch, n), float32; None while it is one.
-        carried: what a method hands from block to block, by name; each (batch, n, …), reduced as the tokens are.
+        carried: what a method hands from block to block, by name; each (batch, n, …), reduced as the tokens are. One
+            that others are merged into keeps its own; an appended one has the mean of its tokens by their weights.
         followed: whether `places` is kept up to date.
         valid: which tokens stand for patches, (batch, n) bool; the others fill up images that have fewer. None: all do.
         grid: (H, W), or (T, H, W) of a video, the grid of patches that `positions` number row by row; None where patch
@@ -188,7 +200,7 @@ class Tokens:
             places=self._places_after(plan, valid) if self.followed else None,
             valid=valid,
             sizes=self._sizes_after(plan),
-            carried={name: gather_tokens(values, plan.kept) for name, values in self.carried.items()},
+            carried={name: _carried_after(values, plan) for name, values in self.carried.items()},
         )
 
     def original_positions(self, like: Tensor) -> Tensor:
@@ -258,6 +270,15 @@ class Tokens:
         if plan.extra:
             after = torch.cat((after, after.new_ones(batch, plan.extra)), dim=1)
         return after
+
+
+def _carried_after(values: Tensor, plan: Plan) -> Tensor:
+    kept = gather_tokens(values, plan.kept)
+    if plan.appended is None:
+        return kept
+    shares = plan.appended / plan.appended.sum(2, keepdim=True)
+    mean = torch.einsum("ben,bn...->be...", shares.to(values.dtype), values)
+    return torch.cat((kept, mean), dim=1)
 
 
 def join(parts: list[Tokens], like: list[Tensor]) -> Tokens:

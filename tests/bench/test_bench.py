@@ -192,7 +192,8 @@ def test_the_rows_measured_unasked_are_those_of_the_registry_and_all_are_counted
     expected = ["dense", "random", "own", "evit", "tome", "shannon", "renyi-2", "renyi-inf"]
     assert list(dict.fromkeys(r["method"] for r in records)) == expected
     assert [r["keep_rate"] for r in records if r["method"] in ("dense", "own")] == [None, None]
-    assert all(r["gflops"] and r["images_per_second"] and not r["note"] for r in records)
+    assert all(r["gflops"] and r["images_per_second"] for r in records)
+    assert all(("random images" in r["note"]) == (r["method"] == "own") for r in records)
 
 
 def test_weights_are_shared_and_the_dense_row_stays_dense():
@@ -480,3 +481,66 @@ def test_table_3_from_the_command(monkeypatch, tmp_path):
     assert outcome.exit_code == 0, outcome.output
     assert "Table 3 of arXiv 2604.03803" in outcome.stdout
     assert ["Dense", "—", "4.61", "4.61", "—", "9.0"] in rows_of(outcome.stdout)
+
+
+# -------------------------------------------------------------------------------------------- at one cost
+
+
+def test_each_method_meets_the_budget_as_closely_as_it_can():
+    """The rate found meets the budget, one ten-thousandth more does not, by models pruned and counted here."""
+    import timm
+
+    methods, target = ("dense", "random", "evit", "tome", "renyi-2"), 0.0022
+    made = run_bench(settings(methods=methods, keep_rates=None, target_gflops=(target,), batch_sizes=(1, 2)))
+    assert not made.failed
+    images = torch.randn(1, 3, 48, 48)
+    for record in made.records:
+        if record["method"] == "dense":
+            assert (record["keep_rate"], record["vs_random"]) == (None, None)
+            continue
+        costs = []
+        for step in (0, 1):
+            model = timm.create_model("test_vit", img_size=48)
+            rate = round(record["keep_rate"] + step / 10_000, 4)
+            entropatch.prune_(model, method=record["method"], keep_rate=rate)
+            costs.append(count_flops(model, images).total / 1e9)
+        assert costs[0] == record["gflops"] <= target < costs[1]
+        assert record["target_gflops"] == target
+        assert record["vs_random"] is not None  # though their keep rates differ
+    assert len({record["keep_rate"] for record in made.records}) > 2
+    assert "budget" in bench_table(made.records).splitlines()[0]
+
+
+def test_a_budget_that_a_method_cannot_meet_is_a_note():
+    made = run_bench(settings(methods=("dense", "random"), keep_rates=None, target_gflops=(1e-6,)))
+    (failed,) = made.failed
+    assert "some keep rate meets" in failed["note"]
+    assert failed["method"] == "random"
+
+
+def test_a_method_of_counts_per_image_says_whose_cost_it_is():
+    made = run_bench(settings(methods=("dense", "ats")))
+    assert [record["note"] != "" for record in made.records] == [False, True]
+    assert "random images" in made.records[1]["note"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_gflops": (0.002,), "keep_rates": (0.5,)}, "leave one of keep_rates and target out"),
+        ({"target_gflops": (0.0,), "keep_rates": None}, "numbers above 0"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def test_the_command_takes_a_budget_and_a_group(tmp_path):
+    command = ["bench", "--model", "test_vit", "--image-size", "48", "--methods", "training-free", "--batch-sizes", "1"]
+    command += ["--target-gflops", "0.0022", "--repeats", "1", "--warmup", "0", "--output", str(tmp_path)]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 0, ran.output
+    records = json.loads((tmp_path / "bench.json").read_text())["records"]
+    assert [record["method"] for record in records] == list(entropatch.methods.expanded_methods(["training-free"]))
+    assert all(record["gflops"] <= 0.0022 for record in records[1:])

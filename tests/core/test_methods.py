@@ -25,6 +25,7 @@ from entropatch.config import method_config
 from entropatch.methods import (
     METHODS,
     compared_methods,
+    expanded_methods,
     find_method,
     method_label,
     methods_text,
@@ -192,3 +193,16 @@ def test_names_whose_parts_do_not_fit_are_refused(name: str, message: str) -> No
 def test_a_registered_name_has_no_parts() -> None:
     with pytest.raises(ValueError, match="join the parts of a name"):
         register_method(Method("a_b", "A and b", ""))
+
+
+def test_groups_stand_for_the_registered_methods(monkeypatch):
+    monkeypatch.setattr(METHODS, "_methods", dict(METHODS._methods))
+    register_method(Method("taught", "Taught", "", trained=True))
+    every = expanded_methods(["all"])
+    assert every == ("dense", *METHODS)
+    assert expanded_methods(["evit", "training-free", "renyi-4"]) == (
+        "evit", *(name for name in every if name not in ("evit", "taught")), "renyi-4",
+    )  # fmt: skip
+    for name in ("all", "training-free"):
+        with pytest.raises(ValueError, match="has a meaning already"):
+            register_method(Method(name, "Mine", ""))

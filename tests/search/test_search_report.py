@@ -13,13 +13,13 @@ import torch
 
 import entropatch
 from entropatch import CumulativeImportance, Method, PruneConfig, register_method
+from entropatch.measure.budget import largest, rate_for_gflops, rate_for_speedup
 from entropatch.methods import METHODS
 from entropatch.records.correct import CorrectImages, aligned, read_correct
 from entropatch.records.uncertainty import accuracy, binomial, paired_difference
 from entropatch.schedule import exact_rate, kept_count
 from entropatch.search import BudgetError, Point, SearchSettings, findings, report, write_report
 from entropatch.search.accuracy_tables import table_1, table_2
-from entropatch.search.budget import largest, rate_for_gflops, rate_for_speedup
 from entropatch.search.recommendation import recommend, recommended_text
 from entropatch.search.study import RECORD, enqueue, open_storage, open_study, quiet, sqlite_address
 from entropatch.search.summaries import Summary, summaries_of

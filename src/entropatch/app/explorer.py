@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig
+from entropatch.criteria.base import show
 from entropatch.data.images import ImageError, cropped, load_image, to_tensor
 from entropatch.data.views import cropping_note
 from entropatch.look.inspection import Stages, pruning_stages
@@ -193,11 +194,15 @@ class Explorer:
 
     def _importance(self, model: str, picture: str, method: Method, blocks: tuple[int, ...]) -> np.ndarray:
         criteria = [criterion for criterion, _ in method.parts] * (1 if len(method.parts) > 1 else len(blocks))
+        follow = any(criterion.followed for criterion in criteria)
+        seen = tuple(range(blocks[-1] + 1)) if follow else blocks
+        maps, carried = [], {}
         with torch.inference_mode():
-            maps = [
-                criterion.importance(attention).reshape(grid).float().numpy()
-                for criterion, (attention, grid) in zip(criteria, self._attention(model, picture, blocks), strict=True)
-            ]
+            for attention, grid in self._attention(model, picture, seen):
+                carried = show(criteria, attention, carried)
+                if attention.block in blocks:
+                    criterion = criteria[blocks.index(attention.block)]
+                    maps.append(criterion.importance(attention).reshape(grid).float().numpy())
         return np.stack(maps)
 
     def _look(self, model: str, picture: str, blocks: tuple[int, ...]) -> list[tuple[BlockAttention, tuple[int, int]]]:

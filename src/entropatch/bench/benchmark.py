@@ -15,6 +15,7 @@ from entropatch.bench.compiling import compiled, no_eager_fallback
 from entropatch.bench.rows import Record, Row, ratios_asked, records_of, settled
 from entropatch.bench.runtimes import COMPILE, EXPORTED, ExportedFiles, versions
 from entropatch.bench.settings import DTYPES, BenchSettings
+from entropatch.bench.targets import meeting
 from entropatch.export.subject import BACKEND
 from entropatch.extras import require
 from entropatch.measure import Flops, count_flops, environment, peak_memory, time_interleaved
@@ -74,25 +75,24 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
         ExportedFiles(settings.int8) as files,
     ):
         model = _create(settings)
-        made = {variant: _make(variant, model, settings) for variant in settings.variants()}
+        made = [_make(variant, model, settings) for variant in settings.variants()]
         for batch_size in settings.batch_sizes:
             images, reason = _attempt(lambda batch_size=batch_size: _images(settings, batch_size))
             group = [
-                replace(row, batch_size=batch_size, notes=[*row.notes], runtime=runtime, int8=int8)
+                (replace(row, batch_size=batch_size, notes=[*row.notes], runtime=runtime, int8=int8), pruned)
                 for runtime, int8 in settings.kinds()
-                for row, _ in made.values()
+                for row, pruned in made
             ]
-            for row in group:
-                pruned = made[row.variant][1]
+            for row, pruned in group:
                 if reason is not None:
                     row.notes.append(reason)
                 elif pruned is not None:
                     _probe(row, pruned, images, settings, files)
                 step()
-            _time(group, settings, step)
-            for row in group:
+            _time([row for row, _ in group], settings, step)
+            for row, _ in group:
                 row.run = None  # its compiled graph and buffers
-            rows += group
+                rows.append(row)
     return BenchResult(records_of(rows, settings.bar), _about(settings) | {"load_average_before": load})
 
 
@@ -140,14 +140,23 @@ def _autocast(settings: BenchSettings) -> AbstractContextManager[Any]:
 
 def _make(variant: Variant, model: nn.Module, settings: BenchSettings) -> tuple[Row, nn.Module | None]:
     """The pruned model, and a row with what does not depend on the batch size; None and a note if it cannot be made."""
+    images = _images(settings, 1)
+    if variant.target is not None:
+        with _autocast(settings):
+            met, reason = _attempt(lambda: meeting(variant, model, images))
+        if reason is not None:
+            return Row(variant, notes=[reason]), None
+        variant = met
     row = Row(variant)
-    pruned, reason = _attempt(lambda: pruned_copy(model, variant.config(backend=settings.backend)))
+    config = variant.config(backend=settings.backend)
+    pruned, reason = _attempt(lambda: pruned_copy(model, config))
     if reason is not None:
         row.notes.append(reason)
         return row, None
+    if config is not None and config.schedule.per_image:
+        row.notes.append("each image keeps its own number, so cost and speed are those of random images and weights")
 
     def inspect() -> tuple[Flops, str | None]:
-        images = _images(settings, 1)
         if variant.order is None:
             return count_flops(pruned, images), None
         with trace(pruned) as seen:
@@ -272,7 +281,7 @@ def _about(settings: BenchSettings) -> dict[str, Any]:
         **{
             key: value
             for key, value in chosen.items()
-            if key not in ("device", "backend", "methods", "keep_rates", "batch_sizes")
+            if key not in ("device", "backend", "methods", "keep_rates", "target_gflops", "batch_sizes")
         },
         **versions(settings.runtimes),
         "weights": "random; speed, memory and GFLOPs do not depend on them",

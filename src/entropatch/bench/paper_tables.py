@@ -15,6 +15,7 @@ from entropatch.schedule import KeepRate
 
 COLUMNS = {
     "label": "method",
+    "target_gflops": "budget",
     "keep_rate": "keep rate",
     "batch_size": "batch",
     "runtime": "runtime",
@@ -45,7 +46,7 @@ def bench_table(records: Sequence[Record]) -> str:
         for record in records
     ]
     may_lack = ("int8", "backend", "rounds", "vs_dense_interval", "vs_random_interval", "reaches", "note")
-    may_lack += ("vs_torch", "vs_torch_interval", "difference")
+    may_lack += ("target_gflops", "vs_torch", "vs_torch_interval", "difference")
     optional = [key for key in may_lack if not any(record.get(key) for record in records)]
     optional += ["runtime"] * (len({record.get("runtime") for record in records}) == 1)
     shown = {key: head for key, head in COLUMNS.items() if key not in optional}
@@ -90,9 +91,10 @@ def check_table(number: int, settings: BenchSettings) -> None:
             f"but got {settings.model} at {settings.image_size} px."
         )
     if not any(_paper_key(variant.method, variant.keep_rate) for variant in settings.variants()):
+        at = ", ".join(map(str, settings.keep_rates or settings.target_gflops))
         raise ValueError(
             "Table 3 has rows for dense, evit and the entropy methods at keep rates 0.7, 0.5 and 0.3, "
-            f"but got methods {', '.join(settings.methods)} at {', '.join(map(str, settings.keep_rates))}."
+            f"but got methods {', '.join(settings.methods)} at {at}."
         )
 
 

@@ -10,8 +10,8 @@ from entropatch.bench.bar import reaches
 from entropatch.bench.runtimes import TORCH
 from entropatch.measure import Timing
 from entropatch.measure.timing import SpeedRatio, speed_ratio
-from entropatch.measure.variants import Variant
-from entropatch.methods import DENSE, RANDOM
+from entropatch.measure.variants import Variant, floor_of
+from entropatch.methods import DENSE
 
 Record = dict[str, Any]
 
@@ -40,9 +40,11 @@ class Row:
 def ratios_asked(rows: Sequence[Row], with_random: bool) -> list[tuple[str, str]]:
     """Whose ratio to whom must be sure, by their places: each row's to random at its keep rate, or to dense."""
     places = {row.key(): str(i) for i, row in enumerate(rows)}
-    bases = {row.key(): places.get(row.key(Variant(RANDOM, row.variant.keep_rate))) for row in rows}
-    if not with_random:
-        bases = {row.key(): places.get(row.key(Variant(DENSE))) for row in rows}
+    variants = [row.variant for row in rows]
+    bases: dict[Any, str | None] = {}
+    for row in rows:
+        base = floor_of(row.variant, variants) if with_random else Variant(DENSE)
+        bases[row.key()] = None if base is None else places.get(row.key(base))
     return [(places[one], base) for one, base in bases.items() if base is not None and base != places[one]]
 
 
@@ -55,10 +57,14 @@ def records_of(rows: Sequence[Row], bar: float | None = None) -> list[Record]:
     """One record per row, with the ratios of its rounds to dense's and random's, and whether it reaches the bar."""
     timings = {(row.batch_size, row.key()): row.timing for row in rows if row.timing is not None}
     several = len({(row.runtime, row.int8) for row in rows}) > 1
+    variants = [row.variant for row in rows]
     records = []
     for row in rows:
-        base = {"dense": Variant(DENSE), "random": Variant(RANDOM, row.variant.keep_rate)}
-        there = {name: timings.get((row.batch_size, row.key(variant))) for name, variant in base.items()}
+        base = {"dense": Variant(DENSE), "random": floor_of(row.variant, variants)}
+        there = {
+            name: None if variant is None else timings.get((row.batch_size, row.key(variant)))
+            for name, variant in base.items()
+        }
         there["torch"] = timings.get((row.batch_size, (row.variant, TORCH, None)))
         ratios = {
             name: None if row.timing is None or timing is None else speed_ratio(row.timing, timing)
@@ -69,6 +75,7 @@ def records_of(rows: Sequence[Row], bar: float | None = None) -> list[Record]:
                 "method": row.variant.method,
                 "label": row.variant.label,
                 "keep_rate": row.variant.keep_rate,
+                **({} if row.variant.target is None else {"target_gflops": row.variant.target}),
                 "batch_size": row.batch_size,
                 "runtime": row.runtime,
                 "int8": row.int8,
@@ -96,5 +103,5 @@ def _ratio_fields(name: str, ratio: SpeedRatio | None, itself: bool) -> Record:
     return {name: None if ratio is None else ratio.median, f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
-def _answer(row: Row, ratio: SpeedRatio | None, random: Variant, bar: float) -> str | None:
+def _answer(row: Row, ratio: SpeedRatio | None, random: Variant | None, bar: float) -> str | None:
     return None if ratio is None or row.variant == random else reaches(ratio.low, ratio.high, bar)

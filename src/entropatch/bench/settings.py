@@ -13,6 +13,7 @@ from entropatch.export.int8 import INT8
 from entropatch.measure.variants import Variant, variants_of
 from entropatch.methods import DENSE, compared_methods, find_method
 
+KEEP_RATES = (0.7, 0.5, 0.3)
 # Of weights and images.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,7 +26,10 @@ class BenchSettings:
         model: name of a model; its weights are random, on which speed, memory and multiply-adds do not depend.
         library: whose model it is, as `entropatch.models.libraries` names it.
         methods: "dense", and names of `entropatch.methods`; dense and `compared_methods` if not given.
-        keep_rates: ρ in (0, 1]; every method that takes one is measured at each.
+        keep_rates: ρ in (0, 1]; every method that takes one is measured at each. 0.7, 0.5 and 0.3 if neither they nor
+            a target are given.
+        target_gflops: budgets in 10⁹ multiply-adds per image, in place of keep rates: every method that takes a keep
+            rate gets the largest one of four decimals that meets each, so that all are compared at one cost.
         batch_sizes: images per call.
         image_size: height and width in pixels.
         dtype: "float32", "bfloat16" or "float16": of weights and images, or of autocast with `amp`.
@@ -50,7 +54,8 @@ class BenchSettings:
     model: str = "deit_small_patch16_224"
     library: str = "timm"
     methods: tuple[str, ...] = field(default_factory=lambda: (DENSE, *compared_methods()))
-    keep_rates: tuple[float, ...] = (0.7, 0.5, 0.3)
+    keep_rates: tuple[float, ...] | None = None
+    target_gflops: tuple[float, ...] = ()
     batch_sizes: tuple[int, ...] = (1, 16)
     image_size: int = 224
     dtype: str = "float32"
@@ -67,7 +72,11 @@ class BenchSettings:
     int8: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("methods", "keep_rates", "batch_sizes"):
+        if self.target_gflops and self.keep_rates is not None:
+            raise ValueError("with a target the keep rates follow from it; leave one of keep_rates and target out.")
+        if self.keep_rates is None and not self.target_gflops:
+            object.__setattr__(self, "keep_rates", KEEP_RATES)
+        for name in ("methods", "target_gflops" if self.target_gflops else "keep_rates", "batch_sizes"):
             values = tuple(dict.fromkeys(getattr(self, name)))
             if not values:
                 raise ValueError(f"{name} must hold at least one entry, but got none.")
@@ -75,7 +84,10 @@ class BenchSettings:
         for method in self.methods:
             if method != DENSE:
                 find_method(method)
-        for rate in self.keep_rates:
+        for target in self.target_gflops:
+            if not 0 < target < math.inf:
+                raise ValueError(f"target_gflops must be numbers above 0, but got {target}.")
+        for rate in self.keep_rates or ():
             PruneConfig(keep_rate=rate, backend=self.backend)
         _at_least(1, image_size=self.image_size, repeats=self.repeats, batch_sizes=min(self.batch_sizes))
         _at_least(0, warmup=self.warmup)
@@ -97,8 +109,8 @@ class BenchSettings:
             raise ValueError("device cuda needs a CUDA device, but PyTorch sees none here; use cpu.")
 
     def variants(self) -> list[Variant]:
-        """The rows of one batch size: dense once, every other method at each keep rate."""
-        return variants_of(self.methods, self.keep_rates)
+        """The rows of one batch size: dense once, every other method at each keep rate or for each target."""
+        return variants_of(self.methods, self.keep_rates or (), self.target_gflops)
 
     def kinds(self) -> list[tuple[str, str | None]]:
         """Runtime and eight bits, or None for float, in which every variant is measured."""

@@ -21,7 +21,16 @@ def bench(
     methods: Annotated[
         str | None, typer.Option(help=f"{parameters.METHODS_HELP} Default: {parameters.COMPARED_HELP}.")
     ] = None,
-    keep_rates: Annotated[str, typer.Option(help="Keep rates in (0, 1]; commas between.")] = "0.7,0.5,0.3",
+    keep_rates: Annotated[
+        str | None, typer.Option(help="Keep rates in (0, 1]; commas between; default 0.7,0.5,0.3. Not with a target.")
+    ] = None,
+    target_gflops: Annotated[
+        str | None,
+        typer.Option(
+            help="Budgets, commas between: each method at the largest keep rate with at most so many GFLOPs, so that "
+            "all are compared at one cost."
+        ),
+    ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Images per call; commas between.")] = "1,16",
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -71,7 +80,8 @@ def bench(
             model=model,
             library=library,
             methods=named_methods(methods) or (DENSE, *compared_methods()),
-            keep_rates=entries(keep_rates, float, "--keep-rates"),
+            keep_rates=None if keep_rates is None else entries(keep_rates, float, "--keep-rates"),
+            target_gflops=() if target_gflops is None else entries(target_gflops, float, "--target-gflops"),
             batch_sizes=entries(batch_sizes, int, "--batch-sizes"),
             image_size=image_size,
             dtype=dtype,

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import data_of, entries, input_side, model_spec, named_methods, pairs, weights_about
+from entropatch.cli.options import (
+    data_of,
+    entries,
+    input_side,
+    model_spec,
+    named_methods,
+    names_group,
+    pairs,
+    possible,
+    weights_about,
+)
 from entropatch.cli.terminal import fail, progress_bar
 
 if TYPE_CHECKING:
@@ -64,6 +74,7 @@ def evaluate(
     from entropatch.measure.comparing import evaluation_table
     from entropatch.measure.evaluation import Speed, count_steps
     from entropatch.measure.evaluation import evaluate as run
+    from entropatch.methods import DENSE
     from entropatch.records.correct import CorrectImages, write_correct
     from entropatch.records.tables import write_records
 
@@ -77,6 +88,10 @@ def evaluate(
         say = partial(typer.echo, err=True)
         built = spec.build(None, size, strict=True, classes=opened.classes, say=say)
         size = size or input_side(built)
+        if methods is not None and names_group(methods):
+            names = [name for name in named_methods(methods) if name != DENSE]
+            allowed = ",".join((DENSE, *possible(built, names, False, say)))
+            settings = _settings(allowed, keep_rates, blocks, config or [], None)
         correct: list[CorrectImages] = []
         with progress_bar(
             "evaluating", count_steps(opened, len(settings), batch_size, speed), unit="batches and timed calls"

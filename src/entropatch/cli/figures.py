@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, possible, remarks_on
+from entropatch.cli.options import entries, named_methods, names_group, possible, remarks_on
 from entropatch.cli.terminal import fail, printer, progress_bar
 from entropatch.methods import pictured_methods
 
@@ -66,7 +66,7 @@ def figures(
     """
     from entropatch.data.images import image_files, printable
     from entropatch.gallery import GallerySettings, accuracy_records
-    from entropatch.methods import parse_order
+    from entropatch.methods import DENSE, parse_order
     from entropatch.models.pretrained import load_model
 
     console = Console(stderr=True)
@@ -77,7 +77,7 @@ def figures(
             raise ValueError("give images to look at, --records to draw, or both.")
         settings = GallerySettings(
             tuple(dict.fromkeys(parse_order(text) for text in entries(orders, str, "--orders"))),
-            None if methods is None else entries(methods, str, "--methods"),
+            None if methods is None else tuple(name for name in named_methods(methods) if name != DENSE),
             entries(keep_rates, float, "--keep-rates"),
             None if blocks is None else entries(blocks, int, "--blocks"),
             scale,
@@ -90,7 +90,7 @@ def figures(
             gallery, facts = _gallery(
                 partial(load_model, model, weights=weights, image_size=image_size, library=library, on_message=say),
                 settings,
-                methods is not None,
+                not names_group(methods),
                 device,
                 output,
                 say,

@@ -32,8 +32,17 @@ def entries(text: str, kind: Callable[[str], T], option: str) -> tuple[T, ...]:
 
 
 def named_methods(text: str | None) -> tuple[str, ...]:
-    """The methods that --methods names; none if it was not given."""
-    return () if text is None else entries(text, str, "--methods")
+    """The methods that --methods names, alone or as groups; none if it was not given."""
+    from entropatch.methods import expanded_methods
+
+    return () if text is None else expanded_methods(entries(text, str, "--methods"))
+
+
+def names_group(text: str | None) -> bool:
+    """Whether --methods names a group, of which a model may refuse some, or nothing."""
+    from entropatch.methods import ALL, TRAINING_FREE
+
+    return text is None or bool({ALL, TRAINING_FREE}.intersection(part.strip() for part in text.split(",")))
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, Any]:

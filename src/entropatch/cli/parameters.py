@@ -69,7 +69,7 @@ GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing",
 SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.")]
 METHODS_HELP = (
     f"Of {methods_text()}, and those of imported modules; NAME@2 keeps the best of each 2 × 2 patches first, NAME_NAME "
-    "is one for each block; commas between."
+    "is one for each block; or all, or training-free; commas between."
 )
 COMPARED_HELP = f"dense,{','.join(compared_methods())} and compared ones of imported modules"
 PICTURED_HELP = f"of {methods_text().removeprefix('dense, ')}, or of imported modules; commas between."

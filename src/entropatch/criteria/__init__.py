@@ -11,12 +11,32 @@ To add a criterion, subclass `Criterion` as a frozen dataclass and write `import
     entropatch.prune_(model, keep_rate=0.7, criterion=KeyNorm())
 """
 
+from entropatch.criteria.att_entropy import AttEntropy
 from entropatch.criteria.base import Criterion
 from entropatch.criteria.class_attention import ClassAttention
+from entropatch.criteria.column_norm import ColumnNorm
 from entropatch.criteria.head_diversity import HeadDiversity
 from entropatch.criteria.image_order import PerImageOrder
 from entropatch.criteria.mixture import Mix, Product
 from entropatch.criteria.random import Random
 from entropatch.criteria.renyi import Renyi
+from entropatch.criteria.running_attention import RunningClassAttention
+from entropatch.criteria.synergistic import Synergistic
+from entropatch.criteria.value_attention import ValueAttention, ValueNormAttention
 
-__all__ = ["ClassAttention", "Criterion", "HeadDiversity", "Mix", "PerImageOrder", "Product", "Random", "Renyi"]
+__all__ = [
+    "AttEntropy",
+    "ClassAttention",
+    "ColumnNorm",
+    "Criterion",
+    "HeadDiversity",
+    "Mix",
+    "PerImageOrder",
+    "Product",
+    "Random",
+    "Renyi",
+    "RunningClassAttention",
+    "Synergistic",
+    "ValueAttention",
+    "ValueNormAttention",
+]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.kinds import Kind
@@ -18,10 +19,49 @@ class Criterion(Kind):
 
     Attributes:
         needs_class_token: whether a model without a class token is refused.
+        remembers: whether it can score before a block's attention, by what it handed on from the blocks before.
+        needs_projection: whether it asks for the attention's output projection, without which a model is refused.
     """
 
     example: ClassVar[str] = '{"name": "Renyi", "order": 2.0}'
     needs_class_token: ClassVar[bool] = False
+    needs_projection: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+
+    @property
+    def lacks(self) -> str | None:
+        """What it must be given before it can score, as an error says it; None where nothing."""
+        return None
+
+    def calibrate(self, model: nn.Module, images: Tensor) -> Criterion:
+        """This criterion with what it has to know of a model, from images without labels; itself if that is nothing."""
+        return self
+
+    @property
+    def followed(self) -> tuple[Criterion, ...]:
+        """The criteria, itself or parts of it, that look at every block up to the one that is scored; none here."""
+        return ()
+
+    @property
+    def state_key(self) -> str:
+        """What the state of a criterion that follows is called in `BlockAttention.carried`; different ones differ."""
+        return self.kind
+
+    def follow(self, attention: BlockAttention) -> Tensor:
+        """What a criterion among its own `followed` hands on from this block: (batch, patches, …).
+
+        Asked in every block, from the first to the last that is scored by it, before `importance`. What it handed on
+        from the block before, of the tokens that are left, is `attention.carried[self.state_key]`; in block 0 nothing.
+        Runs without gradients.
+        """
+        raise NotImplementedError
+
+    def remembered(self, state: Tensor) -> Tensor:
+        """Importance before a block's attention is known, of what it handed on from the block before: (batch, patches).
+
+        Only of a criterion that `remembers`, which is the one among its own `followed`.
+        """
+        raise NotImplementedError
 
     @property
     def label(self) -> str:
@@ -55,3 +95,18 @@ class Criterion(Kind):
         unless the criterion says otherwise: 1 where all patches are equally important.
         """
         return self.mass(scores) * scores.shape[1]
+
+
+def show(criteria: Iterable[Criterion], attention: BlockAttention, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Let criteria that follow see a block of a model that keeps all patches, so that they can be asked about it.
+
+    Args:
+        criteria: any.
+        attention: of the block; what they hand on is there afterwards.
+        before: what they handed on from the block before, as this function returned it; empty for block 0.
+    """
+    attention.carried = dict(before)
+    for one in dict.fromkeys(one for criterion in criteria for one in criterion.followed):
+        with torch.no_grad():
+            attention.carried = {**attention.carried, one.state_key: one.follow(attention)}
+    return dict(attention.carried)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.criteria.base import Criterion
@@ -50,6 +50,21 @@ class Mix(Criterion):
         return self.a.needs_class_token or self.b.needs_class_token
 
     @property
+    def needs_projection(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.a.needs_projection or self.b.needs_projection
+
+    @property
+    def followed(self) -> tuple[Criterion, ...]:
+        return self.a.followed + self.b.followed
+
+    @property
+    def lacks(self) -> str | None:
+        return self.a.lacks or self.b.lacks
+
+    def calibrate(self, model: nn.Module, images: Tensor) -> Criterion:
+        return replace(self, a=self.a.calibrate(model, images), b=self.b.calibrate(model, images))
+
+    @property
     def label(self) -> str:
         return f"{self.weight:.4g} × {self.a.label} + {1 - self.weight:.4g} × {self.b.label}"
 
@@ -81,6 +96,21 @@ class Product(Criterion):
     @property
     def needs_class_token(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.a.needs_class_token or self.b.needs_class_token
+
+    @property
+    def needs_projection(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.a.needs_projection or self.b.needs_projection
+
+    @property
+    def followed(self) -> tuple[Criterion, ...]:
+        return self.a.followed + self.b.followed
+
+    @property
+    def lacks(self) -> str | None:
+        return self.a.lacks or self.b.lacks
+
+    def calibrate(self, model: nn.Module, images: Tensor) -> Criterion:
+        return replace(self, a=self.a.calibrate(model, images), b=self.b.calibrate(model, images))
 
     @property
     def label(self) -> str:

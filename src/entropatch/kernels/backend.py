@@ -21,6 +21,8 @@ class Backend:
         attention_entropy: (q, k, order, scale, key_bias) -> entropy (B, H, n), as `kernels.attention_entropy`.
         attend_with_entropy: (q, k, v, order, scale, num_prefix, key_bias) -> output (B, H, N, d) laid out as
             (B, N, H, d), and entropy (B, H, N - num_prefix).
+        column_norms: (q, k, power, scale, num_prefix, key_bias) -> (B, N - num_prefix), norms of the mean head's
+            columns; None where `kernels.head_mean` computes them.
         plain: made of PyTorch's own operators, which are counted, exported and differentiated one by one. Any other is
             an operator of ours, opaque to PyTorch, whose gradients come from `kernels.backward`.
         entropy_macs, attend_macs: multiply-adds of the two, from the shapes of (q, k) and (q, k, v), where not plain.
@@ -30,6 +32,7 @@ class Backend:
     why_not: Callable[[Tensor], str | None]
     attention_entropy: Callable[[Tensor, Tensor, float, float, Tensor | None], Tensor]
     attend_with_entropy: Callable[[Tensor, Tensor, Tensor, float, float, int, Tensor | None], tuple[Tensor, Tensor]]
+    column_norms: Callable[[Tensor, Tensor, float, float, int, Tensor | None], Tensor] | None = None
     plain: bool = False
     entropy_macs: Callable[[cost.Shape, cost.Shape], int] = cost.logits_macs
     attend_macs: Callable[[cost.Shape, cost.Shape, cost.Shape], int] = cost.attention_macs

@@ -1,6 +1,7 @@
-"""The "triton" backend: one flash-attention pass over the keys on CUDA. Its program is in `triton_attention`.
+"""The "triton" backend: one flash-attention pass over the keys on CUDA. Its programs are in `triton_attention` and
+`triton_columns`.
 
-That file alone imports Triton, when the backend first runs.
+Those files alone import Triton, when the backend first runs.
 """
 
 from __future__ import annotations
@@ -46,4 +47,13 @@ def attend_with_entropy(
     return launch(q, k, v, order, scale, num_prefix, key_bias)
 
 
-BACKEND = Backend("triton", why_not, attention_entropy, attend_with_entropy)
+def column_norms(
+    q: Tensor, k: Tensor, power: float, scale: float, num_prefix: int, key_bias: Tensor | None = None
+) -> Tensor:
+    """(Σ_i Ā_ij^p)^(1/p) of the mean head for each patch key: (B, H, N, d) -> (B, N - num_prefix), float32."""
+    from entropatch.kernels.triton_columns import launch
+
+    return launch(q, k, power, scale, num_prefix, key_bias)
+
+
+BACKEND = Backend("triton", why_not, attention_entropy, attend_with_entropy, column_norms)

@@ -40,11 +40,22 @@ def attention_backward_macs(
     return cost.gradient_macs(q, k, None if grad_output is None else v)
 
 
+def column_norms_macs(q: Shape, k: Shape, power: float, scale: float, num_prefix: int, backend: str, *rest: Any) -> int:
+    # A backend with a program of its own needs every logit twice: for the sums of the rows, and for the columns.
+    return cost.logits_macs(q, k) * (2 if named(backend).column_norms else 1)
+
+
+def row_entropies_macs(q: Shape, k: Shape, *rest: Any) -> int:
+    return cost.logits_macs(q, k)
+
+
 # Of each operator, from its inputs with shapes in place of tensors.
 MACS: dict[str, Callable[..., int]] = {
     "attention_entropy": attention_entropy_macs,
     "attend_with_entropy": attend_with_entropy_macs,
     "attention_backward": attention_backward_macs,
+    "column_norms": column_norms_macs,
+    "row_entropies": row_entropies_macs,
 }
 
 

@@ -10,7 +10,10 @@ from torch import Tensor
 from entropatch.entropy import finite_bias, representable, working_dtype
 from entropatch.kernels.backward import backward
 from entropatch.kernels.flop_formulas import register_when_counted
+from entropatch.kernels.head_mean_ops import column_norms, row_entropies
 from entropatch.kernels.registry import named
+
+__all__ = ["attend_with_entropy", "attention_entropy", "column_norms", "row_entropies"]
 
 
 def attention_entropy(

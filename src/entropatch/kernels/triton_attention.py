@@ -156,7 +156,7 @@ def launch(
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=max(16, triton.next_power_of_2(width)),
         BLOCK_P=max(16, triton.next_power_of_2(prefix)) if prefix else 0,
         PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
-        DOT_DTYPE=_dot_dtype(q.dtype), num_warps=warps,
+        DOT_DTYPE=dot_dtype(q.dtype), num_warps=warps,
     )  # fmt: skip
     return output, entropy
 
@@ -169,7 +169,7 @@ def _kind(order: float) -> tl.constexpr:
     return NEAR if abs(order - 1) < NEAR_ONE else FAR
 
 
-def _dot_dtype(dtype: torch.dtype) -> tl.dtype:
+def dot_dtype(dtype: torch.dtype) -> tl.dtype:
     """The type products are taken in: the queries' own, but not bfloat16 under the interpreter, which fails at it."""
     if dtype == torch.bfloat16 and interpreting():
         return tl.float32

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
+from entropatch.criteria.base import show
 from entropatch.data.images import cropped, to_tensor
 from entropatch.data.masks import check_size, foreground_share, patch_means
 from entropatch.extras import require
@@ -168,12 +169,16 @@ def image_aurocs(
         named: whether all must be possible on this model; else those that need a class token are left out without one.
     """
 
+    carried: dict[str, Tensor] = {}
+
     def look(attention: BlockAttention, grid: tuple[int, int]) -> dict[str, np.ndarray]:
         del grid
+        nonlocal carried
         criteria = {one.name: one.parts[0][0] for one in scored}
         wanted = [
             name for name, one in criteria.items() if named or attention.has_class_token or not one.needs_class_token
         ]
+        carried = show([criteria[name] for name in wanted], attention, carried)
         return {name: criteria[name].importance(attention)[0].double().cpu().numpy() for name in wanted}
 
     seen = observe(model, to_tensor(image, model)[None], look)

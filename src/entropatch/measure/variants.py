@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from torch import nn
 
 from entropatch.config import PruneConfig, method_config
-from entropatch.methods import DENSE, find_method, method_label
+from entropatch.methods import DENSE, RANDOM, find_method, method_label
 from entropatch.surgery import prune_
 
 
@@ -21,10 +21,12 @@ class Variant:
     Attributes:
         method: "dense", or the name of one of `entropatch.methods`.
         keep_rate: ρ in (0, 1]; None for dense, and for a method whose schedule takes none.
+        target: the budget in 10⁹ multiply-adds that the keep rate was found for, or has yet to be; None without one.
     """
 
     method: str
     keep_rate: float | None = None
+    target: float | None = field(default=None, kw_only=True)
 
     @property
     def label(self) -> str:
@@ -51,14 +53,20 @@ class Variant:
         return replace(method_config(self.method, self.keep_rate, blocks), backend=backend)
 
 
-def variants_of(methods: Iterable[str], keep_rates: Iterable[float]) -> list[Variant]:
-    """Every method at each keep rate; dense, and a method that takes no keep rate, once."""
-    rates = tuple(keep_rates)
+def variants_of(methods: Iterable[str], keep_rates: Iterable[float], targets: Iterable[float] = ()) -> list[Variant]:
+    """Every method at each keep rate and target; dense, and a method that takes no keep rate, once."""
+    each = [(rate, None) for rate in keep_rates] + [(None, target) for target in targets]
     return [
-        variant
+        Variant(method, rate, target=target)
         for method in methods
-        for variant in ([Variant(method, rate) for rate in rates] if takes_keep_rate(method) else [Variant(method)])
+        for rate, target in (each if takes_keep_rate(method) else [(None, None)])
     ]
+
+
+def floor_of(variant: Variant, variants: Iterable[Variant]) -> Variant | None:
+    """Random pruning at the same target, or without one at the same keep rate, where it is among the variants."""
+    of_random = [one for one in variants if one.method == RANDOM and one.target == variant.target]
+    return next((one for one in of_random if variant.target is not None or one.keep_rate == variant.keep_rate), None)
 
 
 def takes_keep_rate(method: str) -> bool:

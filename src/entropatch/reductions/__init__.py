@@ -9,5 +9,6 @@ from entropatch.reductions.bipartite import BipartiteMerge
 from entropatch.reductions.drop import Drop
 from entropatch.reductions.fuse import Fuse
 from entropatch.reductions.merge import Merge
+from entropatch.reductions.slow_fast import SlowFast
 
-__all__ = ["BipartiteMerge", "Drop", "Fuse", "Merge", "Reduction"]
+__all__ = ["BipartiteMerge", "Drop", "Fuse", "Merge", "Reduction", "SlowFast"]

@@ -21,6 +21,8 @@ class Reduction(Kind):
         needs_class_token: whether a model without a class token is refused.
         appends: whether it appends tokens, which stand at no place of the grid, so that no rotary embedding fits them.
         proportional: whether later attention counts a token of size s as s tokens, by adding log s to its logits.
+        detours: whether it chooses before a block, which the other tokens go around, and puts all of them back behind
+            it; see `SlowFast`.
         needs_scores: whether it reads the criterion's scores; the criterion is not asked otherwise.
     """
 
@@ -28,6 +30,7 @@ class Reduction(Kind):
     outcome: ClassVar[str] = ""
     needs_class_token: ClassVar[bool] = False
     appends: ClassVar[bool] = False
+    detours: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = True
     proportional: bool = False
 

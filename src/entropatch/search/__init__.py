@@ -7,7 +7,7 @@ Started several times, on one machine or on many that share a database, the work
 `search` (Optuna).
 """
 
-from entropatch.search.budget import BudgetError
+from entropatch.measure.budget import BudgetError
 from entropatch.search.findings import write_report
 from entropatch.search.patience import StudyUnreachableError
 from entropatch.search.points import SCOPES, Point

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from entropatch.data.base import DataSet
 from entropatch.extras import require
 from entropatch.measure import environment
+from entropatch.measure.budget import BudgetError, rate_for_gflops, rate_for_speedup
 from entropatch.measure.timing import speed_ratio
 from entropatch.methods import DENSE
-from entropatch.search.budget import BudgetError, rate_for_gflops, rate_for_speedup
 from entropatch.search.experiment import Experiment
 from entropatch.search.findings import write_report
 from entropatch.search.method_table import refuse_unknown

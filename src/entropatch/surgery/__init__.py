@@ -1,5 +1,6 @@
 """In-place surgery on stock models: `prune_`, `unprune_`, `trace`, `restore`, `watch`."""
 
+from entropatch.surgery.dense_pass import dense_pass
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.placeholders import fit_processor_, tokens_left
 from entropatch.surgery.prune import block_count, prune_, run_images, tower_name, unprune_
@@ -13,6 +14,7 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "block_count",
+    "dense_pass",
     "fit_processor_",
     "is_pruned",
     "prune_",

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from entropatch.config import Stage
 from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.detour import Detour, detour
+from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
 from entropatch.surgery.visit import Visit
-from entropatch.tokens import Tokens, join
+from entropatch.tokens import Plan, Tokens, join
 
 # Runs block number i on tokens x, which stand for `tokens`: call(i, x, visit).
 Call = Callable[[int, Tensor, Visit], Tensor]
@@ -91,19 +94,25 @@ class Passed:
         for watch in looking:  # at each block, since a hook may have run the model on another input meanwhile
             watch.grid = self.grid
         after: list[Stream] = []
+        stage = self.pruning.stage(i)
         for stream in self.streams:
+            around = detour(stage, stream.x, stream.tokens)
+            entering = stream if around is None else replace(stream, x=around.x, tokens=around.tokens)
             visit = Visit(
                 i,
-                stream.tokens,
-                self.pruning.stage(i),
+                entering.tokens,
+                None if stage is not None and stage.reduction.detours else stage,
                 proportional=self.pruning.proportional,
                 watches=looking,
                 recorded=self.recorded,
                 has_class_token=self.has_class_token,
                 backend=self.pruning.config.backend,
                 rows=stream.rows,
+                followers=self.pruning.followers_of(i),
+                projection=_projection(self.pruning.adapter, self.modules[i], stage, len(looking) > 0),
             )
-            after += _leaving(stream, visit, call(i, stream.x, visit), self.reduced)
+            left = _leaving(entering, visit, call(i, entering.x, visit), self.reduced)
+            after += left if around is None else [_rejoined(stream, around, left[0], visit, self.reduced)]
         self.streams = after if len(after) == 1 else _regrouped(after)
         if i in self._wanted:
             self.taken[i] = self.streams
@@ -139,6 +148,11 @@ def run_blocks(
     def plain(i: int, x: Tensor, visit: Visit) -> Tensor:
         return modules[i](x, visit=visit)
 
+    if blocks is not None and blocks.start > 0 and pruning.followers_of(blocks.start):
+        raise UnsupportedModelError(
+            f"{', '.join(pruning.followers_of(blocks.start))} looks at every block from the first, so the model cannot "
+            f"be run from block {blocks.start} on; run it whole."
+        )
     sharer = pruning.observers.sharer() if blocks is None and not taken else None
     if sharer is not None:
         begin, streams, reduced = sharer.resume(pruning, recorded)
@@ -194,7 +208,7 @@ def _entering(x: Tensor, prefix: int, grid: tuple[int, ...], patches: int | None
 def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) -> list[Stream]:
     """What a block's output stands for: one stream, or one for each size."""
     streams: list[Stream] = []
-    prefix, before = stream.tokens.num_prefix_tokens, stream.tokens
+    prefix, before = visit.tokens.num_prefix_tokens, visit.tokens
     longest = max(outcome.n for outcome in visit.outcomes)
     if y.shape[1] != prefix + longest:
         raise ValueError(
@@ -220,6 +234,33 @@ def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) ->
             x = y.index_select(0, rows)[:, : prefix + outcome.n]
             streams.append(Stream(x, tokens, _numbers(stream.rows, rows)))
     return streams
+
+
+def _projection(adapter: Adapter, block: nn.Module, stage: Stage | None, watched: bool) -> Tensor | None:
+    """The weight of the output projection, where a criterion asks for it, or somebody who looks may.
+
+    Not the module that has it: compiled code of a single block must not meet itself in what it is given.
+    """
+    if stage is not None and stage.reduction.needs_scores and stage.criterion.needs_projection:
+        return adapter.output_projection(block)
+    if watched and not torch.compiler.is_compiling():
+        try:
+            return adapter.output_projection(block)
+        except UnsupportedModelError:
+            return None
+    return None
+
+
+def _rejoined(stream: Stream, around: Detour, left: Stream, visit: Visit, reduced: list[Reduced]) -> Stream:
+    """What a block left of those that ran it, and those that went around it."""
+    x, tokens = around.back(left.x, left.tokens.carried)
+    if visit.recorded:
+        patches = stream.x[:, tokens.num_prefix_tokens :]
+        plan = Plan(around.plan.kept)  # their representative ends behind the block
+        reduced.append(
+            Reduced(around.stage, stream.rows, around.scores, patches, around.before, tokens, plan, visit.backend)
+        )
+    return replace(stream, x=x, tokens=tokens)
 
 
 def _numbers(batch: Tensor | None, rows: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""`Outcome`: what became of some images' tokens in one block."""
+"""`Outcome`: what became of some images' tokens in one block; and who is the best of them, by rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from entropatch.tokens import Plan, Tokens
+from entropatch.config import Stage
+from entropatch.tokens import Plan, Tokens, covering
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,21 @@ def ranked_within(priorities: Tensor | None, counts: Tensor | None) -> Tensor | 
     if priorities is None or counts is None:
         return None
     return priorities.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < counts[:, None]
+
+
+def covered(stage: Stage, tokens: Tokens, scores: Tensor) -> Tensor:
+    """The scores; with coverage their ranks, the cells' best first."""
+    if stage.coverage is None:
+        return scores
+    if tokens.grid is not None and len(tokens.grid) != 2:
+        raise ValueError(
+            f"coverage={stage.coverage} cuts an image into cells, but the grid is {tokens.grid}: that of a video; "
+            "leave coverage out."
+        )
+    if tokens.grid is None:
+        raise ValueError(
+            f"coverage={stage.coverage} needs to know where each patch stands, but patch dropout left some out before "
+            "the first block; train without patch_drop_rate, or without coverage."
+        )
+    height, width = tokens.grid
+    return covering(scores, tokens.original_positions(scores), (height, width), stage.coverage)

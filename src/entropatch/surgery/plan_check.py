@@ -1,4 +1,4 @@
-"""What a reduction returned is a plan for the tokens it was given; refused by name otherwise."""
+"""What criteria, schedules and reductions return fits the tokens they were given; refused by name otherwise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from entropatch.attention import BlockAttention
+from entropatch.criteria import Criterion
 from entropatch.reductions import Reduction
+from entropatch.schedule import Schedule
 from entropatch.tokens import Plan, Tokens
+
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def checked_plan(
@@ -45,6 +49,29 @@ def checked_plan(
         extra = plan.appended.shape[1] if getattr(plan.appended, "ndim", 0) == 3 else -1
         _check(what, "appended", plan.appended, (batch, extra, tokens.n), whole=False)
     return plan
+
+
+def checked_scores(criterion: Criterion, scores: Any, shape: tuple[int, int], method: str = "importance") -> Tensor:
+    """What a criterion's method returned, which must be (batch, patches) = `shape`, floating point."""
+    what = f"{type(criterion).__name__}.{method} must return (batch, patches) = {shape}"
+    if not isinstance(scores, Tensor):
+        raise ValueError(f"{what}, a floating-point tensor, but got {type(scores).__name__}.")
+    if scores.shape != shape:
+        raise ValueError(f"{what}, but got {tuple(scores.shape)}.")
+    if not scores.is_floating_point():
+        raise ValueError(f"{what}, floating point, but got {scores.dtype}; use scores.float().")
+    return scores
+
+
+def checked_counts(schedule: Schedule, counts: Any, batch: int) -> Tensor:
+    """What a schedule's `count` returned with `per_image`: a whole number for each image."""
+    if not isinstance(counts, Tensor) or counts.shape != (batch,) or counts.dtype not in WHOLE:
+        got = f"{counts.dtype} {tuple(counts.shape)}" if isinstance(counts, Tensor) else repr(counts)
+        raise ValueError(
+            f"{type(schedule).__name__}.count must return one whole number for each of the {batch} images, but got "
+            f"{got}."
+        )
+    return counts
 
 
 def _check(what: str, name: str, part: Any, shape: tuple[int, ...], *, whole: bool) -> None:

@@ -80,6 +80,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     _refuse_setting(tower, adapter, config)
     adapter.refuse_setting(target, config)
     stages = _stages(target, adapter, config)
+    _refuse_projections(target, adapter, stages)
     fresh = [i for i, block in enumerate(adapter.blocks(target)) if not adapter.is_swapped(block)]
     unsound = dict(before.unsound) if before else {}
     swapped = adapter.swap(target) if before is None or fresh else []
@@ -180,11 +181,18 @@ def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None
             "all, such as KeepRate()."
         )
     for criterion, reduction, _ in config.parts:
+        if reduction.needs_scores and criterion.lacks is not None:
+            raise ValueError(f"{criterion.lacks}.")
         needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
         if needs_class and not adapter.has_class_token(model):
             raise UnsupportedModelError(
                 f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
                 f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
+            )
+        if reduction.detours and not adapter.detours:
+            raise UnsupportedModelError(
+                f"reduction {reduction.kind!r} lets tokens go around a block, which the loop of {adapter.library} has "
+                'no place for; use reduction="drop", or the same model of timm.'
             )
         if reduction.appends and adapter.is_rotary(model):
             raise UnsupportedModelError(
@@ -196,6 +204,16 @@ def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None
                 f"reduction={reduction.kind!r} appends a token that stands at no place of the grid, but what follows "
                 f'this {type(model).__name__} reads its patches at their places; use reduction="drop".'
             )
+
+
+def _refuse_projections(model: nn.Module, adapter: Adapter, stages: Sequence[Stage | None]) -> None:
+    """Raise UnsupportedModelError for a criterion that asks for an output projection that a block does not have."""
+    for block, stage in zip(adapter.blocks(model), stages, strict=True):
+        if stage is not None and stage.reduction.needs_scores and stage.criterion.needs_projection:
+            try:
+                adapter.output_projection(block)
+            except UnsupportedModelError as error:
+                raise UnsupportedModelError(f"block {stage.block}: {error}") from None
 
 
 def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:

@@ -61,7 +61,7 @@ class Shared:
 
     def _key(self, pruning: Pruning, block: int, recorded: bool, proportional: bool | None) -> Hashable:
         before = tuple(_alone(stage) for stage in pruning.stages[:block] if stage is not None)
-        return block, before, recorded, proportional
+        return block, before, recorded, proportional, tuple(pruning.followers_of(block))
 
 
 @contextmanager

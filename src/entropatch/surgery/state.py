@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig, Stage
+from entropatch.criteria import Criterion
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.wrappers import inside
 from entropatch.tokens import Plan, Tokens
@@ -173,6 +174,7 @@ class Pruning:
         observers: the traces and watches open on the model.
         reads: what is read of its tokens afterwards: one of `entropatch.surgery.adapters.base.READS`.
         unsound: what is wrong with blocks that must not be given fewer tokens, by their index.
+        followers: the criteria that follow each block, by its index, each after its `Criterion.state_key`.
     """
 
     config: PruneConfig
@@ -181,6 +183,12 @@ class Pruning:
     observers: Observers
     reads: str = "pooled"
     unsound: Mapping[int, str] = field(default_factory=dict)
+    followers: tuple[Mapping[str, Criterion], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Found once, since compiled code should not look for them.
+        after = [self.stages[block:] for block in range(len(self.stages))]
+        object.__setattr__(self, "followers", tuple(map(_followers, after)))
 
     @property
     def proportional(self) -> bool:
@@ -190,6 +198,15 @@ class Pruning:
     def stage(self, block: int) -> Stage | None:
         """What a block does; None if it only computes."""
         return self.stages[block] if block < len(self.stages) else None
+
+    def followers_of(self, block: int) -> Mapping[str, Criterion]:
+        """The criteria that follow a block: those that score it or a later one, and want to see it."""
+        return self.followers[block] if block < len(self.followers) else {}
+
+
+def _followers(stages: Sequence[Stage | None]) -> dict[str, Criterion]:
+    scoring = [stage.criterion for stage in stages if stage is not None and stage.reduction.needs_scores]
+    return {one.state_key: one for criterion in scoring for one in criterion.followed}
 
 
 def unwrap(model: nn.Module) -> nn.Module:

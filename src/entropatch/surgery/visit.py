@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral
 from typing import Any
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import Stage
+from entropatch.criteria import Criterion
 from entropatch.schedule import Site
-from entropatch.surgery.outcome import Outcome, ranked_within
-from entropatch.surgery.plan_check import checked_plan
+from entropatch.surgery.outcome import Outcome, covered, ranked_within
+from entropatch.surgery.plan_check import WHOLE, checked_counts, checked_plan, checked_scores
 from entropatch.surgery.state import Watch
-from entropatch.tokens import Plan, Tokens, covering
+from entropatch.tokens import Plan, Tokens, preferring
 
 PLAN = tuple(field.name for field in fields(Plan))
-WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Visit:
@@ -34,8 +34,11 @@ class Visit:
         recorded: whether the scores are wanted even where all tokens stay.
         has_class_token, backend: as in `BlockAttention`.
         rows: numbers of these images in the batch, (images,); None for the whole batch.
+        followers: criteria that are shown every block, by their `state_key`.
+        projection: the attention's output projection, if somebody may ask for it; see `Adapter.output_projection`.
 
     Attributes:
+        tokens: as given; once the attention was seen, with what the followers hand on.
         scores: importance of the patches, (batch, n), once scored; None where no criterion is asked.
         outcomes: what became of the tokens, once reduced; one entry, or one for each size that images keep.
         patches: values of the patch tokens before the reduction, (batch, n, width), if `recorded`.
@@ -54,8 +57,11 @@ class Visit:
         has_class_token: bool = False,
         backend: str = "auto",
         rows: Tensor | None = None,
+        followers: Mapping[str, Criterion] | None = None,
+        projection: Tensor | None = None,
     ):
         self.block, self.tokens, self.stage, self.rows = block, tokens, stage, rows
+        self.followers, self.projection, self._entered = followers or {}, projection, tokens
         self.watches, self.recorded, self.has_class_token, self.backend = watches, recorded, has_class_token, backend
         self.key_bias = tokens.key_bias() if proportional else None
         # Known before the scores, unless it depends on them.
@@ -69,6 +75,7 @@ class Visit:
         self.outcomes: list[Outcome] = [Outcome(None, None, tokens.n)]
         self.patches: Tensor | None = None
         self._counts: Tensor | None = None
+        self._chosen: Tensor | None = None
         self._attention: BlockAttention | None = None
         self._seen = False
 
@@ -84,7 +91,8 @@ class Visit:
     @property
     def is_idle(self) -> bool:
         """Whether the block has nothing to do beside its own computation."""
-        return self.keeps_all and not self.watches and (self.stage is None or not self.recorded)
+        looked_at = self.watches or self.followers
+        return self.keeps_all and not looked_at and (self.stage is None or not self.recorded)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout: float, fused: bool
@@ -105,6 +113,10 @@ class Visit:
             backend=self.backend,
             output_wanted=fused and not self.keeps_all,
             key_bias=key_bias,
+            positions=self._entered.positions,
+            total=self._entered.total,
+            carried={key: self._entered.carried[key] for key in self.followers if key in self._entered.carried},
+            projection=self.projection,
         )
 
     def see(self, attention: BlockAttention) -> None:
@@ -113,6 +125,8 @@ class Visit:
         A block that runs again for its gradients keeps what it kept, and is looked at only for gradients' sake.
         """
         again, self._seen = self._seen, True
+        if self.followers:
+            self._follow(attention, again)
         for watch in self.watches:
             if again and not watch.gradients:
                 continue
@@ -125,21 +139,13 @@ class Visit:
         with torch.no_grad():
             if stage.reduction.needs_scores:
                 # Asked again all the same: it may draw random numbers, and dropout those that follow.
-                scores = self._checked(stage.criterion.importance(attention), attention)
+                shape = attention.q.shape[0], self.tokens.n
+                scores = checked_scores(stage.criterion, stage.criterion.importance(attention), shape)
                 if self.tokens.valid is not None:
                     scores = scores.masked_fill(~self.tokens.valid, -torch.inf)
                 self.scores = self.scores if again else scores
             if stage.schedule.per_image:
-                assert self.scores is not None
-                reads = stage.schedule.reads
-                if reads == "level" and self.tokens.valid is not None:
-                    raise ValueError(
-                        f"{type(stage.schedule).__name__} compares images by levels, which padding would move; give "
-                        "images of one size, or another schedule."
-                    )
-                read = self._checked(getattr(stage.criterion, reads)(self.scores), attention, reads)
-                counts = self._checked_counts(stage.schedule.count(self._site(stage), read))
-                self._counts = self._counts if again else counts
+                self._count(stage, attention, again)
 
     def reduce(self, x: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor:
         """What `then` makes of the tokens that stay, of those after the attention residual (batch, prefix + n, width).
@@ -169,7 +175,7 @@ class Visit:
         """A visit of the same block by the same tokens, with nothing done yet."""
         return Visit(
             self.block,
-            self.tokens,
+            self._entered,
             self.stage,
             proportional=self.key_bias is not None,
             watches=self.watches,
@@ -177,6 +183,8 @@ class Visit:
             has_class_token=self.has_class_token,
             backend=self.backend,
             rows=self.rows,
+            followers=self.followers,
+            projection=self.projection,
         )
 
     def pack(self) -> tuple[Tensor | None, ...]:
@@ -184,14 +192,48 @@ class Visit:
         (outcome,) = self.outcomes
         plan = outcome.plan
         parts = (None,) * len(PLAN) if plan is None else tuple(getattr(plan, name) for name in PLAN)
-        return self.scores, self.patches, *parts
+        return self.scores, self.patches, *parts, *(self.tokens.carried[key] for key in self.followers)
 
     def unpack(self, packed: Sequence[Tensor | None]) -> None:
         """Take over what another visit packed."""
-        self.scores, self.patches, kept, *others = packed
-        if kept is not None:
-            plan = Plan(kept, *others)
+        self.scores, self.patches, *others = packed
+        parts, carried = others[: len(PLAN)], others[len(PLAN) :]
+        if (kept := parts[0]) is not None:
+            plan = Plan(kept, *parts[1:])
             self.outcomes = [Outcome(None, plan, plan.n)]
+        handed = {key: values for key, values in zip(self.followers, carried, strict=True) if values is not None}
+        self.tokens = replace(self._entered, carried={**self._entered.carried, **handed})
+
+    def _follow(self, attention: BlockAttention, again: bool) -> None:
+        """Let the followers look, and hand on what they say; what they said first where the block runs again."""
+        with torch.no_grad():
+            for key, criterion in self.followers.items():
+                values = criterion.follow(attention)
+                if values.shape[:2] != (attention.q.shape[0], self.tokens.n):
+                    raise ValueError(
+                        f"{type(criterion).__name__}.follow must return (batch, patches, …) = "
+                        f"{(attention.q.shape[0], self.tokens.n)} …, but got {tuple(values.shape)}."
+                    )
+                attention.carried = {**attention.carried, key: values}
+        if not again:
+            self.tokens = replace(self._entered, carried=attention.carried)
+
+    def _count(self, stage: Stage, attention: BlockAttention, again: bool) -> None:
+        """Ask a schedule that reads the scores how many patches of each image stay, and which if it says."""
+        assert self.scores is not None
+        schedule, site, shape = stage.schedule, self._site(stage), (attention.q.shape[0], self.tokens.n)
+        if schedule.reads == "level" and self.tokens.valid is not None:
+            raise ValueError(
+                f"{type(schedule).__name__} compares images by levels, which padding would move; give images of one "
+                "size, or another schedule."
+            )
+        read = getattr(stage.criterion, schedule.reads)(self.scores)
+        read = checked_scores(stage.criterion, read, shape, schedule.reads)
+        chosen = schedule.chosen(site, read)
+        counts = schedule.count(site, read) if chosen is None else chosen.sum(1)
+        if not again:
+            counts = schedule.rounded(checked_counts(schedule, counts, shape[0]), site)
+            self._counts, self._chosen = counts.clamp(self._least(stage), self.tokens.n), chosen
 
     def _reduce_groups(
         self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor, then: Callable[[Tensor], Tensor]
@@ -238,22 +280,11 @@ class Visit:
         return max(counts)
 
     def _priorities(self, stage: Stage) -> Tensor | None:
-        """What the reduction takes the best of: the scores, or with coverage their ranks, the cells' best first."""
-        if stage.coverage is None or self.scores is None:
-            return self.scores
-        if self.tokens.grid is not None and len(self.tokens.grid) != 2:
-            raise ValueError(
-                f"coverage={stage.coverage} cuts an image into cells, but the grid is {self.tokens.grid}: that of a "
-                "video; leave coverage out."
-            )
-        if self.tokens.grid is None:
-            raise ValueError(
-                f"coverage={stage.coverage} needs to know where each patch stands, but patch dropout left some out "
-                "before the first block; train without patch_drop_rate, or without coverage."
-            )
-        positions = self.tokens.original_positions(self.scores)
-        height, width = self.tokens.grid
-        return covering(self.scores, positions, (height, width), stage.coverage)
+        """What the reduction takes the best of: the scores, or their ranks, those chosen or the cells' best first."""
+        if self.scores is None:
+            return None
+        best = covered(stage, self.tokens, self.scores)
+        return best if self._chosen is None else preferring(best, self._chosen)
 
     def _site(self, stage: Stage) -> Site:
         return Site(stage.block, stage.index, stage.count, stage.rate, self.tokens.n, self.tokens.total)
@@ -274,27 +305,3 @@ class Visit:
         """The fewest tokens that the reduction can leave."""
         n = self.tokens.n
         return max(n - stage.reduction.most_removed(n), min(n, 1))
-
-    def _checked_counts(self, counts: Any) -> Tensor:
-        assert self.stage is not None
-        batch = 0 if self.scores is None else self.scores.shape[0]
-        if not isinstance(counts, Tensor) or counts.shape != (batch,) or counts.dtype not in WHOLE:
-            got = f"{counts.dtype} {tuple(counts.shape)}" if isinstance(counts, Tensor) else repr(counts)
-            raise ValueError(
-                f"{type(self.stage.schedule).__name__}.count must return one whole number for each of the {batch} "
-                f"images, but got {got}."
-            )
-        rounded = self.stage.schedule.rounded(counts, self._site(self.stage))
-        return rounded.clamp(self._least(self.stage), self.tokens.n)
-
-    def _checked(self, scores: Any, attention: BlockAttention, method: str = "importance") -> Tensor:
-        assert self.stage is not None
-        expected = (attention.q.shape[0], self.tokens.n)
-        what = f"{type(self.stage.criterion).__name__}.{method} must return (batch, patches) = {expected}"
-        if not isinstance(scores, Tensor):
-            raise ValueError(f"{what}, a floating-point tensor, but got {type(scores).__name__}.")
-        if scores.shape != expected:
-            raise ValueError(f"{what}, but got {tuple(scores.shape)}.")
-        if not scores.is_floating_point():
-            raise ValueError(f"{what}, floating point, but got {scores.dtype}; use scores.float().")
-        return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -37,6 +37,7 @@ class Adapter(ABC):
         attention_name: a block's attribute that is its attention.
         entry: the model's method that runs the blocks and what is around them, checked against the original at surgery;
             None where the original runs what is around the blocks.
+        detours: whether tokens may go around a block, as `SlowFast` lets them.
         replaceable: methods whose replacement on an instance is refused.
     """
 
@@ -50,6 +51,7 @@ class Adapter(ABC):
     attention_name: ClassVar[str] = "attn"
     entry: ClassVar[str | None] = "forward"
     replaceable: ClassVar[tuple[str, ...]] = ("forward",)
+    detours: ClassVar[bool] = True
 
     @cached_property
     def swapped(self) -> dict[type, type]:
@@ -138,6 +140,17 @@ class Adapter(ABC):
     def norm(self, model: Any) -> nn.Module:
         """The final norm, which `restore` puts the values of pruned patches through."""
         return model.norm
+
+    def output_projection(self, block: Any) -> Tensor:
+        """W_O of a block, wrapped or not, which the output of its heads is multiplied by: (width, heads · head width).
+
+        Raises:
+            UnsupportedModelError: it has none, or something stands between the heads and it.
+        """
+        raise UnsupportedModelError(
+            f"entropatch's adapter of {self.library} does not say where the output projection of an attention is, "
+            "which the criterion asks for; use ClassAttention()."
+        )
 
     def refuse_model(self, model: nn.Module) -> None:  # noqa: B027  # there may be none
         """Raise UnsupportedModelError for a part around the blocks that is not understood."""
@@ -238,6 +251,10 @@ class Adapter(ABC):
         x = torch.randn(1, self.num_prefix_tokens(model) + patches, width, generator=generator, device="cpu")
         return x.to(parameter.device, parameter.dtype)
 
+    def unwrapped(self, block: nn.Module) -> nn.Module:
+        """A block, past its wrappers."""
+        return inside(block, self._is_swapped) or block
+
     def _is_swapped(self, part: nn.Module) -> bool:
         return isinstance(part, tuple(self.stock))
 
@@ -260,3 +277,23 @@ class Adapter(ABC):
             raise UnsupportedModelError(
                 f"{what} ({type(part).__name__}) is compiled already; prune it first, then compile."
             )
+
+
+def linear_weight(projection: Any, between: Sequence[str]) -> Tensor:
+    """The weight of an output projection. Raises UnsupportedModelError for what is not linear in the values.
+
+    Args:
+        projection: the module.
+        between: what stands between the heads and it.
+    """
+    if between:
+        raise UnsupportedModelError(
+            f"the attention has {' and '.join(between)} between its heads and its output projection, so no value has "
+            "an image of its own under it, which the criterion asks for; use ClassAttention()."
+        )
+    if not isinstance(projection, nn.Linear):
+        raise UnsupportedModelError(
+            f"the output projection of the attention is a {type(projection).__name__}, but the criterion asks for the "
+            "weight of an nn.Linear; use ClassAttention()."
+        )
+    return projection.weight

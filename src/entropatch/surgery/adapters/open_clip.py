@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.adapters.base import Adapter, linear_weight
 from entropatch.surgery.adapters.torch_modules import (
     MultiheadAttention,
     RunsLoop,
@@ -202,6 +202,14 @@ class OpenClipAdapter(Adapter):
         """The norm of the tokens; none where it comes after the pooling."""
         late = model.attn_pool is not None or model.final_ln_after_pool
         return nn.Identity() if late else model.ln_post
+
+    def output_projection(self, block: Any) -> Tensor:
+        attention: Any = self.attention_of(self.unwrapped(block))
+        between = {
+            "a scale of each head": getattr(attention, "head_scale", None) is not None,
+            "a norm": not isinstance(getattr(attention, "ln_inner", nn.Identity()), nn.Identity),
+        }
+        return linear_weight(attention.out_proj, [name for name, there in between.items() if there])
 
     def refuse_model(self, model: Any) -> None:
         if type(model.transformer) is not transformer.Transformer:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vision_transformer as torchvision_vit
 
-from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.adapters.base import Adapter, linear_weight
 from entropatch.surgery.adapters.torch_modules import (
     MultiheadAttention,
     Sequential,
@@ -84,6 +84,10 @@ class TorchvisionAdapter(Adapter):
 
     def norm(self, model: Any) -> nn.Module:
         return model.ln
+
+    def output_projection(self, block: Any) -> Tensor:
+        attention: Any = self.attention_of(self.unwrapped(block))
+        return linear_weight(attention.out_proj, ())
 
     def refuse_model(self, model: Any) -> None:
         tokens = model.pos_embedding.shape[1]

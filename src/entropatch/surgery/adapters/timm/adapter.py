@@ -12,7 +12,7 @@ from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
 from entropatch.surgery.adapters import torch_modules
-from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.adapters.base import Adapter, linear_weight
 from entropatch.surgery.adapters.timm import attention_classes, block_classes, model_classes
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.tokens import Tokens
@@ -61,6 +61,14 @@ class TimmAdapter(Adapter):
 
     def is_rotary(self, model: Any) -> bool:
         return getattr(model, "rope", None) is not None
+
+    def output_projection(self, block: Any) -> Tensor:
+        attention: Any = self.attention_of(self.unwrapped(block))
+        between = {
+            "a norm": not isinstance(attention.norm, nn.Identity),
+            "a gate": getattr(attention, "gate", None) is not None,
+        }
+        return linear_weight(attention.proj, [name for name, there in between.items() if there])
 
     def refuse_model(self, model: Any) -> None:
         part = model.patch_embed

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from entropatch.config import PruneConfig
 from entropatch.schedule import KeepRate
-from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.adapters.base import Adapter, linear_weight
 from entropatch.surgery.adapters.transformers.families import FAMILIES, Family, pair
 from entropatch.surgery.adapters.transformers.holders import HOLDERS, why_not
 from entropatch.surgery.adapters.transformers.processors import fit_processor
@@ -23,6 +23,7 @@ MINIMUM = (5, 20)  # the first release that is tested; in older ones layers and 
 
 class TransformersAdapter(Adapter):
     library = "transformers"
+    detours = False  # its own loop hands on what a block left, and has no place for what waits beside it
     container = "layers"
     entry: ClassVar = None  # the model's own forward runs around the layers
 
@@ -104,6 +105,13 @@ class TransformersAdapter(Adapter):
             return None
         attention = getattr(block, family.parts.attention)
         return getattr(attention, family.parts.core) if family.parts.core else attention
+
+    def output_projection(self, block: Any) -> Tensor:
+        attention = self.attention_of(self.unwrapped(block))
+        for name in ("o_proj", "out_proj", "projection"):  # of the classes that project their heads themselves
+            if hasattr(attention, name):
+                return linear_weight(getattr(attention, name), ())
+        return super().output_projection(block)
 
     def example(self, model: Any) -> Tensor:
         height, width = pair(model.config.image_size)

@@ -1,0 +1,59 @@
+"""Evo-ViT's slow and fast path: the chosen patches run the block, the others wait beside it and are joined again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from entropatch.attention import BlockAttention
+from entropatch.reductions.base import Reduction
+from entropatch.tokens import Plan, Tokens, select
+
+
+@dataclass(frozen=True)
+class SlowFast(Reduction):
+    """The k patches of the highest importance so far run the block; the others are as they were behind it (Evo-ViT).
+
+    Of n patches that enter a block (Xu et al. 2022), the k with the highest global class attention g take the slow
+    path: with the prefix tokens they are all that its attention and its MLP see. The others, the placeholders, stand
+    beside it, and behind it all n are there again, in their order; so no token is ever lost, and every block chooses
+    anew. g is that of the blocks before, and of placeholders stays as it is: a criterion that remembers it scores them,
+    `RunningClassAttention`. Evo-ViT's k is floor(n/2), from block 4 of 12 on: `FloorRate` at a keep rate of 0.5.
+
+    With `representative` the placeholders take the paper's fast path: one token more runs the block, x_r = Σ_i w_i x_i
+    over the placeholders, w_i = g_i / Σ g, and what the block adds to it is added to each of them,
+    x_i + (block(x)_r - x_r). Without, they wait unchanged, as in the released code. The release reads its classes from
+    the mean of the patches, which its training taught it; stock models keep their own heads.
+    """
+
+    kind: ClassVar[str] = "slow-fast"
+    outcome: ClassVar[str] = "waiting beside"
+    detours: ClassVar[bool] = True
+
+    representative: bool = False
+
+    @property
+    def appends(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Only the representative, which stands at no place of the grid."""
+        return self.representative
+
+    def plan(self, attention: BlockAttention, tokens: Tokens, scores: Tensor | None, k: int) -> Plan:
+        assert scores is not None
+        return self.planned(scores, scores.softmax(1), k)
+
+    def planned(self, priorities: Tensor, shares: Tensor, k: int) -> Plan:
+        """What runs the block: the k best by priority, and for the others, if so set, their representative.
+
+        Both (batch, n); `shares` weigh the tokens that wait.
+        """
+        kept = select(priorities, k)
+        if not self.representative:
+            return Plan(kept)
+        waiting = shares.scatter(1, kept, 0.0)
+        even = torch.ones_like(shares).scatter(1, kept, 0.0)
+        total = waiting.sum(1, keepdim=True)
+        weights = torch.where(total > 0, waiting / total, even / even.sum(1, keepdim=True))
+        return Plan(kept, appended=weights[:, None])
