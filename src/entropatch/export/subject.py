@@ -148,7 +148,8 @@ def _copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares the model's weights and recomputes nothing."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     copied = copy.deepcopy(model, shared).eval()
-    for name, given in (("set_grad_checkpointing", (False,)), ("gradient_checkpointing_disable", ())):
+    off = "activation_checkpointing_disable", "gradient_checkpointing_disable"  # newer and older transformers
+    for name, given in (("set_grad_checkpointing", (False,)), *((name, ()) for name in off)):
         if callable(getattr(copied, name, None)):
             getattr(copied, name)(*given)
             break

@@ -36,6 +36,11 @@ class Stepwise:
     """
 
     def __init__(self, model: nn.Module, grid: tuple[int, ...], valid: Tensor | None = None, masked: bool = False):
+        if valid is not None and torch.compiler.is_exporting():
+            raise ValueError(
+                f"the images of a {type(model).__name__} are filled up with padding and keep a share of their own "
+                "patches each, but an exported graph has one number for all; export a model without padding."
+            )
         pruning: Pruning = vars(model)[ATTRIBUTE]
         self._model, self._grid, self._dense = model, grid, pruning.reads == "grid"
         self._valid, self.masked = valid, masked

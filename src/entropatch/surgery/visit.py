@@ -267,11 +267,6 @@ class Visit:
     def _most_valid(self, valid: Tensor) -> int:
         """As many as the image with most keeps, each of its own patches."""
         assert self.stage is not None
-        if torch.compiler.is_exporting():
-            raise ValueError(
-                "images that padding fills up keep a share of their own patches each, but an exported graph has one "
-                "number for all; export a model whose images all have as many patches."
-            )
         site, there = self._site(self.stage), valid.sum(1).tolist()
         counts = [self._allowed(self.stage.schedule.count(replace(site, n=n), None), n) for n in there]
         if counts == there:
