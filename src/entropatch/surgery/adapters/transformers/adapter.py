@@ -142,6 +142,12 @@ class TransformersAdapter(Adapter):
     def refuse_setting(self, model: Any, config: PruneConfig) -> None:
         if _of(model).tower not in ("Padded", "Tiled"):
             return
+        if unaware := [criterion for criterion, _, _ in config.parts if not criterion.knows_padding]:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} fills up its images with padding, which would change the scores of "
+                f"{unaware[0]!r}; use criterion=Renyi(order=…), or say knows_padding = True in a criterion of yours "
+                "whose scores of patches are the same beside padding."
+            )
         kept = all(reduction.kind == "drop" and coverage is None for _, reduction, coverage in config.parts)
         if not kept or not isinstance(config.schedule, KeepRate):
             raise UnsupportedModelError(
