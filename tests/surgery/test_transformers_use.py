@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import pickle
 import subprocess
@@ -173,14 +174,22 @@ def test_watch_flops_and_look_ask_the_adapter() -> None:
     assert fewer.by_operator["linear"] - tower.by_operator["linear"] in (head, head - 24 * 24)
 
 
-def test_saved_and_loaded_with_its_setting(tmp_path: Path) -> None:
+def test_saved_and_loaded_with_its_setting_as_its_documentation_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, inputs = pruned(VIT, keep_rate=0.5, order=1.5)
-    model.save_pretrained(tmp_path)
-    entropatch.pruning_config(model).save(tmp_path / "entropatch.json")
-    assert "entropatch" not in (tmp_path / "config.json").read_text()
-    stock = hf.ViTForImageClassification.from_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    documented = inspect.getdoc(entropatch.pruning_config) or ""
+    lines = [line.strip() for line in documented.splitlines() if line.startswith("    ")]
+    names = {"model": model, "entropatch": entropatch, "transformers": hf}
+    exec("\n".join(lines), names)
+    assert len(lines) == 4
+    assert "entropatch" not in (tmp_path / "pruned/config.json").read_text()
+    stock = hf.ViTForImageClassification.from_pretrained(tmp_path / "pruned")
     assert type(stock.vit) is hf.ViTModel
-    loaded = entropatch.prune_(stock, entropatch.PruneConfig.load(tmp_path / "entropatch.json")).eval()
+    loaded: Any = names["model"]
+    assert loaded is not model
+    assert entropatch.pruning_config(loaded) == entropatch.pruning_config(model)
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
