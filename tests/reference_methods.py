@@ -161,9 +161,10 @@ def slow_pass(
 def evo_pass(
     model: Any, image: Tensor, blocks: Sequence[int], rate: float, share: float, begin: int, representative: bool
 ) -> tuple[Tensor, list[list[int]]]:
-    """A float64 timm model of plain blocks on one image: the best floor(rate · n) patches run each of `blocks`.
+    """A float64 timm model of plain blocks on one image: the best floor(rate · n) patches, chosen before each of
+    `blocks`, run it and those behind it, until the next of them.
 
-    Returns the output and the patches that ran each of them.
+    Returns the output and the patches chosen before each of them.
     """
     prefix = model.num_prefix_tokens
     stages: list[list[int]] = []
@@ -171,17 +172,17 @@ def evo_pass(
     with torch.no_grad():
         x = embedded(model, image)
         n = x.shape[1] - prefix
+        chosen, waiting, extra = list(range(n)), [], None
         for number, block in enumerate(model.blocks):
-            chosen, extra, waiting = list(range(n)), [], []
             if number in blocks:
                 chosen = reference.kept_places([g[j] for j in range(n)], math.floor(rate * n))
                 stages.append(chosen)
                 waiting = [j for j in range(n) if j not in chosen]
                 if representative:
                     total = math.fsum(g[j] for j in waiting)
-                    extra = [torch.stack([g[j] / total * x[:, prefix + j] for j in waiting]).sum(0)[:, None]]
+                    extra = torch.stack([g[j] / total * x[:, prefix + j] for j in waiting]).sum(0)[:, None]
             rows = [*range(prefix), *(prefix + j for j in chosen)]
-            entering = torch.cat([x[:, rows], *extra], 1)
+            entering = x[:, rows] if extra is None else torch.cat([x[:, rows], extra], 1)
             q, k, v = softmaxed(block, entering)
             y = entering + attended(block, q, k, v)
             y = y + block.ls2(block.mlp(block.norm2(y)))
@@ -189,7 +190,8 @@ def evo_pass(
             for place, j in enumerate(chosen):
                 new = math.fsum(head[place] for head in heads)
                 g[j] = new if number < begin else (1 - share) * g[j] + share * new
-            if number in blocks and representative:
+            if extra is not None:
+                extra = y[:, -1:]
                 for j in waiting:
                     x[:, prefix + j] += y[:, -1] - entering[:, -1]
             x[:, rows] = y[:, : len(rows)]

@@ -126,7 +126,7 @@ LITERATURE: tuple[Method, ...] = (
     Method(
         "evo-vit",
         "Evo-ViT",
-        "Runs each block on the patches the class token attended to most so far; the others wait beside it.",
+        "Runs the blocks on the patches the class token attended to most so far; the others wait, and come back.",
         RunningClassAttention(),
         SlowFast(),
         FloorRate(),

@@ -115,13 +115,13 @@ class KeepRate(Schedule):
 
 @dataclass(frozen=True)
 class FloorRate(Schedule):
-    """k = floor(ρ·n), at least 1, in every block from a third of the depth on, (4, …, 11) of 12: Evo-ViT's (Xu 2022).
+    """k = floor(ρ·n), at least 1, at a third and two thirds of the depth, blocks 4 and 8 of 12: Evo-ViT's (Xu 2022).
 
-    Meant for `SlowFast`, which loses no tokens, so that n is the same in all of them.
+    Meant for `SlowFast`, which loses no tokens, so that n is the same in both.
     """
 
     def blocks(self, depth: int) -> tuple[int, ...]:
-        return tuple(range(max(depth // 3, 1), depth))
+        return tuple(sorted({max(third * depth // 3, 1) for third in (1, 2)} & set(range(depth))))
 
     def count(self, site: Site, mass: Tensor | None) -> int:
         numerator, denominator = site.rate

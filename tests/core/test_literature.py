@@ -76,17 +76,13 @@ def test_methods_of_several_blocks() -> None:
 
 
 def test_methods_on_transformers() -> None:
-    """All but the one whose tokens go around blocks, which is refused: its loop has no place for them."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
     config = transformers.CLIPVisionConfig(**sizes, image_size=80, patch_size=16)
     model, images = transformers.CLIPVisionModel(config).eval(), pictures()
     for name in NAMES:
-        if name == "evo-vit":
-            with pytest.raises(UnsupportedModelError, match="the loop of transformers has no place for"):
-                prune_(model, method=name)
-            continue
         prune_(model, PruneConfig(**setting(name)))
         with torch.no_grad(), entropatch.trace(model) as trace:
             assert model(images).pooler_output.isfinite().all()
-        assert trace.stages[-1].tokens_before < 25 or trace.stages[-1].tokens_after < 25
+        fewer = trace.stages[-1].tokens_before < 25 or trace.stages[-1].tokens_after < 25
+        assert fewer or (name == "evo-vit" and trace.kept[-1].shape[1] == 12)

@@ -21,8 +21,8 @@ class Reduction(Kind):
         needs_class_token: whether a model without a class token is refused.
         appends: whether it appends tokens, which stand at no place of the grid, so that no rotary embedding fits them.
         proportional: whether later attention counts a token of size s as s tokens, by adding log s to its logits.
-        detours: whether it chooses before a block, which the other tokens go around, and puts all of them back behind
-            it; see `SlowFast`.
+        detours: whether it chooses before a block, and the other tokens go around it and those behind it until the next
+            reducing block; see `SlowFast`.
         needs_scores: whether it reads the criterion's scores; the criterion is not asked otherwise.
         before: whether it can choose before a block's attention is known, by `planned`.
         parks: whether the tokens that do not stay wait, as they are, and are joined again before the last block.

@@ -18,14 +18,14 @@ from torch.utils._pytree import tree_map
 
 from entropatch.config import Stage
 from entropatch.surgery.adapters.base import Adapter
-from entropatch.surgery.detour import Detour, detour
+from entropatch.surgery.detour import detoured, rejoined
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.opening import Opening, unparked
 from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.state import ATTRIBUTE, PREFIX, Pruning, Reduced
 from entropatch.surgery.streams import Stream, leaving, regrouped
 from entropatch.surgery.visit import Visit
-from entropatch.tokens import Plan, Tokens
+from entropatch.tokens import Tokens
 
 # Runs block number i on tokens x, which stand for `tokens`: call(i, x, visit).
 Call = Callable[[int, Tensor, Visit], Tensor]
@@ -87,8 +87,7 @@ class Passed:
         streams = self._entering(i, stage)
         opened = [stream.tokens.n for stream in streams] != [stream.tokens.n for stream in self.streams]
         for stream in streams:
-            around = detour(stage, stream.x, stream.tokens)
-            entering = stream if around is None else replace(stream, x=around.x, tokens=around.tokens)
+            entering = detoured(stage, stream)
             visit = Visit(
                 i,
                 entering.tokens,
@@ -102,18 +101,21 @@ class Passed:
                 followers=self.pruning.followers_of(i),
                 projection=_projection(self.pruning.adapter, self.modules[i], stage, len(looking) > 0),
             )
-            visit.opened = opened
-            left = leaving(entering, visit, call(i, entering.x, visit), self.reduced)
-            after += left if around is None else [_rejoined(stream, around, left[0], visit, self.reduced)]
+            visit.opened = opened or entering is not stream
+            after += leaving(entering, visit, call(i, entering.x, visit), self.reduced)
         self.streams = after if len(after) == 1 else regrouped(after)
-        if i == len(self.modules) - 1 and self.pruning.closer is not None:
-            self.streams = self.opening.closed(self.pruning.closer, self.streams)
+        if i == len(self.modules) - 1:
+            self.streams = [rejoined(stream, self.reduced if self.recorded else None) for stream in self.streams]
+            if self.pruning.closer is not None:
+                self.streams = self.opening.closed(self.pruning.closer, self.streams)
         if i in self._wanted:
-            self.taken[i] = self.streams
+            self.taken[i] = [rejoined(stream, None) for stream in self.streams]
 
     def _entering(self, i: int, stage: Stage | None) -> list[Stream]:
-        """What enters block number i: less what its stage drops before it; what was parked is back before the last."""
+        """What enters block number i: less what its stage drops before it; what waited is back, if it is to be."""
         streams = self.streams
+        if stage is not None:
+            streams = [rejoined(stream, self.reduced if self.recorded else None) for stream in streams]
         if i == len(self.modules) - 1 and self.pruning.parker is not None:
             record = self.reduced if self.recorded else None
             joined = [unparked(stream, self.pruning.parker, i, record) for stream in streams]
@@ -223,15 +225,3 @@ def _projection(adapter: Adapter, block: nn.Module, stage: Stage | None, watched
         except UnsupportedModelError:
             return None
     return None
-
-
-def _rejoined(stream: Stream, around: Detour, left: Stream, visit: Visit, reduced: list[Reduced]) -> Stream:
-    """What a block left of those that ran it, and those that went around it."""
-    x, tokens = around.back(left.x, left.tokens.carried)
-    if visit.recorded:
-        patches = stream.x[:, tokens.num_prefix_tokens :]
-        plan = Plan(around.plan.kept)  # their representative ends behind the block
-        reduced.append(
-            Reduced(around.stage, stream.rows, around.scores, patches, around.before, tokens, plan, visit.backend)
-        )
-    return replace(stream, x=x, tokens=tokens)

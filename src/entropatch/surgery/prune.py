@@ -197,11 +197,6 @@ def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None
                 f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
                 f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
             )
-        if reduction.detours and not adapter.detours:
-            raise UnsupportedModelError(
-                f"reduction {reduction.kind!r} lets tokens go around a block, which the loop of {adapter.library} has "
-                'no place for; use reduction="drop", or the same model of timm.'
-            )
         if reduction.appends and adapter.is_rotary(model):
             raise UnsupportedModelError(
                 "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "

@@ -20,6 +20,7 @@ from entropatch.surgery.wrappers import inside
 from entropatch.tokens import Plan, Tokens
 
 ATTRIBUTE = "_entropatch"
+NO_BACKEND = "none"  # in `Reduced`, where no entropy was asked for
 PREFIX = "entropatch"  # the module of a pruned model that holds the weights of a method that has its own
 
 
@@ -214,6 +215,11 @@ class Pruning:
         object.__setattr__(self, "closer", next((one for one in learned if one.closes), None))
 
     @property
+    def detours(self) -> bool:
+        """Whether tokens wait beside blocks until others have run them."""
+        return any(stage is not None and stage.reduction.detours for stage in self.stages)
+
+    @property
     def proportional(self) -> bool:
         """Whether attention counts a token as often as it stands for patches, once tokens were merged."""
         return any(stage is not None and stage.reduction.proportional for stage in self.stages)
@@ -274,7 +280,16 @@ def pruning_of(model: nn.Module) -> Pruning:
 
 
 def pruning_config(model: nn.Module) -> PruneConfig:
-    """The setting a pruned model works with. Raises ValueError for a model that is not pruned."""
+    """The setting a pruned model works with. Raises ValueError for a model that is not pruned.
+
+    A checkpoint of transformers is that of the stock model; the setting goes beside it, and comes back by
+
+        model.save_pretrained("pruned")
+        entropatch.pruning_config(model).save("pruned/entropatch.json")
+
+        model = transformers.AutoModelForImageClassification.from_pretrained("pruned")
+        entropatch.prune_(model, entropatch.PruneConfig.load("pruned/entropatch.json"))
+    """
     return pruning_of(model).config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,13 @@ class Stream:
         x: (images, prefix + n, width).
         tokens: what they stand for.
         rows: numbers of these images in the batch, (images,); None for the whole batch.
+        around: what waits beside the blocks; None where nothing does.
     """
 
     x: Tensor
     tokens: Tokens
     rows: Tensor | None = None
+    around: Any = None
 
 
 def join(parts: list[Tokens], like: list[Tensor]) -> Tokens:
