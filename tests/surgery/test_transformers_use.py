@@ -404,3 +404,22 @@ def test_transformers_is_imported_for_its_models_only() -> None:
         "assert 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_patches_that_wait_are_back_in_the_map() -> None:
+    """A backbone's map under Evo-ViT has every patch, although half of them ran the last blocks."""
+    case = CASES["Dinov2Backbone"]
+    model = case.model()
+    batch = case.batch(model)
+    with torch.no_grad():
+        stock = model(**batch).feature_maps[-1]
+        setting = {"criterion": entropatch.RunningClassAttention(begin=1), "reduction": "slow-fast", "keep_rate": 0.5}
+        entropatch.prune_(model, **setting, blocks=(1, 3))
+        with entropatch.trace(model) as trace:
+            found = model(**batch).feature_maps[-1]
+    assert found.shape == stock.shape
+    assert found.isfinite().all()
+    n = stock.shape[2] * stock.shape[3]
+    assert trace.counts == [n] * 3
+    assert [kept.shape[1] for kept in trace.kept] == [n // 2] * 2
+    assert not torch.allclose(found, stock, atol=1e-3)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from entropatch.surgery.loop import Passed
+from entropatch.surgery.loop import Passed, in_order, padded
 from entropatch.surgery.outcome import Outcome
 from entropatch.surgery.state import ATTRIBUTE, Pruning
 from entropatch.surgery.visit import Visit
@@ -58,6 +58,11 @@ class Stepwise:
         """
         before = self._visits.get(id(part))
         if before is not None:
+            if any(visit.opened for visit in before):
+                raise RuntimeError(
+                    f"block {before[0].block} runs again, under a checkpoint of its own, but tokens left before it; "
+                    "use the model's own gradient checkpointing."
+                )
             return self._handed_on(
                 x, [(visit, run(self._left(visit.tokens, visit.rows, x), visit)) for visit in before]
             )
@@ -74,8 +79,15 @@ class Stepwise:
             self._check_width(x)
             passing.streams = [replace(s, x=self._left(s.tokens, s.rows, x)) for s in passing.streams]
         passing.step(len(self._visits), call)
+        waiting = passing.pruning.detours
         self._visits[id(part)] = [visit for visit, _ in done]
         y = self._handed_on(x, done)
+        if waiting and not self._dense and len(self._visits) == len(passing.modules):
+            y = in_order(passing.streams, padded(passing.streams))
+        if len(self._visits) == len(passing.modules) and passing.pruning.closer is not None:
+            prefix = passing.prefix
+            closed = in_order(passing.streams, [stream.x[:, :prefix] for stream in passing.streams])
+            y = torch.cat((closed, y[:, prefix:]), dim=1)
         self._width = y.shape[1]
         return y
 

@@ -23,7 +23,6 @@ MINIMUM = (5, 20)  # the first release that is tested; in older ones layers and 
 
 class TransformersAdapter(Adapter):
     library = "transformers"
-    detours = False  # its own loop hands on what a block left, and has no place for what waits beside it
     container = "layers"
     entry: ClassVar = None  # the model's own forward runs around the layers
 
