@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from entropatch.criteria import ClassAttention, Criterion, PerImageOrder, Product, Random, Renyi
 from entropatch.image_schedules import SharedBudget
-from entropatch.literature import LITERATURE
+from entropatch.literature import FOR_MAPS, LITERATURE
 from entropatch.named_method import Method, composed, is_composed
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
@@ -156,6 +156,7 @@ _OWN: dict[str, Method] = {
             compared=False,  # what an image gives depends on its batch
         ),
         *LITERATURE,
+        *FOR_MAPS,
     )
 }
 for _method in _OWN.values():
