@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from entropatch.criteria.early_exit import exit_maps
-from entropatch.criteria.learned import LearnedCriterion, Note
+from entropatch.criteria.learned import Note
 from entropatch.surgery import Trace, UnsupportedModelError, block_count, is_pruned, trace
 from entropatch.surgery.loop import in_order
 from entropatch.surgery.registry import adapter_of, tower_of
@@ -121,10 +121,8 @@ class Segmenter(nn.Module):
         with among(pruning_of(self.backbone).observers.learners, ends):
             with _traced(self.backbone) if loses else nullcontext() as recorded:
                 tokens = _run(self.backbone, images)
-            if recorded is None:
-                dense = self._on_grid(tokens, images)
-            else:
-                dense = recorded.restore(tokens, "last", normed=True)
+            whole = recorded is None
+            dense = self._on_grid(tokens, images) if whole else recorded.restore(tokens, "last", normed=True)
         return dense, *ends.exits()
 
     def _loses_tokens(self) -> bool:
@@ -204,14 +202,6 @@ def check_masks(masks: Tensor, batch: int, classes: int) -> None:
             f"masks must hold class numbers 0 … {classes - 1}, or {IGNORED} for pixels that do not count, but hold "
             f"{int(wrong[0])}."
         )
-
-
-def has_exits(model: nn.Module) -> bool:
-    """Whether a model is pruned by a criterion that predicts patches, so that it has auxiliary heads to train."""
-    if not is_pruned(model):
-        return False
-    criterion = pruning_of(model).config.parts[0][0]
-    return isinstance(criterion, LearnedCriterion) and criterion.predicts
 
 
 def _head(width: int, classes: int, channels: int | None) -> nn.Module:

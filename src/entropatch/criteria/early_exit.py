@@ -72,7 +72,7 @@ class EarlyExit(LearnedCriterion):
 
     @property
     def label(self) -> str:
-        return "early exits" if self.threshold <= 1 else "exits without leaving"
+        return f"DToP, sure at {self.threshold:g}, {self.context} of each class stay"
 
     @property
     def weights_key(self) -> str:
