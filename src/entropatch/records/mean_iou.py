@@ -41,7 +41,7 @@ def mean_iou(counts: Counts, *, resamples: int = RESAMPLES, seed: int = SEED) ->
         ValueError: no image, or no pixel that counts.
     """
     _check(counts)
-    value = float(np.nanmean(iou_by_class(counts)))
+    value = float(_mean(iou_by_class(counts)))
     return _estimate(value, _resampled([counts], resamples, seed)[0], len(counts))
 
 
@@ -55,7 +55,7 @@ def mean_iou_difference(a: Counts, b: Counts, *, resamples: int = RESAMPLES, see
     _check(b)
     if a.shape != b.shape or (a[:, 2] != b[:, 2]).any():
         raise ValueError("a and b must be of the same images and classes, but their masks differ.")
-    value = float(np.nanmean(iou_by_class(a)) - np.nanmean(iou_by_class(b)))
+    value = float(_mean(iou_by_class(a)) - _mean(iou_by_class(b)))
     first, second = _resampled([a, b], resamples, seed)
     return _estimate(value, first - second, len(a))
 
@@ -68,7 +68,7 @@ def _resampled(counts: list[Counts], resamples: int, seed: int) -> list[NDArray[
         drawn = random.multinomial(images, np.full(images, 1 / images), min(TOGETHER, resamples - begin))
         for one, into in zip(counts, found, strict=True):
             summed = np.einsum("ri,ikc->rkc", drawn.astype(np.float64), one.astype(np.float64), optimize=True)
-            into.append(np.nanmean(_ious(summed), axis=1))
+            into.append(_mean(_ious(summed)))
     return [np.concatenate(parts) if parts else np.zeros(0) for parts in found]
 
 
@@ -77,6 +77,13 @@ def _ious(sums: NDArray) -> NDArray[np.float64]:
     right, predicted, there = (sums[..., i, :].astype(np.float64) for i in range(3))
     union = predicted + there - right
     return np.divide(100 * right, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def _mean(ious: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the classes that are not NaN; NaN where all are."""
+    there = np.isfinite(ious)
+    number = there.sum(-1)
+    return np.where(there, ious, 0.0).sum(-1) / np.where(number, number, np.nan)
 
 
 def _estimate(value: float, drawn: NDArray[np.float64], images: int) -> Estimate:
