@@ -103,7 +103,7 @@ def test_what_it_cannot_be_built_on_is_named() -> None:
     with pytest.raises(UnsupportedModelError, match="Linear is not supported"):
         Segmenter(nn.Linear(2, 2), 3)
     for fields in ({"classes": 1}, {"classes": 256}, {"head": "mlp"}, {"channels": 4}, {"head": "conv", "channels": 0}):
-        with pytest.raises(ValueError, match="must be|are those"):
+        with pytest.raises(ValueError, match=r"must be|are those"):
             Segmenter(create("deit"), **({"classes": 3} | fields))  # type: ignore[arg-type]
 
 
