@@ -90,6 +90,7 @@ LITERATURE: tuple[Method, ...] = (
         schedule=ShareOfTotal(),
         rank=78,
         compared=False,
+        trained=True,
     ),
     Method(
         "cropr",
@@ -100,6 +101,7 @@ LITERATURE: tuple[Method, ...] = (
         RemoveBetweenBlocks(),
         rank=79,
         compared=False,
+        trained=True,
     ),
     Method(
         "a-vit",
@@ -109,6 +111,7 @@ LITERATURE: tuple[Method, ...] = (
         schedule=AboveZeroEverywhere(),
         rank=80,
         compared=False,
+        trained=True,
     ),
     Method(
         "spvit",
@@ -119,6 +122,7 @@ LITERATURE: tuple[Method, ...] = (
         TowardsShare(),
         rank=81,
         compared=False,
+        trained=True,
     ),
     Method(
         "evo-vit",

@@ -213,10 +213,14 @@ def methods_text() -> str:
 
 
 def expanded_methods(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, each once; "all" is dense and every registered method, "training-free" those that need no training."""
+    """The names, each once; "all" is dense and every registered method, "training-free" those that need no training.
+
+    Neither group has methods that only models that make maps can have.
+    """
     found: list[str] = []
     for name in names:
-        group = [one for one, method in METHODS.items() if name == ALL or not method.trained]
+        ours = {one: method for one, method in METHODS.items() if not method.predicts}
+        group = [one for one, method in ours.items() if name == ALL or not method.trained]
         found += [DENSE, *group] if name in (ALL, TRAINING_FREE) else [name]
     return tuple(dict.fromkeys(found))
 

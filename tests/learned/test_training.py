@@ -137,7 +137,7 @@ def test_how_a_run_is_carried_out_does_not_change_the_result(tmp_path: Path, opt
         torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cropr", "a-vit"])
+@pytest.mark.parametrize("name", ["cropr", "a-vit", "spvit"])
 def test_others_train_too(name: str, tmp_path: Path) -> None:
     prune = PruneConfig(method=name)
     run(tmp_path, prune=prune, recipe=recipe(epochs=1))

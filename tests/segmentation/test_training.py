@@ -76,8 +76,8 @@ def test_a_stopped_run_continues_to_the_same_bits(data: SegmentationSet, tmp_pat
     assert not (tmp_path / "stopped/checkpoints").exists()
     monkeypatch.undo()
     assert segment(made(), data, tmp_path / "whole", **settings) == outcome  # type: ignore[arg-type]
+    other = PruneConfig(criterion=EarlyExit(threshold=0.6, context=1), schedule=AtExits())
     with pytest.raises(RunMismatchError, match=r"prune\.criterion\.threshold is 0\.5 there and 0\.6 here"):
-        other = PruneConfig(criterion=EarlyExit(threshold=0.6, context=1), schedule=AtExits())
         segment(made(), data, tmp_path / "whole", **(settings | {"prune": other}))  # type: ignore[arg-type]
     loaded, images = load_segmenter(tmp_path / "whole/final.safetensors"), torch.randn(2, 3, 32, 32)
     assert pruning_config(loaded) == EXITS

@@ -24,11 +24,14 @@ class Criterion(Kind):
         before: whether it scores the tokens as they enter a block, before its attention (`LearnedCriterion`).
         predicts: whether it predicts a class for each patch, which becomes part of what a model that makes maps
             returns; any other model is refused.
+        knows_padding: whether padding beside an image's patches leaves their scores as they are; without, a model that
+            fills up its images is refused.
     """
 
     example: ClassVar[str] = '{"name": "Renyi", "order": 2.0}'
     needs_class_token: ClassVar[bool] = False
     needs_projection: ClassVar[bool] = False
+    knows_padding: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     before: ClassVar[bool] = False
     predicts: ClassVar[bool] = False

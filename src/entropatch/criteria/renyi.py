@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ class Renyi(Criterion):
 
     Each head's entropy is taken first and the plain mean over heads after, in nats.
     """
+
+    knows_padding: ClassVar[bool] = True
 
     order: float = 2.0
 

@@ -280,7 +280,16 @@ def pruning_of(model: nn.Module) -> Pruning:
 
 
 def pruning_config(model: nn.Module) -> PruneConfig:
-    """The setting a pruned model works with. Raises ValueError for a model that is not pruned."""
+    """The setting a pruned model works with. Raises ValueError for a model that is not pruned.
+
+    A checkpoint of transformers is that of the stock model; the setting goes beside it, and comes back by
+
+        model.save_pretrained("pruned")
+        entropatch.pruning_config(model).save("pruned/entropatch.json")
+
+        model = transformers.AutoModelForImageClassification.from_pretrained("pruned")
+        entropatch.prune_(model, entropatch.PruneConfig.load("pruned/entropatch.json"))
+    """
     return pruning_of(model).config
 
 

@@ -32,12 +32,18 @@ class Stepwise:
         model: the pruned model.
         grid: (H, W), or (T, H, W) of a video: the patch grid of the input.
         valid: which of the patches are no padding, (batch, patches); None for all.
+        masked: whether the caller gave an attention mask.
     """
 
-    def __init__(self, model: nn.Module, grid: tuple[int, ...], valid: Tensor | None = None):
+    def __init__(self, model: nn.Module, grid: tuple[int, ...], valid: Tensor | None = None, masked: bool = False):
+        if valid is not None and torch.compiler.is_exporting():
+            raise ValueError(
+                f"the images of a {type(model).__name__} are filled up with padding and keep a share of their own "
+                "patches each, but an exported graph has one number for all; export a model without padding."
+            )
         pruning: Pruning = vars(model)[ATTRIBUTE]
         self._model, self._grid, self._dense = model, grid, pruning.reads == "grid"
-        self._valid = valid
+        self._valid, self.masked = valid, masked
         self._passing: Passed | None = None
         self._visits: dict[int, list[Visit]] = {}
         self._width = 0  # tokens handed on, prefix tokens included
