@@ -13,10 +13,9 @@ from attention_case import block_attention
 from small_models import create, photographs
 
 import entropatch
-from entropatch import ClassAttention, CumulativeImportance, Plan, PruneConfig, Tokens, UnsupportedModelError, prune_
+from entropatch import ClassAttention, CumulativeImportance, Plan, PruneConfig, Tokens, prune_
 from entropatch.criteria import AttEntropy, Criterion, Mix, Renyi, RunningClassAttention
 from entropatch.criteria.base import show
-from entropatch.surgery.halves import enter_blocks, leave_blocks
 from entropatch.surgery.sharing import Shared, sharing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,8 +113,6 @@ def test_passes_share_no_state_that_another_setting_lacks() -> None:
     with torch.no_grad():
         for setting, output in zip(settings, shared, strict=True):
             torch.testing.assert_close(prune_(model, setting)(images), output)
-        with pytest.raises(UnsupportedModelError, match="AttEntropy looks at every block from the first"):
-            leave_blocks(model, enter_blocks(model, images, 1))
 
 
 def test_gradients_and_checkpointing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unittest.mock
 from collections import Counter
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import entropatch
 from entropatch import ClassAttention, PruneConfig, Random, Renyi
 from entropatch.measure.linear_probe import Digits, enlarged, linear_probe, load_digits, pooled_features
+from entropatch.surgery.sharing import Shared
 
 datasets = pytest.importorskip("sklearn.datasets")
 
@@ -110,7 +112,7 @@ def test_features_are_those_of_the_whole_model_with_the_pruning_in_place(
 ) -> None:
     images, steps = load_digits(60).images[:20], []
     features = pooled_features(model, settings, images, batch_size=8, on_step=lambda: steps.append(1))
-    assert len(steps) == 3 * (1 + len(settings))
+    assert len(steps) == 3 * len(settings)
     assert list(features) == list(settings)
     for name, config in settings.items():
         if config is not None:
@@ -122,6 +124,14 @@ def test_features_are_those_of_the_whole_model_with_the_pruning_in_place(
         assert np.array_equal(features[name], expected.numpy()), name
     if len(settings) > 1:
         assert not np.allclose(features["dense"], features["random"], atol=1e-2)
+
+
+def test_what_settings_share_is_computed_once(model: Any) -> None:
+    images = load_digits(60).images[:8]
+    with unittest.mock.patch.object(Shared, "keep", autospec=True, side_effect=Shared.keep) as block:
+        pooled_features(model, {name: SETTINGS[name] for name in ("dense", "evit", "shannon")}, images)
+    depth, first = len(model.blocks), len(model.blocks) // 4
+    assert block.call_count == depth + 2 * (depth - first)
 
 
 def test_the_model_is_stock_again_also_after_an_interrupt(model: Any) -> None:

@@ -108,7 +108,7 @@ def _measure_accuracy(model: nn.Module, digits: Digits, settings: DemoSettings, 
     """Which held-out digits each row gets right: (held out,), bool."""
     configs = {name: row.config() for name, row in settings.rows.items()}
     batches = math.ceil(len(digits) / settings.digit_batch_size)
-    step = counter("accuracy", (1 + len(configs)) * batches + len(configs), on_step)
+    step = counter("accuracy", len(configs) * (batches + 1), on_step)
     features = pooled_features(model, configs, digits.images, batch_size=settings.digit_batch_size, on_step=step)
     hits = {}
     for name, feature in features.items():

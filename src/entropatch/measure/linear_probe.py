@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from entropatch.config import PruneConfig
 from entropatch.extras import require
 from entropatch.surgery import prune_, unprune_
-from entropatch.surgery.halves import enter_blocks, leave_blocks
+from entropatch.surgery.sharing import Shared, sharing
 
 HELD_OUT = 0.3
 
@@ -98,40 +98,35 @@ def pooled_features(
 ) -> dict[str, np.ndarray]:
     """The pooled feature of every image under every pruning, equal to `model(images)` with that pruning in place.
 
-    The blocks before the first one that prunes do the same work under every setting, so their output is computed once
-    and kept; each setting then runs the rest.
+    The settings share the blocks before the first one in which they differ.
 
     Args:
         model: a stock timm `VisionTransformer` without a head, in eval mode; stock again afterwards.
         configs: prunings by name; None means none.
         images: (n, 1, h, w), as `enlarged` takes them.
         batch_size: images at a time. The random criterion draws by the place in the batch.
-        on_step: called (1 + number of settings) · number of batches times.
+        on_step: called once for each setting and batch.
 
     Returns:
         (n, C) float32 for each name.
     """
     step = on_step or (lambda: None)
     pruned: Any = prune_(model, keep_rate=1.0)
-    depth = len(pruned.blocks)
-    firsts = [config.stages(depth)[0].block for config in configs.values() if config is not None]
-    shared, results = min(firsts, default=depth), {}
+    # Dense passes hold nothing for others, and can begin where others' first reducing block does.
+    order = sorted(configs, key=lambda name: configs[name] is None)
+    parts: dict[str, list[Tensor]] = {name: [] for name in configs}
     try:
         with torch.inference_mode():
-            starts = []
             for batch in images.split(batch_size):
-                starts.append(enter_blocks(pruned, enlarged(batch, pruned), shared))
-                step()
-            for name, config in configs.items():
-                prune_(pruned, config or PruneConfig(keep_rate=1.0))
-                parts = []
-                for start in starts:
-                    parts.append(pruned.forward_head(leave_blocks(pruned, start)))
+                large, shared = enlarged(batch, pruned), Shared()
+                for name in order:
+                    prune_(pruned, configs[name] or PruneConfig(keep_rate=1.0))
+                    with sharing(pruned, shared):
+                        parts[name].append(pruned(large))
                     step()
-                results[name] = torch.cat(parts).numpy()
     finally:
         unprune_(model)
-    return results
+    return {name: torch.cat(found).numpy() for name, found in parts.items()}
 
 
 def linear_probe(features: np.ndarray, digits: Digits) -> np.ndarray:

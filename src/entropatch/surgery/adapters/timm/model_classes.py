@@ -18,7 +18,6 @@ from entropatch.surgery.adapters.torch_modules import Sequential, run_inside
 from entropatch.surgery.checkpointing import checkpointed
 from entropatch.surgery.dense_maps import dense_maps
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.halves import Halfway
 from entropatch.surgery.loop import Passed, Stream, in_order, padded, run_blocks
 from entropatch.surgery.state import ATTRIBUTE, Pruning, undisturbed
 from entropatch.surgery.visit import Visit
@@ -126,18 +125,6 @@ class SplitModel:
         with undisturbed(self):
             normed = [replace(stream, x=self.norm(stream.x)) for stream in streams]
         return in_order(normed, padded(normed))
-
-    def run_first(self: Any, images: Tensor, block: int) -> Halfway:
-        x, rope = self.enter(images)
-        grid = _grid(self, images)
-        (stream, *others) = self.run_blocks(x, rope, grid, {}, range(block)).streams
-        if others or stream.tokens.positions is not None:
-            raise ValueError(f"block must not lie behind a block that reduces, but got {block}.")
-        return Halfway(stream.x, rope, grid, block)
-
-    def run_last(self: Any, halfway: Halfway) -> Tensor:
-        blocks = range(halfway.block, len(self.blocks))
-        return self.join_streams(self.run_blocks(halfway.x, halfway.inputs, halfway.grid, {}, blocks).streams)
 
     def forward_intermediates(
         self: Any,
