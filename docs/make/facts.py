@@ -73,6 +73,12 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def needs_training(method: Method) -> bool:
+    """Whether it does nothing good before it was trained: says so itself, or a part of it has weights."""
+    parts = [part for pair in method.parts for part in pair]
+    return method.trained or any(getattr(part, "has_weights", False) for part in parts)
+
+
 _seen: dict[str, Facts] = {}  # what was looked at in this process
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence import DATA, FREE, runs, single_blocks
-from facts import KINDS, RATES, Facts, known
+from facts import KINDS, RATES, Facts, known, needs_training
 
 import entropatch
 from entropatch import Criterion, Method, Reduction, Schedule
@@ -122,7 +122,7 @@ def needs(method: Method) -> str:
         found += [text for text, wanted in wants.items() if wanted]
     wants = {
         "images of one batch may keep different numbers": method.schedule.per_image,
-        "training: it has weights of its own, and does nothing good before": method.trained,
+        "training: it has weights of its own, and does nothing good before": needs_training(method),
     }
     found += [text for text, wanted in wants.items() if wanted]
     return "; ".join(dict.fromkeys(found)) or "nothing but the queries and keys of the block that prunes"

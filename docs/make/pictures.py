@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # the weights of the package, so that the pi
 
 import numpy as np
 from evidence import DATA, FREE, runs
+from facts import needs_training
 from PIL import Image
 
 from entropatch import figures
@@ -37,7 +38,7 @@ def methods() -> None:
     photographs = sample_photographs()
     (FOLDER / "methods").mkdir(parents=True, exist_ok=True)
     for name, method in METHODS.items():
-        if method.trained:
+        if needs_training(method):
             continue
         row: list[np.ndarray] = []
         for photograph in SHOWN:

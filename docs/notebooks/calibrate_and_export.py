@@ -25,7 +25,7 @@ shape = {"img_size": 24, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_head
 shape["init_values"] = 0.1
 model = timm.create_model("vit_tiny_patch16_224", **shape)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-epochs, batch = 8, 32
+epochs, batch = 6, 32
 steps = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (int((~test).sum()) // batch))
 for _ in range(epochs):
     for rows in torch.randperm(int((~test).sum()))[: steps.total_steps // epochs * batch].split(batch):

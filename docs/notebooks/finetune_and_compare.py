@@ -50,7 +50,7 @@ def correct(model):
 
 shape = {"img_size": 24, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10}
 shape["init_values"] = 0.1
-dense = train(timm.create_model("vit_tiny_patch16_224", **shape), epochs=8, rate=2e-3)
+dense = train(timm.create_model("vit_tiny_patch16_224", **shape), epochs=6, rate=2e-3)
 start = accuracy(correct(dense))
 print(f"dense: {start.value:.1f} ± {start.standard_error:.1f} %, {count_flops(dense, images[:1]).total / 1e6:.1f} MFLOPs")
 
