@@ -81,6 +81,16 @@ class BlockAttention:
         carried: what criteria handed on from block to block, (batch, patches, …) each; see `Criterion.follow`.
     """
 
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    key_bias: Tensor | None
+    positions: Tensor | None
+    total: int | None
+    carried: Mapping[str, Tensor]
+    backend: str
+
     def __init__(
         self,
         q: Tensor,

@@ -30,6 +30,14 @@ class Spending(ABC):
         ledger: what was taken before.
     """
 
+    model: nn.Module
+    images: Tensor
+    ledger: Ledger
+    depth: int
+    patches: int
+    prefix: int
+    dense: float
+
     unit = ""
 
     def __init__(self, model: nn.Module, images: Tensor, depth: int, patches: int, prefix: int, ledger: Ledger):

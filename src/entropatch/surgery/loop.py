@@ -21,7 +21,7 @@ from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.detour import Detour, detour
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.split_block import SplitBlock
-from entropatch.surgery.state import ATTRIBUTE, Pruning, Reduced
+from entropatch.surgery.state import ATTRIBUTE, Pruning, Recorder, Reduced, Watch
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Plan, Tokens, join
 
@@ -61,6 +61,15 @@ class Passed:
         reduced: what the stages did, in order, if it was recorded.
         taken: what came out of the blocks asked for.
     """
+
+    modules: list[nn.Module]
+    grid: tuple[int, ...]
+    prefix: int
+    has_class_token: bool
+    recorder: Recorder | None
+    watches: list[Watch]
+    recorded: bool
+    streams: list[Stream]
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ class TransformersAdapter(Adapter):
     library = "transformers"
     detours = False  # its own loop hands on what a block left, and has no place for what waits beside it
     container = "layers"
-    entry: ClassVar = None  # the model's own forward runs around the layers
+    entry: ClassVar[str | None] = None  # the model's own forward runs around the layers
 
     @cached_property
     def models(self) -> dict[type, type]:  # pyright: ignore[reportIncompatibleVariableOverride]
