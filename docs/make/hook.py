@@ -70,7 +70,7 @@ def recipe(_: str) -> str:
     from entropatch.train.recipe import Recipe, provenance
 
     rows = [[f"`{one['setting']}`", one["value"], one["source"]] for one in provenance(Recipe())]
-    return table(["setting", "default", "from"], rows, numbers=False)
+    return table(["setting", "default", "from"], rows, "---")
 
 
 MAKERS = {"methods": methods, "contributing": contributing, "numbers": numbers, "recipe": recipe}

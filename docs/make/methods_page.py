@@ -65,7 +65,7 @@ def overview(facts: dict[str, Facts]) -> str:
             "What each runs on, tried on small models: timm with a class token, without one (SigLIP), with rotary "
             "embeddings (DINOv3); ViT of transformers; torchvision; OpenCLIP's image tower; a backbone that gives "
             "dense maps (DINOv2's of transformers).",
-            table(["method", *KINDS], marks, numbers=False),
+            table(["method", *KINDS], marks, ":-:"),
         )
     )
 
@@ -102,8 +102,11 @@ def formulas(method: Method) -> list[str]:
 
 def facts_list(method: Method, found: Facts) -> str:
     """What it needs and costs."""
+    own = method.schedule.per_image or needs_training(method)
+    note = " (on random weights and noise; it depends on the image)" if own else ""
     at = ", ".join(f"{cost} at {rate:g}" for rate, cost in zip(RATES, costs(found), strict=True) if cost != "—")
-    return f"- **Needs:** {needs(method)}.\n- **Costs:** {at} GFLOPs." if at else f"- **Needs:** {needs(method)}."
+    said = f"- **Needs:** {needs(method)}."
+    return f"{said}\n- **Costs:** {at} GFLOPs{note}." if at else said
 
 
 def needs(method: Method) -> str:
@@ -230,8 +233,8 @@ def escaped(text: str) -> str:
     return re.sub(r"([*_<>\[\]])", r"\\\1", text)
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], numbers: bool = True) -> str:
-    """A Markdown table whose columns after the first are aligned right where they hold numbers."""
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], align: str = "--:") -> str:
+    """A Markdown table; `align` is the rule under its columns after the first, to the right unless told otherwise."""
     head = list(head)
-    lines = [f"| {' | '.join(head)} |", "|---|" + ("--:|" if numbers else ":-:|") * (len(head) - 1)]
+    lines = [f"| {' | '.join(head)} |", "|---|" + f"{align}|" * (len(head) - 1)]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])

@@ -90,7 +90,6 @@ def accuracy_pictures() -> None:
             for axis, (data, label) in zip(axes, DATA.items(), strict=True):
                 panel(axis, data)
                 axis.set(title=label, xlabel="keep rate at blocks 3, 6, 9 (calibrated: same cost)")
-                axis.invert_xaxis()
                 axis.spines[["top", "right"]].set_visible(False)
             axes[0].set_ylabel("top-1, %, without training")
             axes[0].legend(frameon=False, fontsize=8)

@@ -81,7 +81,7 @@ def calibration() -> str:
                     f"{chance['loss']:.3f} ± {chance['standard_error']:.3f}",
                 ]
             )
-    return table(["budget", "block: keep rate", "KL", "random's"], rows, numbers=False)
+    return table(["budget", "block: keep rate", "KL", "random's"], rows, "---")
 
 
 def bench(file: str, *columns: str) -> str:

@@ -70,7 +70,7 @@ entropatch.prune_(model, config)
 exported = entropatch.export(model, images[test][:8], "digits.onnx")
 
 # %%
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 session = onnxruntime.InferenceSession("digits.onnx")
 (logits,) = session.run(None, {session.get_inputs()[0].name: images[test].numpy()})

@@ -3,8 +3,8 @@
 #
 # A small ViT learns scikit-learn's digits densely; then each method trains it further with its pruning active, from the
 # same weights, for the same number of steps. The comparison is the package's: paired, on the same images, with errors.
-# `pip install '.[search]'`; about half a minute on two cores. 360 test images and one seed say little about the methods:
-# this shows how to compare, not who wins.
+# `pip install '.[search]'`; about half a minute on two cores. 360 test images and one seed say little about the
+# methods: this shows how to compare, not who wins.
 
 # %%
 import copy
@@ -52,7 +52,8 @@ shape = {"img_size": 24, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_head
 shape["init_values"] = 0.1
 dense = train(timm.create_model("vit_tiny_patch16_224", **shape), epochs=6, rate=2e-3)
 start = accuracy(correct(dense))
-print(f"dense: {start.value:.1f} ± {start.standard_error:.1f} %, {count_flops(dense, images[:1]).total / 1e6:.1f} MFLOPs")
+cost = count_flops(dense, images[:1]).total / 1e6
+print(f"dense: {start.value:.1f} ± {start.standard_error:.1f} %, {cost:.1f} MFLOPs")
 
 # %% [markdown]
 # At most the same patches for all: a keep rate of 0.5 at blocks 1, 2 and 3.
@@ -71,7 +72,8 @@ for name in methods:
 # %%
 for name in methods:
     free, tuned = accuracy(before[name]), accuracy(after[name])
-    line = f"{name:12} {free.value:5.1f} ± {free.standard_error:.1f}  ->  {tuned.value:5.1f} ± {tuned.standard_error:.1f}"
+    line = f"{name:12} {free.value:5.1f} ± {free.standard_error:.1f}"
+    line += f"  ->  {tuned.value:5.1f} ± {tuned.standard_error:.1f}"
     if name != "random":
         off = paired_difference(after[name], after["random"])
         line += f"   less random {off.value:+.1f} ± {off.standard_error:.1f}"

@@ -37,7 +37,7 @@ def anchors(path: Path) -> frozenset[str]:
     """What a link to a section of a page may say, as GitHub and mkdocs make it of the heading."""
     found: set[str] = set()
     for heading in re.findall(
-        r"^#{1,6} (.+)$", re.sub(r"^```.*?^```", "", shown(path), flags=re.M | re.S), re.MULTILINE
+        r"^#{1,6} (.+)$", re.sub(r"^```.*?^```", "", shown(path), flags=re.MULTILINE | re.DOTALL), re.MULTILINE
     ):
         own = re.search(r"\{ ?#([\w-]+)", heading)
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"\s*\{.*\}$", "", heading)).replace("`", "")
