@@ -77,8 +77,8 @@ def calibration() -> str:
                 [
                     f"{label}, {own['cost']:.2f} GFLOPs",
                     "<br>".join(f"{block}: {share:.2f} by {what}" for block, share, what in stages),
-                    f"{own['loss']:.3f} ± {own['standard_error']:.3f}",
-                    f"{chance['loss']:.3f} ± {chance['standard_error']:.3f}",
+                    f"{own['loss']:.4f} ± {own['standard_error']:.4f}",
+                    f"{chance['loss']:.4f} ± {chance['standard_error']:.4f}",
                 ]
             )
     return table(["budget", "block: keep rate", "KL", "random's"], rows, "---")
@@ -163,7 +163,7 @@ def _ahead_of_all(column: dict[str, Bits]) -> str | None:
 
 def _cell(correct: Bits) -> str:
     found = accuracy(correct)
-    seeds = f" ({found.seeds} seeds)" if found.seeds > 1 else ""
+    seeds = f"<sup> ×{found.seeds}</sup>" if found.seeds > 1 else ""
     return f"{found.value:.1f} ± {found.standard_error:.1f}{seeds}"
 
 
