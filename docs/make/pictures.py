@@ -1,4 +1,4 @@
-"""The manual's pictures, drawn anew: `python docs/make/pictures.py methods`, or overview, or accuracy, or all.
+"""The manual's pictures, drawn anew: `python docs/make/pictures.py methods`, or overview, accuracy or app, or all.
 
 Drawn with the weights and photographs that the extra `demo` brings, so nothing is downloaded; minutes on two cores.
 """
@@ -6,6 +6,9 @@ Drawn with the weights and photographs that the extra `demo` brings, so nothing 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,9 +75,7 @@ def overview() -> None:
     note = f"{encoder_name(source)} at {settings.image_size} px."
     path = DOCS / f"{OVERVIEW}.png"
     figures.save_figure(figures.overview(seen, title=title, note=note), path)
-    with Image.open(path) as image:
-        smaller = image.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
-    smaller.save(path, optimize=True)
+    shrink(path)
 
 
 def accuracy_pictures() -> None:
@@ -113,7 +114,47 @@ def panel(axis: Any, data: str) -> None:
         axis.errorbar(rates, values, errors, marker="o", markersize=3, capsize=2, color=colour, label=label)
 
 
-WHAT = {"methods": methods, "overview": overview, "accuracy": accuracy_pictures}
+def app() -> None:
+    """The page of `entropatch app`, as Chromium shows it; needs chromium and chromedriver."""
+    from selenium import webdriver
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    command = [sys.executable, "-m", "entropatch.cli", "app", "--port", "0"]
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for switch in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,1100"):
+        options.add_argument(switch)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as serving:
+        assert serving.stdout is not None
+        address = next(found[0] for line in serving.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+        try:
+            browser.get(address)
+            WebDriverWait(browser, 120).until(lambda page: _settled(page))
+            height = browser.execute_script("return document.documentElement.scrollHeight")
+            browser.set_window_size(1280, height)
+            path = DOCS / "app.png"
+            browser.save_screenshot(str(path))
+        finally:
+            browser.quit()
+            serving.terminate()
+    shrink(path)
+
+
+def _settled(browser: Any) -> bool:
+    pictures = browser.find_elements("css selector", "#ep-panel-1 img")
+    text = " ".join(one.text for one in browser.find_elements("css selector", "#ep-comparison"))
+    return len(pictures) == 7 and bool(text) and "measuring" not in text
+
+
+def shrink(path: Path) -> None:
+    """A PNG in 256 colours."""
+    with Image.open(path) as image:
+        smaller = image.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+    smaller.save(path, optimize=True)
+
+
+WHAT = {"methods": methods, "overview": overview, "accuracy": accuracy_pictures, "app": app}
 
 if __name__ == "__main__":
     for what in sys.argv[1:] or WHAT:
