@@ -161,9 +161,10 @@ def slow_pass(
 def evo_pass(
     model: Any, image: Tensor, blocks: Sequence[int], rate: float, share: float, begin: int, representative: bool
 ) -> tuple[Tensor, list[list[int]]]:
-    """A float64 timm model of plain blocks on one image: the best floor(rate · n) patches run each of `blocks`.
+    """A float64 timm model of plain blocks on one image: the best floor(rate · n) patches, chosen before each of
+    `blocks`, run it and those behind it, until the next of them.
 
-    Returns the output and the patches that ran each of them.
+    Returns the output and the patches chosen before each of them.
     """
     prefix = model.num_prefix_tokens
     stages: list[list[int]] = []
@@ -171,17 +172,17 @@ def evo_pass(
     with torch.no_grad():
         x = embedded(model, image)
         n = x.shape[1] - prefix
+        chosen, waiting, extra = list(range(n)), [], None
         for number, block in enumerate(model.blocks):
-            chosen, extra, waiting = list(range(n)), [], []
             if number in blocks:
                 chosen = reference.kept_places([g[j] for j in range(n)], math.floor(rate * n))
                 stages.append(chosen)
                 waiting = [j for j in range(n) if j not in chosen]
                 if representative:
                     total = math.fsum(g[j] for j in waiting)
-                    extra = [torch.stack([g[j] / total * x[:, prefix + j] for j in waiting]).sum(0)[:, None]]
+                    extra = torch.stack([g[j] / total * x[:, prefix + j] for j in waiting]).sum(0)[:, None]
             rows = [*range(prefix), *(prefix + j for j in chosen)]
-            entering = torch.cat([x[:, rows], *extra], 1)
+            entering = x[:, rows] if extra is None else torch.cat([x[:, rows], extra], 1)
             q, k, v = softmaxed(block, entering)
             y = entering + attended(block, q, k, v)
             y = y + block.ls2(block.mlp(block.norm2(y)))
@@ -189,8 +190,263 @@ def evo_pass(
             for place, j in enumerate(chosen):
                 new = math.fsum(head[place] for head in heads)
                 g[j] = new if number < begin else (1 - share) * g[j] + share * new
-            if number in blocks and representative:
+            if extra is not None:
+                extra = y[:, -1:]
                 for j in waiting:
                     x[:, prefix + j] += y[:, -1] - entering[:, -1]
             x[:, rows] = y[:, : len(rows)]
         return model.forward_head(model.norm(x)), stages
+
+
+# --- DynamicViT (Rao et al. 2021) --------------------------------------------------------------------------------
+
+
+def linear(layer: Any, x: Sequence[float]) -> list[float]:
+    weight, bias = layer.weight.tolist(), layer.bias.tolist()
+    return [math.fsum(a * b for a, b in zip(row, x, strict=True)) + c for row, c in zip(weight, bias, strict=True)]
+
+
+def gelu(x: Sequence[float]) -> list[float]:
+    return [0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in x]
+
+
+def layer_norm(layer: Any, x: Sequence[float]) -> list[float]:
+    mean = math.fsum(x) / len(x)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in x) / len(x) + layer.eps)
+    scale, shift = layer.weight.tolist(), layer.bias.tolist()
+    return [(value - mean) / spread * a + b for value, a, b in zip(x, scale, shift, strict=True)]
+
+
+def keep_shares(predictor: Any, x: Sequence[Sequence[float]], counted: Sequence[float]) -> list[tuple[float, float]]:
+    """log π of each patch, of the prediction module's own equations; `counted` is D̂ so far."""
+    z = [gelu(linear(predictor.embed[1], layer_norm(predictor.embed[0], row))) for row in x]
+    half = len(z[0]) // 2
+    total = math.fsum(counted)
+    overall = [math.fsum(d * row[c] for d, row in zip(counted, z, strict=True)) / total for c in range(half, 2 * half)]
+    shares = []
+    for row in z:
+        y = row[:half] + overall
+        for number in (0, 2):
+            y = gelu(linear(predictor.score[number], y))
+        keep, drop = linear(predictor.score[4], y)
+        top = max(keep, drop)
+        rest = top + math.log(math.exp(keep - top) + math.exp(drop - top))
+        shares.append((keep - rest, drop - rest))
+    return shares
+
+
+def dynamic_pass(
+    model: Any, predictors: dict[int, Any], image: Tensor, blocks: Sequence[int], rate: float
+) -> tuple[Tensor, list[list[int]]]:
+    """A float64 timm model of plain blocks on one image, of which patches are dropped before some blocks."""
+    prefix, stages = model.num_prefix_tokens, []
+    with torch.no_grad():
+        x = embedded(model, image)
+        n = x.shape[1] - prefix
+        present = list(range(n))
+        for number, block in enumerate(model.blocks):
+            if number in blocks:
+                shares = keep_shares(predictors[number], x[0, prefix:].tolist(), [1.0] * len(present))
+                places = reference.kept_places([keep for keep, _ in shares], int(n * rate ** (len(stages) + 1)))
+                x = x[:, [*range(prefix), *(prefix + place for place in places)]]
+                present = [present[place] for place in places]
+                stages.append(present)
+            q, k, v = softmaxed(block, x)
+            x = x + attended(block, q, k, v)
+            x = x + block.ls2(block.mlp(block.norm2(x)))
+        return model.forward_head(model.norm(x)), stages
+
+
+def masked_attention(block: Any, y: Tensor, counted: Sequence[Tensor] | None = None) -> Tensor:
+    """What the attention of a plain timm block adds to one image's tokens, from y (1, tokens, width), with gradients.
+
+    Row i is Σ_j A_ij v_j with A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik), G_ij = 1 where i = j, else D̂_j.
+    """
+    attention, tokens = block.attn, y.shape[1]
+    q, k, v = attention.qkv(y)[0].reshape(tokens, 3, attention.num_heads, -1).permute(1, 2, 0, 3)
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    one = torch.ones((), dtype=y.dtype)
+    heads = []
+    for h in range(q.shape[0]):
+        rows = []
+        for i in range(tokens):
+            row = torch.stack([one if counted is None or i == j else counted[j] for j in range(tokens)])
+            terms = (k[h] @ q[h, i] * attention.scale).exp() * row
+            rows.append(terms @ v[h] / terms.sum())
+        heads.append(torch.stack(rows))
+    return attention.proj(torch.cat(heads, dim=1)[None])
+
+
+def masked_pass(
+    model: Any, image: Tensor, decide: Callable[[int, Tensor, list[Tensor]], list[Tensor] | None]
+) -> tuple[Tensor, list[Tensor]]:
+    """A float64 timm model of plain blocks on one image, with gradients, whose tokens cease to count but stay.
+
+    `decide(block, patches (n, width), counted)` says how much each patch counts from this block on; None: as before.
+    Returns all tokens, normed, and how much each patch counts at the end.
+    """
+    prefix = model.num_prefix_tokens
+    x = embedded(model, image)
+    counted = [torch.ones((), dtype=x.dtype)] * (x.shape[1] - prefix)
+    for number, block in enumerate(model.blocks):
+        counted = decide(number, x[0, prefix:], counted) or counted
+        ones = [torch.ones((), dtype=x.dtype)] * prefix
+        x = x + block.ls1(masked_attention(block, block.norm1(x), [*ones, *counted]))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    return model.norm(x), counted
+
+
+# --- Token Cropr (Bergner et al. 2025) ---------------------------------------------------------------------------
+
+
+def cropr_pass(
+    model: Any, scorers: dict[int, Any], image: Tensor, removed: int, join: bool
+) -> tuple[Tensor, Tensor, list[list[int]], list[Tensor]]:
+    """A float64 timm model of plain blocks on one image, with gradients: `removed` patches leave before some blocks.
+
+    Returns the output, all normed tokens, the patches present after each pruning, and the auxiliary predictions.
+    """
+    prefix, stages, auxiliary = model.num_prefix_tokens, [], []
+    x = embedded(model, image)
+    present = list(range(x.shape[1] - prefix))
+    waiting: dict[int, Tensor] = {}
+    for number, block in enumerate(model.blocks):
+        if number in scorers:
+            scorer, rows = scorers[number], [row.detach() for row in x[0, prefix:]]
+            scores = [math.fsum((query * row).sum().item() for query in scorer.query) for row in rows]
+            summed = []
+            for query in scorer.query:
+                terms = [((query * row).sum() / math.sqrt(len(row))).exp() for row in rows]
+                y = sum(term * row for term, row in zip(terms, rows, strict=True)) / sum(terms)
+                summed.append(y + scorer.mlp(scorer.norm(y)))
+            auxiliary.append(scorer.head(sum(summed) / len(summed)))
+            places = reference.kept_places(scores, len(rows) - removed)
+            for place, patch in enumerate(present):
+                if place not in places:
+                    waiting[patch] = x[:, prefix + place]
+            x = x[:, [*range(prefix), *(prefix + place for place in places)]]
+            present = [present[place] for place in places]
+            stages.append(present)
+        if join and number == len(model.blocks) - 1:
+            there = waiting | {patch: x[:, prefix + place] for place, patch in enumerate(present)}
+            x = torch.cat([x[:, :prefix], torch.stack([there[patch] for patch in sorted(there)], 1)], 1)
+        x = x + block.ls1(masked_attention(block, block.norm1(x)))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    tokens = model.norm(x)
+    return model.forward_head(tokens), tokens, stages, auxiliary
+
+
+# --- A-ViT (Yin et al. 2022) -------------------------------------------------------------------------------------
+
+
+def halting_pass(
+    model: Any, image: Tensor, scale: float, centre: float, epsilon: float
+) -> tuple[Tensor, list[list[int]], list[Tensor], list[Tensor]]:
+    """A float64 timm model of plain blocks on one image, with gradients, whose tokens halt one by one.
+
+    Only the tokens that run take part in a block. Returns the output; the patches that still run behind each block but
+    the last; N_k + r_k of each token; and Σ_k h_k of each block.
+    """
+    prefix, depth = model.num_prefix_tokens, len(model.blocks)
+    x = embedded(model, image)
+    size = x.shape[1]
+    values = [x[0, k] for k in range(size)]
+    running = list(range(size))
+    counted = [0, *range(prefix, size)]
+    sums, left, ponder = [0.0] * size, [torch.ones((), dtype=x.dtype)] * size, [0.0] * size
+    output, class_done = torch.zeros_like(values[0]), False
+    stages, halting = [], []
+    for number, block in enumerate(model.blocks):
+        entering = torch.stack([values[k] for k in running])[None]
+        y = entering + block.ls1(masked_attention(block, block.norm1(entering)))
+        y = y + block.ls2(block.mlp(block.norm2(y)))
+        for place, k in enumerate(running):
+            values[k] = y[0, place]
+        after, total = [], 0.0
+        for k in running:
+            if k not in counted:
+                after.append(k)
+                continue
+            h = torch.ones((), dtype=x.dtype) if number == depth - 1 else (scale * values[k][0] - centre).sigmoid()
+            total = total + h
+            sums[k] = sums[k] + h
+            ponder[k] = ponder[k] + 1
+            if sums[k] < 1 - epsilon:
+                if k == 0:
+                    output = output + h * values[0]
+                left[k] = left[k] - h
+                after.append(k)
+            else:
+                if k == 0:
+                    output, class_done = output + left[0] * values[0], True
+                ponder[k] = ponder[k] + left[k]
+        halting.append(total)
+        running = after
+        if number < depth - 1:
+            stages.append([k - prefix for k in running if k >= prefix])
+    assert class_done
+    tokens = torch.stack([output, *values[1:]])[None]
+    return model.forward_head(model.norm(tokens)), stages, [ponder[k] for k in counted], halting
+
+
+# --- SPViT (Kong et al. 2022) ------------------------------------------------------------------------------------
+
+
+def selector_shares(selector: Any, x: Sequence[Tensor], counted: Sequence[Any]) -> list[Tensor]:
+    """s of each patch, (2,), of the token selector's own equations, with gradients; x are tokens (width,)."""
+    cut = [selector.norm(row).reshape(selector.heads, -1) for row in x]
+    heads = []
+    for h in range(selector.heads):
+        overall = sum(d * selector.overall(row[h]) for d, row in zip(counted, cut, strict=True)) / sum(counted)
+        heads.append([selector.score(torch.cat((selector.local(row[h]), overall))).softmax(0) for row in cut])
+    shares = []
+    for j, row in enumerate(cut):
+        voices = selector.voice(torch.stack([row[h].mean() for h in range(selector.heads)])).sigmoid()
+        shares.append(sum(voices[h] * heads[h][j] for h in range(selector.heads)) / voices.sum())
+    return shares
+
+
+def packaging_pass(
+    model: Any, image: Tensor, selectors: dict[int, Any], drawn: Callable[[int, int, Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor, list[list[int]], list[Any], list[Any]]:
+    """A float64 timm model of plain blocks on one image, with gradients, that packages patches before some blocks.
+
+    With `drawn(stage, patch, log_shares)`, which says how much a patch is kept, all stay and are masked; without, those
+    that are not kept leave. Returns the output, all normed tokens, the patches that stay in each stage, the share of
+    the patches that count in each, and how much each patch counts at the end.
+    """
+    prefix = model.num_prefix_tokens
+    x = embedded(model, image)
+    one = torch.ones((), dtype=x.dtype)
+    patches = list(range(x.shape[1] - prefix))
+    total = len(patches)
+    counted, extra, stages, shares = dict.fromkeys(patches, one), [], [], []
+    for number, block in enumerate(model.blocks):
+        if number in selectors:
+            rows = [x[0, prefix + place] for place in range(len(patches))]
+            s = selector_shares(selectors[number], rows, [counted[j] for j in patches])
+            if drawn is None:
+                stay = [place for place in range(len(patches)) if s[place][0] > s[place][1]]
+                gone = [place for place in range(len(patches)) if place not in stay]
+                packed = [(s[place][0], rows[place]) for place in gone]
+            else:
+                after = {j: counted[j] * drawn(len(stages), j, s[j].log()) for j in patches}
+                stay, packed = patches, [(s[j][0] * (counted[j] - after[j]), rows[j]) for j in patches]
+                counted = after
+                shares.append(sum(counted.values()) / total)
+            weights = sum((w for w, _ in packed), torch.zeros((), dtype=x.dtype))
+            there = bool(weights > 1e-6)
+            keep = [*range(prefix), *(prefix + place for place in stay)]
+            parts = [x[:, keep], x[:, prefix + len(patches) :]]
+            if there or drawn is not None:
+                package = sum(w * row for w, row in packed) / (weights if there else one)
+                parts.append(package[None, None])
+                extra.append(one if there else 0 * one)
+            x = torch.cat(parts, 1)
+            patches = [patches[place] for place in stay]
+            stages.append([j for j in patches if counted[j] > 0.5])
+        d = [one] * prefix + [counted[j] for j in patches] + extra
+        x = x + block.ls1(masked_attention(block, block.norm1(x), d))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    tokens = model.norm(x)
+    return model.forward_head(tokens), tokens, stages, shares, [counted[j] for j in patches]

@@ -15,16 +15,21 @@ import entropatch
 from entropatch import PruneConfig
 from entropatch.data.batches import TrainingBatches
 from entropatch.data.loaders import TrainingImages, data_config, training_transform
-from entropatch.data.seeding import derived_seed, seeded
+from entropatch.data.seeding import derived_seed, seeded, set_seeds
 from entropatch.train import Recipe
 
 
 def slow_training(
-    settings: Recipe, prune: PruneConfig, seed: int = 0, term: Callable[[nn.Module, Tensor], Tensor] | None = None
+    settings: Recipe,
+    prune: PruneConfig,
+    seed: int = 0,
+    term: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    share: Callable[[str, int], float] = lambda name, epoch: 1.0,
 ) -> dict[str, Tensor]:
     """The whole run again: one process, plain tensors, AdamW and the cosine written out.
 
-    `term` is added to the loss, from the model and a batch of its images.
+    `term` is added to the loss, from the model and a batch of its images; `share` is that of the learning rate which a
+    parameter has in an epoch.
     """
     model, images = SPEC.build(10, SIZE), data().train
     transform = training_transform(data_config(model, SIZE), random_erasing=0.25)
@@ -43,6 +48,7 @@ def slow_training(
             with seeded(derived_seed(seed, epoch, step, 0)):
                 x, target = mixup(x, y)
             model.zero_grad()
+            set_seeds(derived_seed(seed, epoch, step, 1))
             loss = -(target * F.log_softmax(model(x), dim=1)).sum(1).mean()
             (loss if term is None else loss + term(model, x)).backward()
             high, low = (
@@ -56,7 +62,7 @@ def slow_training(
                 second.mul_(0.999).add_(0.001 * p.grad**2)
                 update = (first / (1 - 0.9**done)) / ((second / (1 - 0.999**done)).sqrt() + 1e-8)
                 decayed = p.ndim > 1 and name not in ("pos_embed", "cls_token")
-                p.data -= rate * (update + (settings.weight_decay * p.data if decayed else 0))
+                p.data -= rate * share(name, epoch) * (update + (settings.weight_decay * p.data if decayed else 0))
     return model.state_dict()
 
 

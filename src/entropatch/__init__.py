@@ -14,10 +14,14 @@ from entropatch.criteria import (
     ClassAttention,
     ColumnNorm,
     Criterion,
+    Halting,
     HeadDiversity,
+    HeadSelector,
+    KeepPredictor,
     Mix,
     PerImageOrder,
     Product,
+    QueryScore,
     Random,
     Renyi,
     RunningClassAttention,
@@ -25,11 +29,13 @@ from entropatch.criteria import (
     ValueAttention,
     ValueNormAttention,
 )
+from entropatch.deciding import AboveZero, RemoveBetweenBlocks, ShareOfTotal, TowardsShare
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.image_schedules import SharedBudget, Threshold
+from entropatch.learning import method_loss
 from entropatch.methods import Method, register_method
-from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction, SlowFast
+from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Package, Park, Reduction, SlowFast
 from entropatch.regularisation import entropy_penalty
 from entropatch.sampling import InverseTransform
 from entropatch.schedule import CumulativeImportance, FloorRate, KeepRate, RemovePerBlock, Schedule
@@ -49,6 +55,7 @@ from entropatch.tokens import Plan, Tokens
 from entropatch.version import __version__
 
 __all__ = [
+    "AboveZero",
     "AttEntropy",
     "BipartiteMerge",
     "BlockAttention",
@@ -59,27 +66,36 @@ __all__ = [
     "Drop",
     "FloorRate",
     "Fuse",
+    "Halting",
     "HeadDiversity",
+    "HeadSelector",
     "InverseTransform",
+    "KeepPredictor",
     "KeepRate",
     "Merge",
     "Method",
     "Mix",
+    "Package",
+    "Park",
     "PerImageOrder",
     "Plan",
     "Product",
     "PruneConfig",
+    "QueryScore",
     "Random",
     "Reduction",
+    "RemoveBetweenBlocks",
     "RemovePerBlock",
     "Renyi",
     "RunningClassAttention",
     "Schedule",
+    "ShareOfTotal",
     "SharedBudget",
     "SlowFast",
     "Synergistic",
     "Threshold",
     "Tokens",
+    "TowardsShare",
     "Trace",
     "UnsupportedModelError",
     "ValueAttention",
@@ -91,6 +107,7 @@ __all__ = [
     "entropy_penalty",
     "export",
     "fit_processor_",
+    "method_loss",
     "prune_",
     "pruning_config",
     "register_method",

@@ -79,6 +79,8 @@ class BlockAttention:
             token stands where it stood.
         total: patches that entered the first block; None if not known.
         carried: what criteria handed on from block to block, (batch, patches, …) each; see `Criterion.follow`.
+        mask: how much each token counts as a key for the others, (batch, tokens), with gradients; None: all do fully.
+            Only the output has them; whatever else is asked takes `key_bias`, which says the same without.
     """
 
     q: Tensor
@@ -90,6 +92,7 @@ class BlockAttention:
     total: int | None
     carried: Mapping[str, Tensor]
     backend: str
+    mask: Tensor | None
 
     def __init__(
         self,
@@ -109,6 +112,7 @@ class BlockAttention:
         total: int | None = None,
         carried: Mapping[str, Tensor] | None = None,
         projection: Tensor | None = None,
+        mask: Tensor | None = None,
     ):
         self.q, self.k, self.v = q, k, v
         self.scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -118,11 +122,11 @@ class BlockAttention:
         self.dropout = dropout
         self.block = block
         self.positions, self.total, self.carried = positions, total, {} if carried is None else carried
-        self._projection = projection
+        self._projection, self.mask = projection, mask
         self.backend = kernels.choose_backend(backend, q)
         # Output and entropy come from one pass unless the output needs dropout or a gradient: the selection needs none,
         # and the output then keeps PyTorch's differentiable fused kernel.
-        self._in_one_pass = output_wanted and not dropout and not _differentiated(q, k, v, key_bias)
+        self._in_one_pass = output_wanted and not dropout and mask is None and not _differentiated(q, k, v, key_bias)
         self._output: Tensor | None = None
         self._class_attention: Tensor | None = None
 
@@ -187,6 +191,7 @@ class BlockAttention:
         taken = self._like(q, k, v, bias)
         taken.positions = None if self.positions is None else self.positions.index_select(0, rows)
         taken.carried = {name: values.index_select(0, rows) for name, values in self.carried.items()}
+        taken.mask = None if self.mask is None else self.mask.index_select(0, rows)
         return taken
 
     def without_output(self) -> BlockAttention:
@@ -210,6 +215,7 @@ class BlockAttention:
             total=self.total,
             carried=self.carried,
             projection=self._projection,
+            mask=self.mask,
         )
 
     def output_projection(self) -> Tensor:
@@ -230,6 +236,9 @@ class BlockAttention:
 
         What the entropies were computed from already gave it as well; otherwise PyTorch's fused kernel does.
         """
+        if self.mask is not None:
+            weights = masked_softmax(attention_logits(self.q, self.k, self.scale, None), self.mask)
+            return F.dropout(weights, self.dropout).to(self.v.dtype) @ self.v
         kept = self._output
         if kept is not None and (kept.requires_grad or not _differentiated(self.q, self.k, self.v, self.key_bias)):
             return kept
@@ -240,6 +249,25 @@ class BlockAttention:
             )[0]
         mask = None if self.key_bias is None else finite_bias(self.key_bias, self.q.dtype)[:, None, None]
         return F.scaled_dot_product_attention(self.q, self.k, self.v, mask, self.dropout, scale=self.scale)
+
+
+def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """Attention in which a key counts as much as its mask says, but a token always for itself (DynamicViT, Rao 2021).
+
+        A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik),    G_ij = 1 where i = j, else mask_j
+
+    Differentiable in the mask, also where it is 0. Forms the matrix.
+
+    Args:
+        logits: S, (batch, heads, tokens, tokens).
+        mask: (batch, tokens).
+    """
+    own = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    counted = torch.where(own, 1.0, mask[:, None, None].to(logits.dtype))
+    highest = logits.detach().masked_fill(counted.detach() == 0, -torch.inf).amax(-1, keepdim=True)
+    # What is far above all that count, and does not count, must not become infinite: 0 · ∞ is no number.
+    weights = (logits - highest).clamp(max=80.0).exp() * counted
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:

@@ -22,6 +22,7 @@ from entropatch.config_fields import (
     find_reduction,
     ignored_rate,
     is_listed,
+    loaded,
     mapped,
     setting_label,
     shortened,
@@ -32,7 +33,7 @@ from entropatch.kernels.choice import check_backend
 from entropatch.methods import Method, find_method, method_of
 from entropatch.records.files import write_text
 from entropatch.reductions import Reduction
-from entropatch.schedule import RemovePerBlock, Schedule, exact_rate
+from entropatch.schedule import RemovePerBlock, Schedule, compounded, exact_rate
 
 VERSION = 2  # 2: one value per block, coverage
 KEEP_RATE = 0.7
@@ -55,6 +56,7 @@ class Stage:
         keep_rate: ρ of this block.
         rate: the same as an exact fraction.
         criterion, reduction, schedule, coverage: as in `PruneConfig`, those of this block.
+        share: the keep rates of the reducing blocks up to this one multiplied; ρ to a power where all are ρ.
     """
 
     block: int
@@ -66,6 +68,7 @@ class Stage:
     reduction: Reduction
     schedule: Schedule
     coverage: int | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class PruneConfig:
             is ToMe's matching. Or one for each pruning block.
         schedule: how many stay; `KeepRate()` unless another `Schedule` is given.
         coverage: side, in patches, of the cells of the grid of which the best patch each is kept before any second one,
-            so that no region is left empty (see `entropatch.tokens.covering`); None for none, by the scores alone; or
+            so that no region is left empty (`entropatch.priorities.covering`); None for none, by the scores alone; or
             one entry for each pruning block.
         backend: what computes the entropies: "auto", "reference", "streaming" or "triton" (see `entropatch.kernels`).
         method: the name of a registered method (`entropatch.methods`), short for its criterion, reduction and schedule;
@@ -165,10 +168,10 @@ class PruneConfig:
             raise ValueError(f"keep_rate must be one number or one per block {blocks}, but got {len(rates)} rates.")
         check_lengths({name: getattr(self, name) for name in _CHECKS}, blocks)
         self.schedule.check(len(blocks))
-        parts = check_first(self.parts if len(self.parts) > 1 else self.parts * len(blocks), blocks)
+        parts = check_first(self.parts if len(self.parts) > 1 else self.parts * len(blocks), blocks, depth)
         return tuple(
-            Stage(block, i, len(blocks), rate, exact_rate(rate), criterion, reduction, self.schedule, side)
-            for i, (block, rate, (criterion, reduction, side)) in enumerate(zip(blocks, rates, parts, strict=True))
+            Stage(block, i, len(blocks), rate, exact_rate(rate), a, b, self.schedule, side, compounded(rates[: i + 1]))
+            for i, (block, rate, (a, b, side)) in enumerate(zip(blocks, rates, parts, strict=True))
         )
 
     def changed(self, **fields: Any) -> PruneConfig:
@@ -258,7 +261,7 @@ class PruneConfig:
             raise ValueError(f"a pruning config has the fields {', '.join(known)}, but got {unknown}.")
         for name, family in (("criterion", Criterion), ("schedule", Schedule), ("reduction", Reduction)):
             if name in data:
-                data[name] = mapped(data[name], lambda one, of=family: _loaded(one, of))
+                data[name] = mapped(data[name], lambda one, of=family: loaded(one, of))
         if "order" in data:
             data["order"] = mapped(data["order"], lambda order: float("inf") if order == "inf" else order)
         fields: dict[str, Any] = {
@@ -282,11 +285,6 @@ class PruneConfig:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:  # broken JSON and broken UTF-8 are ValueErrors
             raise ValueError(f"{path} holds no pruning config: {error}") from error
-
-
-def _loaded(value: Any, family: type[Criterion] | type[Schedule] | type[Reduction]) -> Any:
-    """What a saved setting holds; a reduction may stand there by its short name."""
-    return value if family is Reduction and not isinstance(value, dict) else family.from_dict(value)
 
 
 def method_config(

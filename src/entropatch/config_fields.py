@@ -36,6 +36,11 @@ def shortened(reduction: Reduction) -> str | Reduction:
         return reduction
 
 
+def loaded(value: Any, family: type[Criterion] | type[Schedule] | type[Reduction]) -> Any:
+    """What a saved setting holds; a reduction may stand there by its short name."""
+    return value if family is Reduction and not isinstance(value, dict) else family.from_dict(value)
+
+
 def is_listed(value: Any) -> bool:
     """Whether a field holds one value for each block."""
     return isinstance(value, Sequence) and not isinstance(value, str)
@@ -92,15 +97,15 @@ def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[
         for name, value in given.items():
             if name == "coverage" and not any(each(meant[name])):
                 meant[name] = value
-            elif name == "schedule" and r is not None and meant[name] == RemovePerBlock():
-                meant[name] = RemovePerBlock(r)  # pyright: ignore[reportArgumentType]
+            elif name == "schedule" and r is not None and meant[name] == _removing(meant[name], None):
+                meant[name] = _removing(meant[name], r)
             elif name == "schedule" and meant[name] == _usual(value):
                 meant[name] = value  # the method's own kind of schedule, with other numbers
             elif value not in (UNSET, None, meant[name], getattr(meant[name], "kind", None)):
                 raise TypeError(f"method={method!r} is short for its own {name}, so give one of the two, not both.")
         if order is not None and meant["criterion"] != mapped(order, Renyi):
             raise TypeError(f"method={method!r} has its own criterion; give order=… without a method.")
-        if r is not None and meant["schedule"] != RemovePerBlock(r):  # pyright: ignore[reportArgumentType]
+        if r is not None and meant["schedule"] != _removing(meant["schedule"], r):
             raise TypeError(f"method={method!r} has its own schedule; give r=… without a method.")
         return meant
     if order is not None:
@@ -113,6 +118,11 @@ def written_out(given: dict[str, Any], method: Any, order: Any, r: Any) -> dict[
         given = given | {"schedule": RemovePerBlock(r)}  # pyright: ignore[reportArgumentType]
     defaults: dict[str, Any] = {"criterion": Renyi, "reduction": Drop, "schedule": KeepRate}
     return {name: defaults[name]() if value is UNSET else value for name, value in given.items()}
+
+
+def _removing(schedule: Schedule, r: Any) -> Schedule | None:
+    """A schedule of that kind that removes r tokens per block, if the kind does so."""
+    return type(schedule)(r) if isinstance(schedule, RemovePerBlock) else None
 
 
 def _usual(schedule: Any) -> Schedule | None:
@@ -177,6 +187,7 @@ def check_ignored(
         schedule: of the setting.
         keep_rate: of the setting; `usual` where none was given.
     """
+    check_before(parts)
     for criterion, reduction, coverage in parts:
         if not reduction.needs_scores and criterion != Renyi():
             raise ValueError(
@@ -216,8 +227,47 @@ def check_ignored(
         )
 
 
-def check_first(parts: Parts, blocks: tuple[int, ...]) -> Parts:
+def check_before(parts: Sequence[tuple[Criterion, Reduction, int | None]]) -> None:
+    """Raise ValueError where a criterion that decides before a block stands beside what does not."""
+    early = [criterion for criterion, _, _ in parts if criterion.before]
+    for criterion, _, _ in parts:
+        for part in vars(criterion).values():
+            if isinstance(part, Criterion) and part.before:
+                raise ValueError(
+                    f"{type(part).__name__} decides before a block's attention, so it cannot be a part of "
+                    f"{type(criterion).__name__}, which asks that; use it alone."
+                )
+    if not early:
+        if any(reduction.parks for _, reduction, _ in parts):
+            raise ValueError(
+                'reduction "park" is for criteria that decide before a block, such as QueryScore(); use "drop".'
+            )
+        return
+    if len({*(criterion for criterion, _, _ in parts)}) > 1:
+        raise ValueError(
+            f"{type(early[0]).__name__} has weights that are trained together, so it is the criterion of all pruning "
+            "blocks or of none; give one criterion."
+        )
+    for _, reduction, _ in parts:
+        if not reduction.before or reduction.detours:
+            raise ValueError(
+                f"{type(early[0]).__name__} decides before a block's attention, which reduction {reduction.kind!r} "
+                'asks for; use reduction="drop".'
+            )
+
+
+def check_first(parts: Parts, blocks: tuple[int, ...], depth: int) -> Parts:
     """Return the parts of each block, or raise ValueError where the first has nothing to choose by."""
+    if parts and getattr(parts[0][0], "every", False) and blocks != tuple(range(1, depth)):
+        raise ValueError(
+            f"{type(parts[0][0]).__name__} looks at the tokens before every block but the first, so blocks must be 1 … "
+            f"{depth - 1} of a model of depth {depth}, but got {blocks}; leave them out."
+        )
+    if parts and parts[0][1].parks and blocks[-1] >= depth - 1:
+        raise ValueError(
+            f"reduction 'park' joins the tokens again before the last block, {depth - 1}, which must not be a pruning "
+            f"block then, but got {blocks}."
+        )
     if blocks and blocks[0] == 0 and parts[0][1].detours:
         raise ValueError(
             f"reduction {parts[0][1].kind!r} chooses by the blocks before, of which block 0 has none; let blocks begin "

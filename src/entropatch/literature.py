@@ -1,4 +1,4 @@
-"""Methods of the literature by name, training-free: what stands beside the paper's in comparisons that ask for it.
+"""Methods of the literature by name, what stands beside the paper's in comparisons that ask for it.
 
 A method of ours is a line here; `entropatch.methods` offers them with all others. They are compared only when named.
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 from entropatch.criteria import (
     AttEntropy,
     ColumnNorm,
+    Halting,
     HeadDiversity,
+    HeadSelector,
+    KeepPredictor,
+    QueryScore,
     RunningClassAttention,
     ValueAttention,
     ValueNormAttention,
 )
+from entropatch.deciding import AboveZeroEverywhere, RemoveBetweenBlocks, ShareOfTotal, TowardsShare
 from entropatch.named_method import Method
-from entropatch.reductions import SlowFast
+from entropatch.reductions import Package, Park, SlowFast
 from entropatch.sampling import InverseTransform
 from entropatch.schedule import FloorRate
 
@@ -77,9 +82,51 @@ LITERATURE: tuple[Method, ...] = (
         compared=False,
     ),
     Method(
+        "dynamicvit",
+        "DynamicViT",
+        "Keeps the patches that a small network, trained with the model, says to keep.",
+        KeepPredictor(),
+        schedule=ShareOfTotal(),
+        rank=78,
+        compared=False,
+        trained=True,
+    ),
+    Method(
+        "cropr",
+        "Token Cropr",
+        "Keeps the patches that a learned query finds; the others wait and are joined again before the last block.",
+        QueryScore(),
+        Park(),
+        RemoveBetweenBlocks(),
+        rank=79,
+        compared=False,
+        trained=True,
+    ),
+    Method(
+        "a-vit",
+        "A-ViT",
+        "Keeps a patch until its halting scores, which its own first channel says, add up to one.",
+        Halting(),
+        schedule=AboveZeroEverywhere(),
+        rank=80,
+        compared=False,
+        trained=True,
+    ),
+    Method(
+        "spvit",
+        "SPViT",
+        "Keeps the patches that the heads, by small networks of their own, say to keep; a package of the others stays.",
+        HeadSelector(),
+        Package(),
+        TowardsShare(),
+        rank=81,
+        compared=False,
+        trained=True,
+    ),
+    Method(
         "evo-vit",
         "Evo-ViT",
-        "Runs each block on the patches the class token attended to most so far; the others wait beside it.",
+        "Runs the blocks on the patches the class token attended to most so far; the others wait, and come back.",
         RunningClassAttention(),
         SlowFast(),
         FloorRate(),

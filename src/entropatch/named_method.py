@@ -69,6 +69,11 @@ class Method:
         return any(reduction.needs_scores for _, reduction in self.parts)
 
     @property
+    def scores_attention(self) -> bool:
+        """Whether a block's attention alone says its scores, also of a model that keeps all patches."""
+        return self.needs_scores and not any(criterion.before for criterion, _ in self.parts)
+
+    @property
     def order(self) -> float | None:
         """The order of the entropy that scores the patches; None for a method that uses no entropy."""
         return self.criterion.order if self.needs_scores and isinstance(self.criterion, Renyi) else None

@@ -85,6 +85,8 @@ class EntropyPenalty:
 
 def _normalised(entropy: Tensor, valid: Tensor | None) -> Tensor:
     """The mean over patches over log n, (batch, heads), of (batch, heads, n); of the `valid` ones, the rest padding."""
+    if entropy.shape[-1] == 0:  # all patches are gone
+        return entropy.new_zeros(entropy.shape[:-1])
     if valid is None:
         return entropy.mean(-1) / math.log(max(entropy.shape[-1], 2))
     count = valid.sum(1, keepdim=True).to(entropy.dtype)

@@ -6,6 +6,7 @@ image. `n` may be a symbolic size of torch.compile or torch.export.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Site:
         rate: ρ of this block as an exact fraction, (numerator, denominator); see `exact_rate`.
         n: patch tokens present.
         total: patches that entered the first block.
+        share: the rates of the reducing blocks up to this one, this one's included, multiplied.
     """
 
     block: int
@@ -41,6 +43,7 @@ class Site:
     rate: tuple[int, int]
     n: int
     total: int
+    share: float = 1.0
 
 
 class Schedule(Kind):
@@ -112,13 +115,13 @@ class KeepRate(Schedule):
 
 @dataclass(frozen=True)
 class FloorRate(Schedule):
-    """k = floor(ρ·n), at least 1, in every block from a third of the depth on, (4, …, 11) of 12: Evo-ViT's (Xu 2022).
+    """k = floor(ρ·n), at least 1, at a third and two thirds of the depth, blocks 4 and 8 of 12: Evo-ViT's (Xu 2022).
 
-    Meant for `SlowFast`, which loses no tokens, so that n is the same in all of them.
+    Meant for `SlowFast`, which loses no tokens, so that n is the same in both.
     """
 
     def blocks(self, depth: int) -> tuple[int, ...]:
-        return tuple(range(max(depth // 3, 1), depth))
+        return tuple(sorted({max(third * depth // 3, 1) for third in (1, 2)} & set(range(depth))))
 
     def count(self, site: Site, mass: Tensor | None) -> int:
         numerator, denominator = site.rate
@@ -259,6 +262,11 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, but got {value!r}.")
     return float(value)  # pyright: ignore[reportArgumentType]
+
+
+def compounded(rates: Sequence[float]) -> float:
+    """The product of keep rates; of equal ones a power, as where one says it of all."""
+    return rates[0] ** len(rates) if len({*rates}) == 1 else math.prod(rates)
 
 
 def exact_rate(keep_rate: float) -> tuple[int, int]:

@@ -32,49 +32,6 @@ def highest(scores: Tensor, k: int) -> Tensor:
     return scores.argsort(dim=1, descending=True, stable=True)[:, :k]
 
 
-def covering(scores: Tensor, positions: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Priorities by which `select` takes the best patch of each cell of the grid before any second one.
-
-    The grid of original patches is cut into cells of side × side from its upper left corner; cells at the right and
-    the lower edge are smaller where the grid is not divisible. The best patch of a cell is the present one with the
-    highest score, of equal ones that with the lower index. First come the cells' best by their scores, then all others
-    by theirs: where k is below the number of cells that hold a patch, the best k of the cells' best stay. Each image
-    for itself.
-
-    Args:
-        scores: importance of the tokens present, (batch, n), larger = keep.
-        positions: the original patch at which each stands, (batch, n), int64; -1 for a token at no place, which is in
-            no cell.
-        grid: (H, W), in patches.
-        side: of a cell, in patches.
-
-    Returns:
-        Whole numbers, all different, (batch, n), float32 (exact up to 2²³ tokens); only their order means anything.
-    """
-    n = scores.shape[1]
-    order = highest(scores, n)
-    ranks = torch.arange(n, device=scores.device).expand_as(order)
-    rank = torch.empty_like(order).scatter(1, order, ranks)
-    rows, columns = (-(-length // side) for length in grid)
-    cell = positions // grid[1] // side * columns + positions % grid[1] // side
-    nowhere = positions < 0
-    cell = torch.where(nowhere, rows * columns, cell)  # a cell of its own, without a best
-    first = rank.new_full((scores.shape[0], rows * columns + 1), n).scatter_reduce(1, cell, rank, "amin")
-    best = (rank == first.gather(1, cell)) & ~nowhere
-    return -(rank + torch.where(best, 0, n)).float()
-
-
-def preferring(scores: Tensor, first: Tensor) -> Tensor:
-    """Priorities by which `select` takes the tokens `first` marks before any other, each part by its scores.
-
-    Both (batch, n), `first` bool; whole numbers, all different, float32, as in `covering`.
-    """
-    n = scores.shape[1]
-    order = highest(scores, n)
-    rank = torch.empty_like(order).scatter(1, order, torch.arange(n, device=scores.device).expand_as(order))
-    return -(rank + torch.where(first, 0, n)).float()
-
-
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Tokens at the given indices: (batch, n, …) and (batch, k) -> (batch, k, …)."""
     index = indices.reshape(*indices.shape, *(1,) * (tokens.ndim - 2))
@@ -173,6 +130,11 @@ class Tokens:
         valid: which tokens stand for patches, (batch, n) bool; the others fill up images that have fewer. None: all do.
         grid: (H, W), or (T, H, W) of a video, the grid of patches that `positions` number row by row; None where patch
             dropout left some out.
+        mask: how much each token, prefix tokens included, counts as a key for the others, (batch, prefix + n), 0 or 1,
+            with gradients, while a method learns which tokens to drop; None: all do.
+        states: what a method hands from block to block of each image, by name; each (batch, …).
+        parked: tokens that wait until they are joined again, (batch, m, width), and the original patches at which they
+            stand, (batch, m); None where none does.
     """
 
     num_prefix_tokens: int
@@ -185,6 +147,9 @@ class Tokens:
     followed: bool = False
     valid: Tensor | None = None
     grid: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+    states: Mapping[str, Tensor] = field(default_factory=dict)
+    parked: tuple[Tensor, Tensor] | None = None
 
     def after(self, plan: Plan) -> Tokens:
         """What the tokens stand for once the plan was carried out."""
@@ -201,6 +166,7 @@ class Tokens:
             valid=valid,
             sizes=self._sizes_after(plan),
             carried={name: _carried_after(values, plan) for name, values in self.carried.items()},
+            mask=self._mask_after(plan),
         )
 
     def original_positions(self, like: Tensor) -> Tensor:
@@ -216,8 +182,13 @@ class Tokens:
             return None if values is None else values.index_select(0, rows)
 
         carried = {name: values.index_select(0, rows) for name, values in self.carried.items()}
+        states = {name: values.index_select(0, rows) for name, values in self.states.items()}
+        parked = self.parked
         return replace(
             self,
+            mask=of(self.mask),
+            states=states,
+            parked=None if parked is None else (parked[0].index_select(0, rows), parked[1].index_select(0, rows)),
             positions=of(self.positions),
             places=of(self.places),
             sizes=of(self.sizes),
@@ -244,11 +215,25 @@ class Tokens:
         bias = torch.zeros(self.valid.shape, device=self.valid.device).masked_fill(~self.valid, -torch.inf)
         return torch.nn.functional.pad(bias, (self.num_prefix_tokens, 0))
 
+    def mask_bias(self) -> Tensor | None:
+        """-inf for every token that the mask leaves out, else 0: (batch, prefix + n); None without a mask."""
+        if self.mask is None:
+            return None
+        return torch.zeros_like(self.mask, dtype=torch.float32).masked_fill(self.mask.detach() == 0, -torch.inf)
+
     def _valid_after(self, plan: Plan) -> Tensor | None:
         if self.valid is None:
             return None
         valid = gather_tokens(self.valid, plan.kept)
         return torch.nn.functional.pad(valid, (0, plan.extra), value=True)
+
+    def _mask_after(self, plan: Plan) -> Tensor | None:
+        """An appended token counts fully."""
+        if self.mask is None:
+            return None
+        prefix = self.num_prefix_tokens
+        mask = torch.cat((self.mask[:, :prefix], gather_tokens(self.mask[:, prefix:], plan.kept)), dim=1)
+        return torch.nn.functional.pad(mask, (0, plan.extra), value=1.0)
 
     def _places_after(self, plan: Plan, valid: Tensor | None) -> Tensor:
         target = plan.target(self.n)
@@ -279,20 +264,3 @@ def _carried_after(values: Tensor, plan: Plan) -> Tensor:
     shares = plan.appended / plan.appended.sum(2, keepdim=True)
     mean = torch.einsum("ben,bn...->be...", shares.to(values.dtype), values)
     return torch.cat((kept, mean), dim=1)
-
-
-def join(parts: list[Tokens], like: list[Tensor]) -> Tokens:
-    """Groups of images with equally many tokens as one, in the order given; `like` are tensors (images, …) of each."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    pairs = list(zip(parts, like, strict=True))
-    positions = torch.cat([part.original_positions(x) for part, x in pairs])
-    places = torch.cat([part.original_places(x) for part, x in pairs]) if first.followed else None
-    sizes = None
-    if any(part.sizes is not None for part in parts):
-        ones = [torch.ones(x.shape[0], part.n, device=x.device) for part, x in pairs]
-        sizes = torch.cat([one if part.sizes is None else part.sizes for part, one in zip(parts, ones, strict=True)])
-    carried = {name: torch.cat([part.carried[name] for part in parts]) for name in first.carried}
-    valid = None if first.valid is None else torch.cat([part.valid for part in parts if part.valid is not None])
-    return replace(first, positions=positions, places=places, sizes=sizes, carried=carried, valid=valid)

@@ -168,6 +168,23 @@ def test_a_large_file_is_refused_and_the_page_goes_on(browser: Any, served: str,
     settled(browser, unlike=before)
 
 
+def test_a_calibration_is_chosen_and_shown(browser: Any, served: str) -> None:
+    browser.get(served)
+    before = settled(browser)
+    all_of(browser, "#ep-calibrate button")[0].click()
+    wait(browser, lambda: all_of(browser, "#ep-start") and all_of(browser, "#ep-start")[0].is_displayed())
+    move(browser, "#ep-effort", "HOME")
+    all_of(browser, "#ep-start")[0].click()
+    wait(browser, lambda: "random" in all_of(browser, "#ep-result")[0].text, seconds=120)
+    wait(browser, lambda: "Calibrated: 50% of the GFLOPs" in table(browser))
+    wait(browser, lambda: pictures(browser, 0) != before and "measuring" not in table(browser))
+    assert all_of(browser, "#ep-criterion-0 input")[0].get_attribute("value") == "Calibrated: 50% of the GFLOPs"
+    assert "The pooled feature changes by" in all_of(browser, "#ep-panel-0")[0].text
+    assert "config = entropatch.PruneConfig(" in all_of(browser, "#ep-panel-0 code")[0].get_attribute("textContent")
+    assert not notice(browser)
+    nothing_went_wrong(browser, served)
+
+
 def nothing_went_wrong(browser: Any, served: str) -> None:
     """No request left for another host, and none was held back by the page's policy."""
     hosts = set()

@@ -213,3 +213,17 @@ def test_one_value_per_block() -> None:
         pruning("evit", "0.7", None, None, "1")
     with pytest.raises(ValueError, match="--coverage takes values"):
         pruning("evit", "0.7", None, None, coverage="x")
+
+
+def test_a_method_brings_its_own_recipe(tmp_path):
+    shown = command(*SMALL, "--method", "dynamicvit", "--set", "backbone_frozen_epochs=1", "--output", tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert "the teacher is the model as it starts" in shown.output
+    settings = json.loads((tmp_path / "run.json").read_text())
+    assert (settings["recipe"]["backbone_rate"], settings["recipe"]["distillation"]) == (0.01, 0.5)
+    assert any(name.startswith("entropatch.1.") for name in load_weights(tmp_path / "best.safetensors"))
+    import_module("entropatch.cli.evaluate")
+    options = ["--workers", "0", "--test-limit", "30", "--speed-batch-size", "0"]
+    evaluated = CliRunner().invoke(app, ["evaluate", "--weights", str(tmp_path / "best.safetensors"), *options])
+    assert evaluated.exit_code == 0, evaluated.output
+    assert "as trained: DynamicViT" in evaluated.output

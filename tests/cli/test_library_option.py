@@ -16,9 +16,11 @@ from tiny_libraries import NAME, known_to_torchvision, open_clip_folder
 from typer.testing import CliRunner
 
 import entropatch
+from entropatch import PruneConfig, Renyi
 from entropatch.app import Explorer, Setting, panels
 from entropatch.cli import COMMANDS, app
 from entropatch.data.images import cropped, load_image
+from entropatch.export import about_file
 from entropatch.models.pretrained import load_model
 from entropatch.train import ModelSpec, read_about, save_weights
 
@@ -166,9 +168,35 @@ def test_the_app_shows_the_program_that_loads_the_model(here: Path) -> None:
     assert "--library open_clip needs --model" in shown.output
 
 
-@pytest.mark.parametrize("command", ["visualize", "figures", "check", "app", "bench", "evaluate", "finetune", "search"])
+@pytest.mark.parametrize("which", [TORCHVISION, pytest.param(OPEN_CLIP, marks=pytest.mark.slow)], ids=" ".join)
+def test_export(here: Path, which: tuple[str, ...]) -> None:
+    run("export", "model.pt2", *which, "--images", "picture.png", "--keep-rate", "0.5")
+    about = about_file(here / "model.pt2")
+    assert about["model"] == which[3]
+    assert about["input"] == ["batch", 3, 48, 48]
+    mean = (0.485, 0.456, 0.406) if which is TORCHVISION else (0.4, 0.5, 0.6)
+    assert about["preprocessing"]["mean"] == pytest.approx(mean)
+
+
+def test_calibrate(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda has_class_token: [Renyi(1.0)])
+    (here / "pictures").mkdir()
+    for i in range(9):
+        with Image.open(here / "picture.png") as picture:
+            picture.convert("RGB").rotate(20 * i).save(here / f"pictures/{i}.png")
+    run("calibrate", "pictures", *TORCHVISION, "--blocks", "1", "--effort", 0, "--drop", 1.0, "--output", "out")
+    assert PruneConfig.load(here / "out/calibrated.json").blocks == (1,)
+
+
+COMMANDS_WITH_A_LIBRARY = (
+    "visualize", "figures", "check", "app", "bench", "evaluate", "finetune", "search", "export", "calibrate"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS_WITH_A_LIBRARY)
 def test_a_library_that_is_not_known(here: Path, command: str) -> None:
     before = {"visualize": ["picture.png"], "figures": ["picture.png"], "check": ["picture.png", "--alpha"]}
+    before |= {"export": ["model.pt2"], "calibrate": ["picture.png", "--gflops", "1"]}
     after = {name: ["--data", "digits"] for name in ("evaluate", "finetune", "search")}
     after["finetune"] += ["--output", "run"]
     after["search"] += ["--output", "run"]

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from entropatch.tokens import Plan, Tokens, gather_tokens, join, removed_indices
+from entropatch.surgery.streams import join
+from entropatch.tokens import Plan, Tokens, gather_tokens, removed_indices
 
 
 def drawn(n: int, k: int, extra: int, merged: int, batch: int = 2, seed: int = 0) -> Plan:

@@ -16,7 +16,8 @@ import entropatch
 from entropatch import ClassAttention, CumulativeImportance, Mix, Product, Random, Renyi
 from entropatch.export import Exported, ParityError, about_file, job
 from entropatch.export.onnx_operators import translations
-from entropatch.tokens import covering, removed_indices, select
+from entropatch.priorities import covering
+from entropatch.tokens import removed_indices, select
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

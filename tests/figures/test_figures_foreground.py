@@ -35,6 +35,16 @@ def test_every_score_has_its_curve_and_errors(tmp_path):
     save_figure(figure, tmp_path / "a.png")
 
 
+def test_proposed_blocks_are_ringed_on_their_own_curve():
+    figure = auroc_in_blocks(RECORDS, (1,), proposed={"Shannon": (2, 3), "EViT": (0,)})
+    (axes,) = figure.axes
+    rings = [line.get_xydata().tolist() for line in axes.lines if line.get_markerfacecolor() == "none"]
+    level = {(one["label"], one["block"]): one["auroc"] for one in RECORDS}
+    assert rings == [[[block, level["Shannon", block]] for block in (2, 3)], [[0, level["EViT", 0]]]]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names[3:] == ["pruning blocks", "proposed blocks", "pixel deviation", "chance"]
+
+
 def test_one_image_has_no_errors_and_no_block_no_picture():
     alone = [record | {"standard_error": None} for record in RECORDS]
     assert len(auroc_in_blocks(alone).axes[0].containers) == 3

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 pytest.importorskip("scipy")
 
 import entropatch.cli.check as command
-from entropatch import Criterion, Merge, Method, register_method
+from entropatch import Criterion, Merge, Method, PruneConfig, prune_, register_method, trace
 from entropatch.cli import app
 from entropatch.config import method_config
 from entropatch.data import DataError, open_data
@@ -31,6 +31,7 @@ from entropatch.data.masks import MaskError, alpha_mask, foreground_share, load_
 from entropatch.look import foreground as module
 from entropatch.look.foreground import auroc, check_foreground, pixel_deviation
 from entropatch.look.inspection import entropy_maps, pruning_stages
+from entropatch.look.proposing import best_of, propose
 from entropatch.look.verdict import judge
 from entropatch.methods import METHODS
 
@@ -321,6 +322,47 @@ def test_blocks_that_can_be_trusted_are_not_called_the_best_where_others_are():
     )
 
 
+def test_proposed_are_the_best_blocks_that_are_above_chance_by_more_than_the_error():
+    """Against a plain sort; a block whose mean is the highest but as wide as chance is not among them."""
+    random = np.random.default_rng(0)
+    means = random.uniform(0.3, 0.9, 12)
+    aurocs = (means + random.normal(0, 0.02, (40, 12))).clip(0, 1)
+    aurocs[:, 5] = np.where(np.arange(40) % 20 < 19, 0.99, -90.0)  # the highest but for two images
+    for most in (1, 3, 12):
+        marking = [
+            block
+            for block in range(12)
+            if aurocs[:, block].mean() - 2 * aurocs[:, block].std(ddof=1) / math.sqrt(40) > 0.5
+        ]
+        best = sorted(sorted(marking, key=lambda block: -aurocs[:, block].mean())[:most])
+        found = propose("renyi-2", "Rényi, order 2", aurocs, most)
+        assert found.blocks == tuple(best)
+        assert 5 not in found.blocks
+        assert found.auroc == pytest.approx(np.mean([aurocs[:, block].mean() for block in best]))
+        assert found.config(0.4) == PruneConfig(0.4, order=2.0, blocks=tuple(best))
+    assert "only" in found.text
+    assert propose("renyi-2", "", np.full((5, 4), 0.7), 2).blocks == (0, 1)  # of equal ones the earlier
+    nothing = propose("shannon", "Shannon", np.full((5, 4), 0.5), 2)
+    assert (nothing.blocks, best_of([nothing])) == ((), None)
+    assert nothing.text == (
+        "Shannon: no block is proposed, since in none its AUROC is above chance by more than the error."
+    )
+    with pytest.raises(ValueError, match="no block is proposed"):
+        nothing.config()
+    assert "one image alone" in propose("shannon", "Shannon", np.ones((1, 4)), 2).text
+    assert best_of([nothing, found]) is found
+
+
+def test_every_verdict_has_a_proposal_and_the_best_of_them_prunes():
+    check = check_foreground(create("deit"), pictures(6), [1.0, 2.0], methods=["evit"], blocks=(1, 2))
+    assert [one.score for one in check.proposals] == [one.score for one in check.verdicts]
+    assert all(len(one.blocks) <= 2 for one in check.proposals)
+    more = check_foreground(create("deit"), pictures(6), [1.0, 2.0], blocks=(1, 2), most_blocks=4)
+    assert max(len(one.blocks) for one in more.proposals) <= 4
+    with pytest.raises(ValueError, match="most_blocks must be at least 1, but got 0"):
+        check_foreground(create("deit"), pictures(1), [1.0], most_blocks=0)
+
+
 def test_a_block_out_of_range_is_refused_before_any_image_is_read():
     def images():
         raise AssertionError("an image was read")
@@ -393,6 +435,52 @@ def test_the_command_writes_what_the_library_finds(run, folders, tmp_path, check
     got = {(one["score"], one["block"]): one for one in expected.records}
     assert rows[4][1] == f"{got['shannon', 2]['auroc']:.3f} ± {got['shannon', 2]['standard_error']:.3f}"
     assert len({row[5] for row in rows[2:]}) == 1
+
+
+def test_the_proposal_is_a_file_that_prunes_or_none(run, folders, tmp_path, monkeypatch):
+    """Blocks 4 and 5 mark the foreground by order 1, block 1 alone by the default order, nothing by order ∞."""
+    images, masks = folders
+    drift = iter(np.tile([-0.02, 0.02, 0.0], 20))
+    level = np.full(6, 0.4)
+    found = {
+        "shannon": np.array([0.4, 0.4, 0.4, 0.4, 0.7, 0.6]),
+        "renyi-inf": level,
+        "renyi-2": np.where(np.arange(6) == 1, 0.95, 0.4),
+    }
+
+    def aurocs(*_):
+        shift = next(drift)
+        return {name: one + shift for name, one in found.items()}, 0.5
+
+    monkeypatch.setattr(module, "image_aurocs", aurocs)
+    path = tmp_path / "folder" / "proposed.json"
+    options = ("--masks", masks, "--orders", "1,inf", "--blocks", "2,3", "--save-config", path)
+    result = run(images, *options, "--keep-rate", 0.6, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "Rényi, order 2: block 1 proposed, AUROC 0.95 ± 0.01; only 1 of 2" in result.stdout
+    assert "Proposed of all: Shannon at blocks 4,5; --method shannon --blocks 4,5." in result.stdout
+    written = PruneConfig.load(path)
+    assert written == PruneConfig(0.6, order=1.0, blocks=(4, 5))
+    model = prune_(timm.create_model("test_vit", num_classes=0), written)
+    with trace(model) as seen:
+        model(torch.zeros(1, 3, 160, 160))
+    assert seen.counts == [100, 60, 36]
+    about = json.loads((tmp_path / "out" / "check.json").read_text())["about"]
+    assert about["proposal, renyi-inf"].startswith("Rényi, order ∞: no block is proposed")
+    svg = (tmp_path / "out" / "check.svg").read_text()
+    assert "proposed blocks" in svg
+    assert "pruning blocks" in svg
+    # Replaced by the next one; left as it is where nothing is proposed.
+    assert run(images, *options, "--keep-rate", 0.5, "--most-blocks", 1).exit_code == 0
+    assert PruneConfig.load(path) == PruneConfig(0.5, order=2.0, blocks=(1,))
+    for values in found.values():
+        values[:] = 0.5
+    result = run(images, *options)
+    assert result.exit_code == 1
+    assert f"{path} is not written, since no block is proposed." in result.stderr
+    assert PruneConfig.load(path).keep_rate == 0.5
+    result = run(images, *options, "--keep-rate", 1.5)
+    assert (result.exit_code, "keep_rate must lie in (0, 1]" in result.stderr) == (2, True)
 
 
 def test_alpha_channels_from_the_command_line(run, tmp_path):

@@ -23,31 +23,34 @@ RUNNING = RunningClassAttention(share=0.3, begin=2)
 
 
 @pytest.mark.parametrize("representative", [False, True])
+@pytest.mark.parametrize("blocks", [(1, 2, 3), (1, 3), (2,)])
 @pytest.mark.parametrize("name", ["deit", "deit distilled"])
-def test_the_chosen_run_the_block_and_the_others_come_back(name: str, representative: bool) -> None:
+def test_the_chosen_run_the_blocks_and_the_others_come_back(
+    name: str, blocks: tuple[int, ...], representative: bool
+) -> None:
     setting = SETTING | {"criterion": RUNNING, "reduction": SlowFast(representative)}
-    model = prune_(create(name).double(), **setting, blocks=(1, 2, 3))
+    model = prune_(create(name).double(), **setting, blocks=blocks)
     images = photographs(model).double()
     seen: list[int] = []
     hooks = [block.register_forward_hook(lambda _, args, y: seen.append(args[0].shape[1])) for block in model.blocks]  # pyright: ignore
     with torch.no_grad(), entropatch.trace(model) as trace:
         output = model(images)
     prefix, extra = trace.num_prefix_tokens, int(representative)
-    assert seen == [prefix + 25] + [prefix + 12 + extra] * 3
+    assert seen == [prefix + 25] * blocks[0] + [prefix + 12 + extra] * (4 - blocks[0])
     for hook in hooks:
         hook.remove()
     stock = entropatch.unprune_(model)
     for i, image in enumerate(images):
-        expected, stages = reference_methods.evo_pass(stock, image[None], (1, 2, 3), 0.5, 0.3, 2, representative)
+        expected, stages = reference_methods.evo_pass(stock, image[None], blocks, 0.5, 0.3, 2, representative)
         torch.testing.assert_close(output[i], expected[0])
         assert [kept[i].tolist() for kept in trace.kept] == stages
-    assert trace.counts == [25] * 4
+    assert trace.counts == [25] * (len(blocks) + 1)
 
 
 def test_evo_vit_by_name() -> None:
     config = PruneConfig(method="evo-vit", keep_rate=0.5)
     assert config == PruneConfig(criterion=RunningClassAttention(), **SETTING)
-    assert [stage.block for stage in config.stages(12)] == list(range(4, 12))
+    assert [stage.block for stage in config.stages(12)] == [4, 8]
     assert PruneConfig.from_json(config.to_json()) == config
     assert FloorRate().count(Site(4, 0, 8, (1, 2), 25, 25), None) == 12
     model = prune_(create("deit"), config)

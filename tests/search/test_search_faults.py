@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 from entropatch.cli import app
 from entropatch.records.owner import this_process
 from entropatch.search import StudyMismatchError, StudyUnreachableError, patience, report
+from entropatch.search.noted import noted_rates
 from entropatch.search.patience import Patience
 from entropatch.search.points import Point
 from entropatch.search.study import (
     RECORD,
     damaged_trials,
     enqueue,
-    noted_rates,
     open_storage,
     open_study,
     point_of,

@@ -172,11 +172,12 @@ def test_settings_that_make_no_sense_are_refused(fields, message):
 GFLOPS = {None: 4.6, 0.7: 3.0, 0.5: 2.3, 0.3: 1.8}
 
 
-def made(folder, results, waiting=(), *, images=0, about=(), more=(), **fields):
+def made(folder, results, waiting=(), *, images=0, about=(), more=(), also=(), **fields):
     """A study in which the settings of `results`, {(method, keep rate): top-1 of each seed}, are finished; in memory
     if no folder is given.
 
-    With `images` it is known which came out right: the easier ones, but for a few that each run has by chance.
+    `also` are further points and their top-1. With `images` it is known which came out right: the easier ones, but for
+    a few that each run has by chance.
     """
     compared = settings(**fields).compared() | {"data": {"name": "digits"}}
     known = {"model": "test_vit"} | dict(about)
@@ -185,7 +186,11 @@ def made(folder, results, waiting=(), *, images=0, about=(), more=(), **fields):
     )
     study = open_study(storage, "search", compared, known)
     rng = np.random.default_rng(0)
-    for (method, rate), values in results.items():
+    for point, values in [
+        *((Point(*key), values) for key, values in results.items()),
+        *((point, (top1,)) for point, top1 in dict(also).items()),
+    ]:
+        rate = point.keep_rate
         for seed, top1 in enumerate(values):
             record = {
                 "top1": top1,
@@ -199,7 +204,7 @@ def made(folder, results, waiting=(), *, images=0, about=(), more=(), **fields):
                 right = np.isin(np.arange(images), ease[: round(top1 * images / 100)])
                 run = CorrectImages("a" * 64, np.ones(images, bool), {"any": right})
                 record["correct"] = run.to_dict()
-            enqueue(study, [Point(method, rate, seed)])
+            enqueue(study, [replace(point, seed=seed)])
             trial = study.ask()
             trial.set_user_attr(RECORD, record)
             study.tell(trial, top1)

@@ -16,7 +16,8 @@ from small_models import create, photographs
 
 import entropatch
 from entropatch import ClassAttention, CumulativeImportance, Renyi
-from entropatch.tokens import covering, select
+from entropatch.priorities import covering
+from entropatch.tokens import select
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

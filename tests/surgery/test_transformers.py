@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import entropatch
+from entropatch import Mix, PruneConfig, Renyi
+from entropatch.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -124,9 +127,22 @@ def test_padding_is_neither_scored_nor_counted(name: str) -> None:
     assert got[key].isfinite().all()
 
 
-def test_padded_images_are_what_they_are_alone() -> None:
+REFUSED_BESIDE_PADDING = "fills up its images with padding|needs a class token|keep different numbers"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])
+def test_padded_images_are_what_they_are_alone_or_refused(name: str) -> None:
     case = CASES["Siglip2VisionModel"]
     _, pruned, inputs = pruned_double(case)
+    refused = ""
+    try:
+        entropatch.prune_(pruned, PruneConfig(method=name))
+    except entropatch.UnsupportedModelError as error:
+        refused = str(error)
+    assert bool(refused) == (name not in ("shannon", "renyi-2", "renyi-inf", "att-entropy"))
+    if refused:
+        assert re.search(REFUSED_BESIDE_PADDING, refused)
+        return
     with torch.no_grad():
         both = pruned(**inputs).pooler_output
         for image, (height, width) in enumerate(inputs["spatial_shapes"].tolist()):
@@ -134,3 +150,9 @@ def test_padded_images_are_what_they_are_alone() -> None:
             alone["pixel_values"] = alone["pixel_values"][:, : height * width]
             alone["pixel_attention_mask"] = alone["pixel_attention_mask"][:, : height * width]
             assert torch.allclose(pruned(**alone).pooler_output[0], both[image], atol=1e-9)
+
+
+def test_scores_that_padding_would_change_are_refused() -> None:
+    model = CASES["Siglip2VisionModel"].model()
+    with pytest.raises(entropatch.UnsupportedModelError, match=r"padding, which would change the scores of Mix\("):
+        entropatch.prune_(model, criterion=(Renyi(), Mix(Renyi(1.0), Renyi())), blocks=(0, 1))

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import entropatch
+from entropatch import RunningClassAttention, SlowFast
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,6 +117,8 @@ TWINS: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[State], S
 METHODS: list[dict[str, Any]] = [
     {"keep_rate": 0.6, "order": 2.0}, {"keep_rate": 0.5, "method": "shannon"}, {"method": "tome", "r": 3},
     {"keep_rate": 0.7, "method": "evit"}, {"keep_rate": 0.6, "reduction": "merge"},
+    {"keep_rate": 0.5, "method": "evo-vit"},
+    {"keep_rate": 0.5, "criterion": RunningClassAttention(begin=1), "reduction": SlowFast(True), "blocks": (1, 3)},
 ]  # fmt: skip
 
 
@@ -125,7 +128,7 @@ def test_the_timm_twin_prunes_alike(name: str, setting: dict[str, Any]) -> None:
     make, make_timm, convert, key = TWINS[name]
     model, twin = lively(make()).double(), make_timm().double().eval()
     twin.load_state_dict(convert(model.state_dict()), strict=True)
-    if name == "SigLIP" and setting.get("method") == "evit":
+    if name == "SigLIP" and (setting.get("method") in ("evit", "evo-vit") or "criterion" in setting):
         pytest.skip("no class token")
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     traces, outputs = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import pickle
 import subprocess
@@ -173,16 +174,37 @@ def test_watch_flops_and_look_ask_the_adapter() -> None:
     assert fewer.by_operator["linear"] - tower.by_operator["linear"] in (head, head - 24 * 24)
 
 
-def test_saved_and_loaded_with_its_setting(tmp_path: Path) -> None:
+def test_saved_and_loaded_with_its_setting_as_its_documentation_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, inputs = pruned(VIT, keep_rate=0.5, order=1.5)
-    model.save_pretrained(tmp_path)
-    entropatch.pruning_config(model).save(tmp_path / "entropatch.json")
-    assert "entropatch" not in (tmp_path / "config.json").read_text()
-    stock = hf.ViTForImageClassification.from_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    documented = inspect.getdoc(entropatch.pruning_config) or ""
+    lines = [line.strip() for line in documented.splitlines() if line.startswith("    ")]
+    names = {"model": model, "entropatch": entropatch, "transformers": hf}
+    exec("\n".join(lines), names)
+    assert len(lines) == 4
+    assert "entropatch" not in (tmp_path / "pruned/config.json").read_text()
+    stock = hf.ViTForImageClassification.from_pretrained(tmp_path / "pruned")
     assert type(stock.vit) is hf.ViTModel
-    loaded = entropatch.prune_(stock, entropatch.PruneConfig.load(tmp_path / "entropatch.json")).eval()
+    loaded: Any = names["model"]
+    assert loaded is not model
+    assert entropatch.pruning_config(loaded) == entropatch.pruning_config(model)
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["ViTModel", "DINOv3ViTBackbone", "SiglipVisionModel"])
+def test_a_tower_made_anew_from_a_pruned_one_is_stock(tmp_path: Path, name: str) -> None:
+    model, inputs = pruned(name)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    stock = CASES[name].model()
+    assert type(loaded) is type(stock) is type(type(model)(model.config))
+    with torch.no_grad():
+        assert torch.equal(first(loaded(**inputs)), first(stock(**inputs)))
+        copied = copy.deepcopy(model)
+        assert torch.equal(first(copied(**inputs)), first(model(**inputs)))
 
 
 @pytest.mark.parametrize("prune_first", [False, True])
@@ -268,6 +290,10 @@ def test_timm_models_in_their_wrapper(name: str) -> None:
     assert trace.counts == [16, 8, 4, 2]
 
 
+DPT = hf.DPTConfig(
+    **SMALL, is_hybrid=False, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8] * 4, fusion_hidden_size=8,
+    reassemble_factors=[4, 2, 1, 0.5],
+)  # fmt: skip
 REFUSED: dict[str, tuple[Any, str]] = {
     "ViTMAEForPreTraining": (lambda: hf.ViTMAEForPreTraining(hf.ViTMAEConfig(**SMALL)), "its decoder needs"),
     "ViTMAEModel": (lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**SMALL)), "drops patches at random"),
@@ -288,6 +314,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "BeitModel": (lambda: hf.BeitModel(hf.BeitConfig(**SMALL)), "BeitModel is not supported"),
     "SwinModel": (lambda: hf.SwinModel(hf.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1],
                                                      num_heads=[1, 1], window_size=2)), "SwinModel is not supported"),
+    "DPTForDepthEstimation": (lambda: hf.DPTForDepthEstimation(DPT), "DPTForDepthEstimation is not supported"),
+    "DPTForSemanticSegmentation": (lambda: hf.DPTForSemanticSegmentation(DPT), "Segmentation is not supported"),
     "MLCDVisionModel": (lambda: hf.MLCDVisionModel(hf.MLCDVisionConfig(**SMALL)), "MLCDVisionModel is not supported"),
     "VitMatte": (
         lambda: hf.MaskFormerForInstanceSegmentation(
@@ -330,6 +358,19 @@ def test_masks_and_padding() -> None:
             pruned("Siglip2VisionModel", **setting)
 
 
+def test_a_mask_of_all_patches_that_nobody_gave_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As under torch.export, which is handed one since nobody can look into it then.
+    model, inputs = pruned("ViTModel")
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state
+        monkeypatch.setattr("transformers.masking_utils._ignore_bidirectional_mask_sdpa", lambda *a, **k: False)
+        assert torch.equal(model(**inputs).last_hidden_state, expected)
+        mask = torch.ones(2, 13)
+        for given in ((inputs["pixel_values"], None, None, mask), (inputs["pixel_values"],)):
+            with pytest.raises(ValueError, match="takes no attention_mask"):
+                model(*given, **({} if len(given) > 1 else {"attention_mask": mask}))
+
+
 def test_changed_layers_are_refused() -> None:
     model = CASES[VIT].model()
     model.vit.layers[1].attention.scaling = 3.0
@@ -363,3 +404,22 @@ def test_transformers_is_imported_for_its_models_only() -> None:
         "assert 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_patches_that_wait_are_back_in_the_map() -> None:
+    """A backbone's map under Evo-ViT has every patch, although half of them ran the last blocks."""
+    case = CASES["Dinov2Backbone"]
+    model = case.model()
+    batch = case.batch(model)
+    with torch.no_grad():
+        stock = model(**batch).feature_maps[-1]
+        setting = {"criterion": entropatch.RunningClassAttention(begin=1), "reduction": "slow-fast", "keep_rate": 0.5}
+        entropatch.prune_(model, **setting, blocks=(1, 3))
+        with entropatch.trace(model) as trace:
+            found = model(**batch).feature_maps[-1]
+    assert found.shape == stock.shape
+    assert found.isfinite().all()
+    n = stock.shape[2] * stock.shape[3]
+    assert trace.counts == [n] * 3
+    assert [kept.shape[1] for kept in trace.kept] == [n // 2] * 2
+    assert not torch.allclose(found, stock, atol=1e-3)

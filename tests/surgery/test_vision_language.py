@@ -177,6 +177,20 @@ def test_llavas_processor_writes_as_many_placeholders(strategy: str) -> None:
     assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 1
 
 
+def test_llava_with_a_tower_that_has_no_class_token() -> None:
+    model = made("Llava", SIGLIP, T, vision_feature_select_strategy="full", image_token_index=IMAGE)
+    processor = type("LlavaProcessor", (), {"vision_feature_select_strategy": "full"})()
+    entropatch.prune_(model, keep_rate=0.5)
+    number = entropatch.fit_processor_(processor, model)
+    assert number == 4
+    assert processor.num_additional_image_tokens == 4 - 16
+    with torch.no_grad():
+        assert model(**given("Llava", number), pixel_values=pixels()).logits.isfinite().all()
+    first = made("Llava", SIGLIP, T, vision_feature_select_strategy="default", image_token_index=IMAGE)
+    with pytest.raises(entropatch.UnsupportedModelError, match='use vision_feature_select_strategy="full"'):
+        entropatch.prune_(first, keep_rate=0.5)
+
+
 def test_paligemmas_processor_and_others() -> None:
     class PaliGemmaProcessor:
         image_seq_length = 16

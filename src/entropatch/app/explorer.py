@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from entropatch.app.answering import Said, compare, output
+from entropatch.app.calibrating import MOST_IMAGES, found_label, goal_of, method_of_config, result_html, views
 from entropatch.attention import BlockAttention
+from entropatch.calibration import calibrated
 from entropatch.config import PruneConfig
 from entropatch.criteria.base import show
 from entropatch.data.images import ImageError, cropped, load_image, to_tensor
@@ -25,6 +29,7 @@ from entropatch.measure import count_flops, time_interleaved
 from entropatch.measure.variants import Variant, pruned_copy
 from entropatch.methods import Method, find_method, renyi_method
 from entropatch.models.card import card_of
+from entropatch.models.class_names import class_names
 from entropatch.schedule import default_blocks
 from entropatch.surgery import block_count, prune_
 
@@ -38,19 +43,29 @@ Load = Callable[[str], "tuple[nn.Module, str]"]
 class Setting(Variant):
     """A method and a keep rate that were chosen on the page; one that takes none has none.
 
-    Raises ValueError for an unknown method or a rate out of range.
+    `given` is a whole setting in place of both, which `method` is then the label of. Raises ValueError for an unknown
+    method or a rate out of range.
     """
 
+    given: PruneConfig | None = None
+
     def __post_init__(self) -> None:
+        if self.given is not None:
+            return
         if not find_method(self.method).takes_keep_rate:
             object.__setattr__(self, "keep_rate", None)
         self.pruning()
 
     def pruning(self) -> PruneConfig:
         """What is pruned."""
-        config = self.config()
+        config = self.given or self.config()
         assert config is not None
         return config
+
+    @property
+    def shown(self) -> Method:
+        """The method, or the setting as if it were one."""
+        return find_method(self.method) if self.given is None else method_of_config(self.given, self.method)
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,10 @@ class Explorer:
         self._attention = lru_cache(maxsize=8)(self._look)
         self._gflops = lru_cache(maxsize=1024)(self._count)
         self._latencies: dict[tuple[str, Setting], Latency] = {}
+        self._output = lru_cache(maxsize=8)(
+            lambda model, picture: output(self._model(model).dense, self._images(model, picture))
+        )
+        self.found: dict[str, PruneConfig] = {}  # settings that were calibrated here, by their labels
 
     def add(self, image: Image.Image, name: str) -> str:
         """Hold an image in memory, in place of the oldest if there are many; what to call it in place of a path."""
@@ -161,19 +180,51 @@ class Explorer:
     def see(self, model: str, picture: str, setting: Setting) -> Seen:
         """What a setting does to a picture: a name of `photographs`, or the path of a file."""
         with self._lock:
-            method = find_method(setting.method)
+            method = setting.shown
             (pruned,) = self._model(model).pruned([setting.pruning()])
             (stages,) = pruning_stages(pruned, self._images(model, picture), setting.pruning())
-            stages = stages.at(_shown(stages.blocks, block_count(pruned)))
+            if setting.given is None:
+                stages = stages.at(_shown(stages.blocks, block_count(pruned)))
             # All that decides the number of tokens, and so the multiply-adds; the order does not.
             counted = Setting(renyi_method(1.0).name, setting.keep_rate) if method.drops_by_entropy else setting
             return Seen(
                 method,
-                self._importance(model, picture, method, stages.blocks) if method.needs_scores else None,
+                self._importance(model, picture, method, stages.blocks) if method.scores_attention else None,
                 stages,
                 self._gflops(model, counted),
                 self._gflops(model, None),
             )
+
+    def say(self, model: str, picture: str, setting: Setting) -> Said:
+        """What the model says of a picture, dense and under a setting."""
+        with self._lock:
+            loaded, images = self._model(model), self._images(model, picture)
+            (pruned,) = loaded.pruned([setting.pruning()])
+            dense = self._output(model, picture)
+            return compare(loaded.dense, dense, output(pruned, images), class_names(loaded.dense))
+
+    def calibrate(
+        self, model: str, kind: str, value: float, *, pictures: Sequence[Image.Image] = (), **settings: Any
+    ) -> tuple[str, str]:
+        """Calibrate a model on the pictures given and on those at hand, under a budget of the page.
+
+        Args:
+            model: its name.
+            kind, value: as of `entropatch.app.calibrating.goal_of`.
+            pictures: further ones.
+            **settings: as of `entropatch.calibration.calibrated`.
+        Returns: what the setting is called from now on, in `found`, and what to show of it.
+        """
+        with self._lock:  # not while it calibrates, or the page would stand still
+            copy = pruned_copy(self._model(model).dense, PruneConfig(keep_rate=1.0))
+            goal = goal_of(kind, value, self._gflops(model, None))
+            images = [*pictures, *self._uploads.values(), *self.photographs.values()][:MOST_IMAGES]
+        seen = views(images)
+        result = calibrated(copy, seen, goal, batch_size=8, **settings)
+        label = found_label(kind, value)
+        with self._lock:
+            self.found[label] = result.config
+        return label, result_html(result, len(images), len(seen))
 
     def known_latency(self, model: str, setting: Setting) -> Latency | None:
         """What `latency` measured before."""
@@ -195,25 +246,26 @@ class Explorer:
             return [self._latencies[model, setting] for setting in settings]
 
     def _importance(self, model: str, picture: str, method: Method, blocks: tuple[int, ...]) -> np.ndarray:
-        criteria = [criterion for criterion, _ in method.parts] * (1 if len(method.parts) > 1 else len(blocks))
+        parts = method.parts * (1 if len(method.parts) > 1 else len(blocks))
+        criteria = [criterion for criterion, _ in parts]
         follow = any(criterion.followed for criterion in criteria)
-        seen = tuple(range(blocks[-1] + 1)) if follow else blocks
         maps, carried = [], {}
         with torch.inference_mode():
-            for attention, grid in self._attention(model, picture, seen):
+            for attention, grid in self._attention(model, picture, tuple(range(blocks[-1] + 1)) if follow else blocks):
                 carried = show(criteria, attention, carried)
                 if attention.block in blocks:
-                    criterion = criteria[blocks.index(attention.block)]
-                    maps.append(criterion.importance(attention).reshape(grid).float().numpy())
+                    criterion, reduction = parts[blocks.index(attention.block)]
+                    # Of a block whose reduction asks for none, a level map.
+                    asked = reduction.needs_scores
+                    scores = criterion.importance(attention).float().numpy() if asked else np.zeros(grid, np.float32)
+                    maps.append(scores.reshape(grid))
         return np.stack(maps)
 
     def _look(self, model: str, picture: str, blocks: tuple[int, ...]) -> list[tuple[BlockAttention, tuple[int, int]]]:
         """The attention of the unpruned model at those blocks, and the patch grid."""
 
         def look(attention: BlockAttention, grid: tuple[int, int]) -> tuple[BlockAttention, tuple[int, int]]:
-            # Asked later and more than once, so not for its output.
-            kept = attention.without_output()
-            return kept, grid
+            return attention.without_output(), grid  # asked later and more than once, so not for its output
 
         (pruned,) = self._model(model).pruned([PruneConfig(keep_rate=1.0)])
         return list(observe(pruned, self._images(model, picture), look, blocks).blocks.values())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from entropatch.app import panels
+from entropatch.app import calibration_part, panels
+from entropatch.app.answering import said_html
 from entropatch.app.explorer import Explorer, Setting, shown_name
 from entropatch.data.images import load_image, printable
 from entropatch.methods import METHODS, find_method, pictured_methods, renyi_method
@@ -36,6 +36,18 @@ def method_name(criterion: str, place: float) -> str:
     return next(name for name, method in METHODS.items() if method.label == criterion)
 
 
+def offered(explorer: Explorer) -> list[str]:
+    """The menu with what was calibrated, the latest first."""
+    return [*reversed(explorer.found), *criteria()]
+
+
+def setting_of(explorer: Explorer, rate: float, criterion: str, place: float) -> Setting:
+    """The setting meant by the sliders and a criterion of the menu, which may be one that was calibrated."""
+    if criterion in explorer.found:
+        return Setting(criterion, None, explorer.found[criterion])
+    return Setting(method_name(criterion, place), rate)
+
+
 def answers(
     explorer: Explorer, model: str, picture: str, settings: tuple[Setting, Setting], scale: str = "panel"
 ) -> Iterator[tuple[str, str, str, str]]:
@@ -44,7 +56,9 @@ def answers(
     seen = [explorer.see(model, picture, setting) for setting in settings]
     limits = panels.colour_limits(*seen, scale=scale)
     left, right = (
-        panels.panel(crop, one, ends) + panels.use(model, crop, setting, code)
+        panels.panel(crop, one, ends)
+        + said_html(explorer.say(model, picture, setting))
+        + panels.use(model, crop, setting, code)
         for one, ends, setting in zip(seen, limits, settings, strict=True)
     )
     known = [explorer.known_latency(model, setting) for setting in settings]
@@ -82,8 +96,9 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
                 crop = gr.HTML(elem_id="ep-crop")
             with gr.Column(scale=4):
                 table = gr.HTML(elem_id="ep-comparison")
+                calibration = calibration_part.controls(gr)
                 with gr.Row():
-                    sides = [_side(gr, number, start) for number, start in enumerate((RENYI, beside))]
+                    sides = [_side(gr, explorer, number, start) for number, start in enumerate((RENYI, beside))]
         inputs = [
             picture,
             model,
@@ -106,15 +121,18 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
         )
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         gallery.select(_chosen(gr, names), None, [picture], **quick)
+        about: dict[str, Any] = {"offered": offered, "message": message, "expected": EXPECTED}
+        menus = [menu for menu, _, _ in sides]
+        calibration_part.connect(gr, explorer, calibration, model, menus, notice, **about)
         upload.upload(_received(upload, explorer), [upload, picture], [picture, upload, notice], **quick)
     return page
 
 
-def _side(gr: Any, number: int, criterion: str) -> tuple[Any, Any, Any]:
+def _side(gr: Any, explorer: Explorer, number: int, criterion: str) -> tuple[Any, Any, Any]:
     """Criterion, order and panel of one side."""
     with gr.Column(min_width=320):
         with gr.Group(elem_classes="ep-controls"):
-            menu = gr.Dropdown(criteria(), value=criterion, label="Criterion", elem_id=f"ep-criterion-{number}")
+            menu = gr.Dropdown(offered(explorer), value=criterion, label="Criterion", elem_id=f"ep-criterion-{number}")
             order = gr.Slider(
                 0,
                 len(ORDERS) - 1,
@@ -149,7 +167,7 @@ def _guarded(gr: Any, explorer: Explorer) -> Callable[..., Iterator[Any]]:
 
     def show(picture: str, model: str, rate: float, scale: str, *choices: Any) -> Iterator[tuple[Any, ...]]:
         try:
-            first, second = (Setting(method_name(*choices[i : i + 2]), rate) for i in (0, 2))
+            first, second = (setting_of(explorer, rate, *choices[i : i + 2]) for i in (0, 2))
             for answer in answers(explorer, model, picture, (first, second), SCALES[scale]):
                 yield *answer, ""
         except EXPECTED as error:
@@ -175,17 +193,9 @@ def _received(upload: Any, explorer: Explorer) -> Callable[[str, str], tuple[str
         except EXPECTED as error:
             return before, None, panels.notice(message(error, path))
         finally:
-            _remove(Path(path), Path(upload.GRADIO_CACHE))
+            calibration_part.remove(Path(path), Path(upload.GRADIO_CACHE))
 
     return received
-
-
-def _remove(file: Path, cache: Path) -> None:
-    """Delete an uploaded file and the folder made for it, in Gradio's cache and nowhere else."""
-    if cache.resolve() in file.resolve().parents:
-        file.unlink(missing_ok=True)
-        with suppress(OSError):
-            file.parent.rmdir()
 
 
 def message(error: Exception, picture: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 from PIL import Image
 
+from entropatch.app.as_code import config_code
 from entropatch.app.explorer import Latency, Seen, Setting
 from entropatch.config import PruneConfig
 from entropatch.criteria import ClassAttention
@@ -37,9 +37,9 @@ def panel(crop: np.ndarray, seen: Seen, limits: tuple[float, float] | None) -> s
     ends = [limits or own_limits(-scores) for scores in importance]
     maps = [
         _picture(
-            heat(crop, -scores, each),
+            heat(crop, -scores, each) if np.ptp(scores) > 0 else crop / 255,
             f"scores at block {block}",
-            f"block {block}" + ("" if limits else f": {'–'.join(_ends(seen, each))}".rstrip(": –")),
+            _map_caption(seen, block, each, np.ptp(scores) > 0, limits is None),
         )
         for block, scores, each in zip(seen.stages.blocks if len(importance) else (), importance, ends, strict=True)
     ]
@@ -56,6 +56,12 @@ def panel(crop: np.ndarray, seen: Seen, limits: tuple[float, float] | None) -> s
         f'<div class="ep-panel"><p class="ep-what">{escape(seen.method.description)}</p>'
         f'{scores}<div class="ep-row">{"".join(left)}</div></div>'
     )
+
+
+def _map_caption(seen: Seen, block: int, limits: tuple[float, float], scored: bool, own: bool) -> str:
+    if not scored:
+        return f"block {block}: no scores"
+    return f"block {block}" + (f": {'–'.join(_ends(seen, limits))}".rstrip(": –") if own else "")
 
 
 def colour_limits(*seen: Seen, scale: str = "shared") -> list[tuple[float, float] | None]:
@@ -121,6 +127,7 @@ def use(model: str, crop: np.ndarray, setting: Setting, loading: str | None = No
         "if (navigator.clipboard) { navigator.clipboard.writeText(code.textContent); this.textContent = 'Copied'; }"
     )
     name = setting.method + ("" if setting.keep_rate is None else f"-{setting.keep_rate:g}")
+    name = name if setting.given is None else "calibrated"
     return (
         f'<details class="ep-use"><summary>Use this setting</summary><pre><code>{code}</code></pre>'
         f'<p><button type="button" onclick="{copy}">Copy as Python</button> '
@@ -131,18 +138,14 @@ def use(model: str, crop: np.ndarray, setting: Setting, loading: str | None = No
 
 def as_python(model: str, size: tuple[int, ...], config: PruneConfig, loading: str | None = None) -> str:
     """A program that prunes the model of that name so; `loading` as in `use`."""
-    method = config.named
-    assert method is not None  # the menu has named methods alone
-    how = f'method="{method.name}"'
-    if method.drops_by_entropy and method.order is not None:
-        how = "order=math.inf" if math.isinf(method.order) else f"order={method.order!r}"
-    rate = f"keep_rate={config.keep_rate!r}, " if method.takes_keep_rate else ""
+    text, needed = config_code(config)
     side = repr(size[0]) if len(set(size)) == 1 else repr(tuple(size))
-    first = "import math\n\n" if how.endswith("math.inf") else ""
-    modules = "".join(f"import {module}\n" for module in method.modules)  # they register the method
+    first = "import math\n\n" if "math" in needed else ""
+    modules = "".join(f"import {module}\n" for module in needed if module != "math")
     timms = f"import timm\n\nmodel = timm.create_model({json.dumps(model)}, pretrained=True, img_size={side})"
     library, _, made = (loading or timms).partition("\n\n")
-    return f"{first}{library}\n\nimport entropatch\n{modules}\n{made}.eval()\nentropatch.prune_(model, {rate}{how})\n"
+    pruning = f"config = {text}\nentropatch.prune_(model, config)\n"
+    return f"{first}{library}\n\nimport entropatch\n{modules}\n{made}.eval()\n{pruning}"
 
 
 def data_uri(pixels: np.ndarray) -> str:
@@ -178,6 +181,8 @@ def _bar(seen: Seen, limits: tuple[float, float] | None) -> str:
 def _ends(seen: Seen, limits: tuple[float, float]) -> tuple[str, str]:
     """The ends of a colour scale, where they mean something."""
     low, high = limits
+    if len(seen.method.parts) > 1:  # each map has a criterion of its own
+        return "", ""
     if seen.method.order is not None:
         return f"{low:.2f}", f"{high:.2f}"
     if isinstance(seen.method.criterion, ClassAttention):

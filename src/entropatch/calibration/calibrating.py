@@ -65,7 +65,8 @@ def calibrated(
     Args:
         model: a model `entropatch.prune_` supports, stock or pruned; on whatever device; left as it was found.
         images: 64 to 512 without labels, as the model takes them: a tensor (images, channels, H, W), or a sequence of
-            tensors (channels, H, W) or PIL images. In several processes (`torch.distributed`) the same in each.
+            tensors (channels, H, W) or PIL images, or a data set or loader of them, whose labels are left. In several
+            processes (`torch.distributed`) the same in each.
         goal: `Goal(gflops=…)`, 10⁹ multiply-adds per image at most; `Goal(speedup=…)`, times the dense model's speed
             at least, as measured on batches of `batch_size`; or `Goal(drop=…)`, the largest mean loss, at least cost.
         folder: where every loss is written down, so that a calibration that was cut off goes on; None for nowhere.
@@ -83,7 +84,7 @@ def calibrated(
         TypeError: images of another kind, an unknown setting.
         UnsupportedModelError: as of `prune_`.
     """
-    subject = Subject(model, images, Settings(**settings), folder, on_step)
+    subject = Subject(model, images, Settings.of(settings), folder, on_step)
     try:
         return _found(subject, goal)
     finally:

@@ -42,6 +42,8 @@ class Goal:
             raise ValueError(f"give one budget, gflops, speedup or drop, but got {' and '.join(given) or 'none'}.")
         for name, least in (("gflops", 0.0), ("speedup", 1.0), ("drop", 0.0)):
             value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise TypeError(f"{name} must be a number, but got {value!r}.")
             if value is not None and not least < value < math.inf:
                 raise ValueError(f"{name} must be a number above {least:g}, but got {value}.")
 
@@ -175,14 +177,15 @@ class Finder:
     def _refuse(self, budget: float) -> None:
         if budget >= self.spending.dense:
             raise BudgetError(
-                f"the budget must be below the dense model's {self.spending.dense:.3f} {self.spending.unit}, but got "
-                f"{budget:g}; it needs no pruning."
+                f"the budget must be below the dense model's {self.spending.text(self.spending.dense)}, but got "
+                f"{self.spending.text(budget)}; it needs no pruning."
             )
 
     def _unmet(self, budget: float) -> BudgetError:
         return BudgetError(
-            f"the budget must be one that some setting meets, but got {budget:.4g} {self.spending.unit}, and none of "
-            f"blocks {self.sensitivities.blocks} does; raise it, or allow earlier blocks."
+            f"the budget must be one that some setting meets, but got {self.spending.text(budget)}, and no pruning of "
+            f"{self.subject.settings.most_blocks} blocks at most of {self.sensitivities.blocks} does; ask for less, or "
+            "allow more or earlier blocks."
         )
 
 

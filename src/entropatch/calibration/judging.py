@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ OBJECTIVES = {
     "dense": "1 - cosine of the patch features, dense and pruned, mean over the grid",
 }
 SHORT = {"logits": "KL(dense ‖ pruned), nats", "features": "1 - cosine of features", "dense": "1 - cosine of patches"}
+WORST = 1e6  # the loss of an output that is not finite, where the dense model's is
 MEMORY = 2**30  # bytes of blocks' inputs that passes share, of all batches together
 
 
@@ -79,21 +80,38 @@ class Judge:
         with torch.inference_mode(), sharing(self.model, self._shared[batch]):
             if batch not in self._dense:
                 prune_(self.model, PruneConfig(keep_rate=1.0))
-                self._dense[batch] = output(self.model, images, self.objective)
+                self._dense[batch] = sound(output(self.model, images, self.objective), self.objective)
             prune_(self.model, config)
             got = output(self.model, images, self.objective)
             losses = distance(self._dense[batch], got, self.objective)
         self.passes += 1
-        return losses.double().cpu().numpy()
+        return losses.double().nan_to_num(WORST, WORST).cpu().numpy()
+
+
+def sound(dense: Tensor, objective: str) -> Tensor:
+    """The dense model's output, if something can be compared with it.
+
+    Raises:
+        ValueError: it is not finite, or one class alone, whose probability is always 1.
+    """
+    if bad := int((~dense.isfinite()).flatten(1).any(1).sum()):
+        raise ValueError(
+            f"the dense model's output must be finite, but it is not on {bad} of {len(dense)} images; see its weights."
+        )
+    if objective == "logits" and dense.shape[-1] < 2:
+        raise ValueError("logits must be of two classes or more, since one has always probability 1, but got one.")
+    return dense
 
 
 def output(model: Any, images: Tensor, objective: str) -> Tensor:
     """What the objective compares: logits or pooled features (batch, C), patch features (batch, patches, C)."""
     if objective == "dense":
-        if not hasattr(model, "forward_features"):
-            raise ValueError(f"{type(model).__name__} gives no patch features; use objective='features' or 'logits'.")
+        run = getattr(model, "forward_features", model)  # of transformers, a base model's last hidden state
         with trace(model) as seen:
-            features = model.forward_features(images)
+            features = run(images)
+        features = getattr(features, "last_hidden_state", features)
+        if not isinstance(features, Tensor) or features.ndim != 3:
+            raise ValueError(f"{type(model).__name__} gives no patch features; use objective='features' or 'logits'.")
         return restore(features, seen).flatten(1, -2).float()
     return pooled(model(images)).float()
 
@@ -101,7 +119,7 @@ def output(model: Any, images: Tensor, objective: str) -> Tensor:
 def pooled(result: Any) -> Tensor:
     """The logits, or the pooled feature, among what a model returns: (batch, C)."""
     for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state"):
-        part = getattr(result, name, None)
+        part = result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
         if isinstance(part, Tensor):
             result = part
             break
@@ -109,10 +127,17 @@ def pooled(result: Any) -> Tensor:
         result = result[0]
     if not isinstance(result, Tensor) or result.ndim not in (2, 3):
         raise ValueError(
-            f"the model must return logits or features (batch, C), but got {type(result).__name__}; wrap it in one "
-            "that does."
+            f"the model must return logits or features (batch, C), or a mapping with logits, but got "
+            f"{_described(result)}; wrap it in one that does."
         )
     return result if result.ndim == 2 else result[:, 0]
+
+
+def _described(result: Any) -> str:
+    if isinstance(result, Tensor):
+        return f"a tensor {tuple(result.shape)}"
+    names = f" of {', '.join(map(str, result))}" if isinstance(result, Mapping) else ""
+    return f"{type(result).__name__}{names}"
 
 
 def distance(dense: Tensor, pruned: Tensor, objective: str) -> Tensor:

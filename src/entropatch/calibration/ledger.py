@@ -61,6 +61,8 @@ class Ledger:
                 held = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{path} is damaged: {error}; remove it to begin anew.") from None
+            if not isinstance(held, dict):
+                raise ValueError(f"{path} is damaged: it holds no object; remove it to begin anew.")
             changed = sorted(key for key in {*held, *about} if held.get(key) != about.get(key))
             if changed:
                 raise ValueError(

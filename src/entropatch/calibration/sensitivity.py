@@ -20,12 +20,14 @@ FLOOR = Choice(Random(0))
 
 def offered_criteria(has_class_token: bool) -> list[Criterion]:
     """The criteria of the registered methods, and the usual orders, that need no training and suit the model."""
-    methods = [*METHODS.values(), *(renyi_method(order) for order in (1.0, 2.0, math.inf))]
+    untrained = [method for method in METHODS.values() if not method.trained]
+    methods = [*untrained, *(renyi_method(order) for order in (1.0, 2.0, math.inf))]
     found = [criterion for method in methods for criterion, reduction in method.parts if reduction.needs_scores]
     return [
         criterion
         for criterion in dict.fromkeys(found)
-        if not isinstance(criterion, Random) and (has_class_token or not criterion.needs_class_token)
+        if not (isinstance(criterion, Random) or criterion.before)
+        and (has_class_token or not criterion.needs_class_token)
     ]
 
 

@@ -39,6 +39,7 @@ class Spending(ABC):
     dense: float
 
     unit = ""
+    whole: float | None = None  # the dense model's cost, where it needs no taking
 
     def __init__(self, model: nn.Module, images: Tensor, depth: int, patches: int, prefix: int, ledger: Ledger):
         self.model, self.images, self.ledger = model, images, ledger
@@ -50,10 +51,14 @@ class Spending(ABC):
         probes.append(tuple(Cut(block, _PLAIN, 0.5) for block in sorted({depth // 4, depth // 2, 3 * depth // 4})))
         probes = list(dict.fromkeys(probes))
         costs = self.exact_all(probes)
-        self.dense = costs[0]
+        self.dense = self.whole or costs[0]
         x = np.array([self._features(cuts) for cuts in probes])
         scale = np.abs(x).max(0).clip(min=1e-12)
         self._weights = np.linalg.lstsq(x / scale, np.array(costs), rcond=None)[0] / scale
+
+    def text(self, cost: float) -> str:
+        """A cost in words."""
+        return f"{cost:.4g} {self.unit}"
 
     def of(self, cuts: Sequence[Cut]) -> float:
         """The cost by the fitted model."""
@@ -159,7 +164,11 @@ class Time(Spending):
     """The time of a batch over that of the dense model, both measured in turns: one over the speed-up."""
 
     unit = "time"
+    whole: float | None = 1.0
     repeats = 7
+
+    def text(self, cost: float) -> str:
+        return f"{1 / cost:.3g} times the dense model's speed"
 
     def _take(self, proposals: Sequence[Cuts]) -> list[float]:
         from entropatch.measure.timing import time_interleaved

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from entropatch.calibration.judging import OBJECTIVES, Judge, has_head
 from entropatch.calibration.ledger import Ledger
 from entropatch.calibration.processes import share_of
 from entropatch.config import PruneConfig
+from entropatch.config_fields import check_blocks
 from entropatch.surgery import block_count, is_pruned, prune_, pruning_config, trace, unprune_
 from entropatch.surgery.state import pruned_part, pruning_of
 
@@ -39,13 +42,26 @@ class Settings:
     def __post_init__(self) -> None:
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, or None, but got {self.objective!r}.")
-        for name, value in (("most_blocks", self.most_blocks), ("batch_size", self.batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, but got {value}.")
+        for name, least in (("most_blocks", 1), ("batch_size", 1), ("seed", None)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name} must be a whole number, but got {value!r}.")
+            if least is not None and value < least:  # pyright: ignore[reportOperatorIssue]
+                raise ValueError(f"{name} must be at least {least}, but got {value}.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be a share of the images in (0, 1), but got {self.held_out}.")
-        if not self.effort >= 0:
-            raise ValueError(f"effort must be at least 0, 1 being the usual, but got {self.effort}.")
+        if not 0 <= self.effort < math.inf:
+            raise ValueError(f"effort must be a number of at least 0, 1 being the usual, but got {self.effort}.")
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", check_blocks(sorted(set(_listed(self.blocks)))))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Settings:
+        """Those given by name. Raises TypeError for one that there is not."""
+        known = [entry.name for entry in fields(cls)]
+        if unknown := sorted(set(settings) - set(known)):
+            raise TypeError(f"a calibration's settings are {', '.join(known)}, but got {', '.join(unknown)}.")
+        return cls(**settings)
 
 
 class Subject:
@@ -80,6 +96,8 @@ class Subject:
         batch = as_batch(images, model)
         if len(batch) < LEAST_IMAGES:
             raise ValueError(f"images must be at least {LEAST_IMAGES}, better 64 to 512, but got {len(batch)}.")
+        if bad := int((~batch.isfinite()).flatten(1).any(1).sum()):
+            raise ValueError(f"images must be finite, but {bad} of {len(batch)} hold NaN or infinity.")
         self.objective: str = settings.objective or ("logits" if has_head(pruned_or_stock(model)) else "features")
         about = {"model": fingerprint(model), "images": digest(batch), "objective": self.objective}
         about |= {"seed": settings.seed, "batch_size": settings.batch_size, "held_out": settings.held_out}
@@ -103,16 +121,21 @@ class Subject:
         self.images: dict[str, int] = {"chosen by": len(chosen), "held out": len(out)}
         self.choosing: list[int] = list(range(len(parts[0])))
         self.holding: list[int] = list(range(len(parts[0]), len(parts[0]) + len(parts[1])))
-        shares = [share_of(part) for part in (*parts[0], *parts[1])]
+        parameter = next(model.parameters())
+        shares = [share_of(part).to(parameter.dtype) for part in (*parts[0], *parts[1])]
         self._what, self._done, self._total = "", 0, 0
         self.judge: Judge = Judge(model, shares, self.objective, self.ledger, self._step)
         part: Any = pruned_part(model)
         adapter = pruning_of(model).adapter
         self.prefix, self.has_class_token = adapter.num_prefix_tokens(part), adapter.has_class_token(part)
-        self.first: Tensor = shares[0].to(next(model.parameters()).device)
+        self.first: Tensor = shares[0].to(parameter.device)
         prune_(model, PruneConfig(keep_rate=0.5, blocks=(0,)))
-        with torch.inference_mode(), trace(model) as seen:
-            model(self.first[:1])
+        try:
+            with torch.inference_mode(), trace(model) as seen:
+                model(self.first[:1])
+        except (RuntimeError, AssertionError) as error:  # of another size, or with other channels
+            size = tuple(self.first.shape[1:])
+            raise ValueError(f"images must be such as the model takes, but it fails on {size}: {error}") from error
         self.patches: int = int(seen.counts[0])  # pyright: ignore[reportArgumentType]
 
     def close(self) -> None:
@@ -136,6 +159,12 @@ class Subject:
             self._tell(self._what, self._done, max(self._total, self._done))
 
 
+def _listed(blocks: Any) -> Sequence[Any]:
+    if isinstance(blocks, str) or not isinstance(blocks, Sequence):
+        raise TypeError(f"blocks must be a sequence of block indices such as (1, 2, 3), but got {blocks!r}.")
+    return blocks
+
+
 def pruned_or_stock(model: nn.Module) -> nn.Module:
     return pruned_part(model) if is_pruned(model) else model
 
@@ -153,20 +182,21 @@ def _blocks(blocks: Sequence[int] | None, depth: int) -> list[int]:
 def as_batch(images: Any, model: nn.Module) -> Tensor:
     """Images as one batch (images, channels, H, W), on the CPU or wherever they are.
 
+    Of a data set's or a loader's pairs the images are taken, and their labels left.
+
     Raises:
         ValueError, TypeError: no images, or something else.
     """
     if isinstance(images, Tensor):
         batch = images
-    elif isinstance(images, Iterable):
-        from PIL import Image
-
-        from entropatch.data.images import to_tensor
-
-        parts = [to_tensor(one, model) if isinstance(one, Image.Image) else one for one in images]
-        wrong = next((one for one in parts if not isinstance(one, Tensor)), None)
-        if wrong is not None:
-            raise TypeError(f"images must be tensors or PIL images, but got {type(wrong).__name__}.")
+    elif isinstance(images, Iterable) or (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
+        parts = [_part(one, model) for one in (images if isinstance(images, Iterable) else _entries(images))]
+        shapes = {tuple(one.shape[-3:]) if one.ndim in (3, 4) else tuple(one.shape) for one in parts}
+        if len(shapes) > 1 or any(one.ndim not in (3, 4) for one in parts):
+            raise ValueError(
+                f"images must be tensors (channels, H, W), or batches of them, of one size, but got {sorted(shapes)}; "
+                "labels are not asked for."
+            )
         batch = torch.cat([one[None] if one.ndim == 3 else one for one in parts]) if parts else torch.empty(0, 3, 1, 1)
     else:
         raise TypeError(f"images must be a tensor, or a sequence of tensors or PIL images, but got {images!r:.80}.")
@@ -178,12 +208,35 @@ def as_batch(images: Any, model: nn.Module) -> Tensor:
     return batch
 
 
+def _entries(images: Any) -> Iterator[Any]:
+    """Those of a data set, which knows its length but not its end."""
+    return (images[i] for i in range(len(images)))
+
+
+def _part(one: Any, model: nn.Module) -> Tensor:
+    """An image, or a batch of them, of a data set or a loader."""
+    from PIL import Image
+
+    from entropatch.data.images import to_tensor
+
+    if isinstance(one, (tuple, list)) and one and isinstance(one[0], (Tensor, Image.Image)):
+        one = one[0]
+    elif isinstance(one, Mapping):
+        one = one.get("pixel_values", one.get("image", one))
+    if isinstance(one, Image.Image):
+        return to_tensor(one, model)
+    if not isinstance(one, Tensor):
+        raise TypeError(f"images must be tensors or PIL images, but got {type(one).__name__}.")
+    return one
+
+
 def fingerprint(model: nn.Module) -> str:
     """A short name of the weights."""
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().reshape(-1)
-        found.update(f"{name} {tuple(tensor.shape)} {float(values.double().sum())!r}".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(values.view(torch.uint8).numpy())
     return found.hexdigest()[:24]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +36,8 @@ def calibrate(
     weights: Annotated[
         str, typer.Option(help="pretrained, or a file; the file of a run knows its model and data.")
     ] = "pretrained",
-    model: Annotated[str | None, typer.Option(help="A timm model; default what the file is of.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of --library; default what the file is of.")] = None,
+    library: parameters.SpecLibrary = None,
     model_arg: parameters.ModelArguments = None,
     data: Annotated[
         str | None, typer.Option(help="Training images of a data set, as for finetune, in place of files.")
@@ -44,7 +46,9 @@ def calibrate(
     download: parameters.Download = False,
     data_option: parameters.DataOptions = None,
     limit: Annotated[int, typer.Option(help="So many images, drawn by the seed.", min=8)] = 192,
-    image_size: Annotated[int | None, typer.Option(help="In pixels; default the file's, or 224.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="In pixels; default the file's; else 224, or the model's own.")
+    ] = None,
     objective: Annotated[
         str | None,
         typer.Option(help="What is to change least: logits, features or dense. Default: the output."),
@@ -73,9 +77,10 @@ def calibrate(
         from entropatch.calibration import Goal, calibrated
 
         goal = Goal(gflops, speedup, drop)
-        about = weights_about(weights, model, "files" if images else data)
-        spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"))
-        network = spec.build(None, image_size or about.get("image_size", 224), strict=True)
+        about = weights_about(weights, model, "files" if images else data, library)
+        spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"), library)
+        size = image_size or about.get("image_size", 224 if spec.library == "timm" else None)
+        network = spec.build(None, size, strict=True, say=partial(typer.echo, err=True))
         found = _images(images, about, data, root, download, pairs(data_option or [], "--data-option"), limit, seed)
         places = None if blocks is None else entries(blocks, int, "--blocks")
         device = _device(device)

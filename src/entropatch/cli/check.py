@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -13,17 +13,13 @@ import typer
 from rich.console import Console
 
 from entropatch.cli import app, parameters
+from entropatch.cli.masked_images import masked_images
 from entropatch.cli.options import entries, named_methods, pairs
 from entropatch.cli.terminal import fail, printer, progress_bar
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
+    from entropatch.cli.masked_images import Pairs
     from entropatch.look.foreground import ForegroundCheck
-
-    Pair = tuple[Image.Image, np.ndarray]
-    Pairs = Iterator[Pair]
 
 
 @app.command()
@@ -63,6 +59,14 @@ def check(
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that would prune, 0-based; default ¼, ½, ¾ of the depth.")
     ] = None,
+    save_config: Annotated[
+        Path | None,
+        typer.Option(help="File for the proposed setting, as prune_ and --config take it; an older one is replaced."),
+    ] = None,
+    most_blocks: Annotated[
+        int | None, typer.Option(help="Propose at most so many blocks; default as many as would prune.", min=1)
+    ] = None,
+    keep_rate: Annotated[float, typer.Option(help="In (0, 1], of the proposed setting.")] = 0.7,
     device: parameters.Device = "cpu",
     output: Annotated[Path | None, typer.Option(help="Folder for check.md, .csv and .json, and a picture.")] = None,
 ) -> None:
@@ -73,9 +77,13 @@ def check(
     the sign is reversed. Then a verdict on each order, and on the default one of prune_: whether the blocks that would
     prune can be trusted, and which are better. A patch is foreground if at least half of it is, by the mask.
 
+    Each order proposes the blocks where it marks the foreground best, none that is not above chance by more than the
+    error; --save-config writes the best proposal as a setting, or nothing, with exit status 1, where there is none.
+
     An image that cannot be used is named, the others are still checked, and the exit status is 1; for a setting that
     makes no sense it is 2.
     """
+    from entropatch.config import PruneConfig
     from entropatch.criteria import Renyi
     from entropatch.look.foreground import check_foreground
     from entropatch.methods import find_method, parse_order
@@ -89,7 +97,8 @@ def check(
         for name in beside or ():
             find_method(name)
         places = None if blocks is None else entries(blocks, int, "--blocks")
-        count, found, source = _pairs(
+        PruneConfig(keep_rate=keep_rate)  # refused before anything is looked at
+        count, found, source = masked_images(
             images, masks, mask_level, alpha, data, root, pairs(data_option or [], "--data-option"), limit, skipped
         )
         network, about = _network(model, library, weights, image_size, device)
@@ -103,6 +112,7 @@ def check(
                 wanted,
                 methods=beside,
                 blocks=places,
+                most_blocks=most_blocks,
                 on_image=skipped.step,
             )
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
@@ -111,6 +121,9 @@ def check(
     try:
         if output is not None:
             written = _write(result, output, table, {"masks": source, "skipped": skipped.count, **about}, device)
+        if save_config is not None and result.proposal is not None:
+            result.proposal.config(keep_rate).save(save_config)
+            written.append(save_config)
     except (ValueError, OSError) as error:
         _show(result, table)
         fail("check", error, 1)
@@ -121,6 +134,8 @@ def check(
         typer.echo(f"{skipped.long} images are so long that the model sees less than half of each.", err=True)
     if skipped.count:
         fail("check", f"{skipped.count} of {count} images could not be used; the result is of the others.", 1)
+    if save_config is not None and result.proposal is None:
+        fail("check", f"{save_config} is not written, since no block is proposed.", 1)
 
 
 @dataclass
@@ -153,6 +168,11 @@ def _show(result: ForegroundCheck, table: str) -> None:
     typer.echo(result.comparison)
     for verdict in result.verdicts:
         typer.echo(verdict.text)
+    for proposal in result.proposals:
+        typer.echo(proposal.text)
+    if (best := result.proposal) is not None:
+        where = ",".join(map(str, best.blocks))
+        typer.echo(f"Proposed of all: {best.label} at blocks {where}; --method {best.score} --blocks {where}.")
 
 
 def _write(result: ForegroundCheck, output: Path, table: str, about: dict[str, Any], device: str) -> list[Path]:
@@ -162,6 +182,7 @@ def _write(result: ForegroundCheck, output: Path, table: str, about: dict[str, A
 
     facts: dict[str, Any] = {"made by": "entropatch check", "comparison": result.comparison}
     facts |= {f"verdict, {one.score}": one.text for one in result.verdicts}
+    facts |= {f"proposal, {one.score}": one.text for one in result.proposals}
     facts |= {"images": result.images, "one class only, skipped": result.one_class}
     facts |= {"pruning blocks": list(result.pruning_blocks), **about, **environment(device)}
     title = (
@@ -176,7 +197,8 @@ def _write(result: ForegroundCheck, output: Path, table: str, about: dict[str, A
     images = f"{result.images} image{'s' * (result.images != 1)}"
     note = f"{about['model']}, {images}; a bar is one standard error over images, and chance is 0.5."
     title = "How well each score marks the foreground"
-    figure = auroc_in_blocks(result.records, result.pruning_blocks, title=title, note=note)
+    proposed = {one.label: one.blocks for one in result.proposals}
+    figure = auroc_in_blocks(result.records, result.pruning_blocks, proposed=proposed, title=title, note=note)
     return [*paths, *write_figure(figure, output, "check", None)]
 
 
@@ -193,86 +215,6 @@ def foreground_table(result: ForegroundCheck) -> str:
     # The pixels know no blocks: theirs is the same in every row.
     rows = [[block, *(cells.get((name, block), cells.get((name, None))) for name in names)] for block in range(depth)]
     return markdown_table(["block", *names.values()], [*rows, ["mean", *(cell(*result.means[name]) for name in names)]])
-
-
-def _pairs(
-    images: list[Path] | None,
-    masks: Path | None,
-    level: int,
-    alpha: bool,
-    data: str | None,
-    root: Path | None,
-    options: dict[str, Any],
-    limit: int,
-    skip: Callable[[Exception], None],
-) -> tuple[int, Pairs, str]:
-    """How many images there are, the images with their masks one after the other, and where the masks come from.
-
-    One that cannot be read, or whose mask does not fit, goes to `skip`.
-    """
-    from entropatch.data.images import image_files
-    from entropatch.data.masks import masks_by_stem
-
-    sources = [name for name, given in (("--masks", masks), ("--alpha", alpha), ("--data", data)) if given]
-    if len(sources) != 1:
-        given = f"got {' and '.join(sources)}" if sources else "got none"
-        raise ValueError(f"masks come from one of --masks FOLDER, --alpha or --data NAME, but {given}.")
-    if data is not None:
-        if images:
-            raise ValueError("--data brings its own images; leave out the files, or --data.")
-        return _from_data(data, root, options, limit, skip)
-    if not images:
-        raise ValueError("name the image files whose masks are given.")
-    files = image_files(images)
-    if masks is None:
-        reads = [partial(_with_alpha, file) for file in files]
-        return len(files), _readable(reads, skip), "alpha channels of the images"
-    reads = [
-        partial(_with_mask, file, mask, level) for file, mask in zip(files, masks_by_stem(files, masks), strict=True)
-    ]
-    return len(files), _readable(reads, skip), f"{masks}, above {level} is foreground"
-
-
-def _from_data(
-    name: str, root: Path | None, options: dict[str, Any], limit: int, skip: Callable[[Exception], None]
-) -> tuple[int, Pairs, str]:
-    from entropatch.data import open_data
-
-    test = open_data(name, root, test_limit=limit, **options).test
-    test.mask(0)  # says so if there are none
-    reads = [lambda i=i: (test.image(i), test.mask(i)) for i in range(len(test))]
-    return len(test), _readable(reads, skip), f"{name}, {len(test)} test images"
-
-
-def _readable(reads: Sequence[Callable[[], Pair]], skip: Callable[[Exception], None]) -> Pairs:
-    return (pair for read in reads if (pair := _pair_or_none(read, skip)) is not None)
-
-
-def _pair_or_none(read: Callable[[], Pair], skip: Callable[[Exception], None]) -> Pair | None:
-    from entropatch.data.images import ImageError
-    from entropatch.data.masks import MaskError
-
-    try:
-        return read()
-    except (ImageError, MaskError, OSError) as error:
-        skip(error)
-        return None
-
-
-def _with_mask(file: Path, path: Path, level: int) -> Pair:
-    from entropatch.data.images import load_image
-    from entropatch.data.masks import check_size, load_mask
-
-    image, mask = load_image(file), load_mask(path, level)
-    check_size(mask, image, str(path))
-    return image, mask
-
-
-def _with_alpha(file: Path) -> Pair:
-    from entropatch.data.images import load_image
-    from entropatch.data.masks import alpha_mask
-
-    return load_image(file), alpha_mask(file)
 
 
 def _network(

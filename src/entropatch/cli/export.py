@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import model_spec, pairs, pruning
+from entropatch.cli.options import model_spec, pairs, pruning, weights_about
 from entropatch.cli.terminal import fail
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from entropatch.train import ModelSpec
 
 
 @app.command()
@@ -21,9 +24,12 @@ def export(
     weights: Annotated[
         str, typer.Option(help="pretrained, none, bundled, or a file; the file of a run knows its model and pruning.")
     ] = "pretrained",
-    model: Annotated[str | None, typer.Option(help="A timm model; default what the weights file is of.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of --library; default what the file is of.")] = None,
+    library: parameters.SpecLibrary = None,
     model_arg: parameters.ModelArguments = None,
-    image_size: Annotated[int | None, typer.Option(help="In pixels; default the file's, or 224.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="In pixels; default the file's; else 224, or the model's own.")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help=f"{parameters.METHODS_HELP} Default: what the file was trained with, or renyi-2.")
     ] = None,
@@ -64,9 +70,9 @@ def export(
         chosen = find_format(format, path)
         for package in ("onnx", "onnxscript", "onnxruntime") if chosen.name == "onnx" else ():
             require(package, "export")
-        network = _network(
-            weights, model, pairs(model_arg or [], "--model-arg"), image_size, method, keep_rate, blocks, config
-        )
+        about = weights_about(weights, model, "photographs", library)
+        spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"), library)
+        network = _network(spec, about, image_size, method, keep_rate, blocks, config)
         pictures = _images(network, images, limit)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("export", error, 2)
@@ -88,9 +94,8 @@ def export(
 
 
 def _network(
-    weights: str,
-    model: str | None,
-    arguments: dict[str, Any],
+    spec: ModelSpec,
+    about: dict[str, Any],
     image_size: int | None,
     method: str | None,
     keep_rate: str,
@@ -103,13 +108,9 @@ def _network(
     from entropatch.config import PruneConfig
     from entropatch.methods import DEFAULT_METHOD
     from entropatch.surgery import prune_
-    from entropatch.train import read_about
 
-    about = {} if weights in ("pretrained", "bundled", "none") else read_about(weights)
-    if model is None and "model" not in about:
-        raise ValueError(f"{weights} does not say which model it belongs to; give --model.")
-    spec = model_spec(about, weights, model, 0.0, arguments)
-    network = spec.build(None, image_size or about.get("image_size", 224), strict=True).eval()
+    size = image_size or about.get("image_size", 224 if spec.library == "timm" else None)
+    network = spec.build(None, size, strict=True, say=partial(typer.echo, err=True)).eval()
     if method is None and config is None and about.get("prune"):
         setting: PruneConfig | None = PruneConfig.from_json(json.dumps(about["prune"]))
     else:

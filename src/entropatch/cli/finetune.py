@@ -16,6 +16,7 @@ from entropatch.extras import require
 from entropatch.methods import DEFAULT_METHOD, methods_text
 
 if TYPE_CHECKING:
+    from entropatch.config import PruneConfig
     from entropatch.data import DataSet
     from entropatch.train import ModelSpec, Outcome, Recipe, Runtime
 
@@ -43,7 +44,12 @@ def finetune(
     blocks: parameters.Blocks = None,
     config: Annotated[Path | None, typer.Option(help="A pruning config file, in place of the five above.")] = None,
     imports: parameters.Imports = None,
-    recipe: Annotated[str, typer.Option(help="paper or evit: the settings to start from.")] = "paper",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="paper, evit or dynamicvit: the settings to start from; else the method's own, or the paper's."
+        ),
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE of the recipe, as --show-recipe lists; repeatable.")
     ] = None,
@@ -87,15 +93,14 @@ def finetune(
         from entropatch.train import Runtime
 
         changes = pairs(setting or [], "--set")
-        settings = recipe_of(
-            recipe, with_options(changes, entropy_weight=entropy_weight, entropy_target=entropy_target)
-        )
+        prune = pruning(method, keep_rate, blocks, config, order, coverage)
+        changes = with_options(changes, entropy_weight=entropy_weight, entropy_target=entropy_target)
+        settings = recipe_of(recipe or _own_recipe(prune), changes)
         if show_recipe:
             _show_recipe(settings)
             return
         for package in ("accelerate", *(("tensorboard",) if tensorboard else ())):
             require(package, "train")  # before anything is fetched or trained
-        prune = pruning(method, keep_rate, blocks, config, order, coverage)
         numbers = entries(seeds, int, "--seeds")
         runtime = Runtime(
             device=device,
@@ -132,6 +137,14 @@ def finetune(
         _report(outcomes, numbers, output, {"model": model, "data": data, "method": method, "keep_rate": keep_rate})
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("finetune", error, 1)
+
+
+def _own_recipe(prune: PruneConfig | None) -> str:
+    """The name of the recipe that a setting's method was published with; the paper's where it has none."""
+    from entropatch.learning import learned_criterion
+
+    criterion = learned_criterion(prune)
+    return (None if criterion is None else criterion.recipe) or "paper"
 
 
 def _show_recipe(settings: Recipe) -> None:

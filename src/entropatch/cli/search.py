@@ -15,11 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from entropatch.cli import app, parameters
 from entropatch.cli.options import data_of, entries, model_spec, named_methods, pairs, recipe_of, weights_about
 from entropatch.cli.terminal import fail
+from entropatch.config import PruneConfig
 from entropatch.extras import require
 
 if TYPE_CHECKING:
     from entropatch.search import Standing
     from entropatch.train import Recipe
+
+DEFAULT = "default"
 
 
 @app.command()
@@ -49,7 +52,20 @@ def search(
         str | None, typer.Option(help="In (0, 1]; commas between; default 0.9 to 0.3. Not with a target.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Commas between. Without training they matter to random alone.")] = "0",
-    blocks: parameters.Blocks = None,
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="0-based, commas between; default ¼, ½, ¾ of the depth. Repeatable: the first are the study's, at the "
+            "others every method is tried too; the word default, as the first, stands for the default ones."
+        ),
+    ] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A setting as a file, such as calibrated.json: one more method, called by the file's name, at its own "
+            "cost; with a target its keep rates are moved to meet it. Repeatable."
+        ),
+    ] = None,
     target_gflops: Annotated[
         float | None, typer.Option(help="Budget: each method gets the largest keep rate with at most so many GFLOPs.")
     ] = None,
@@ -122,13 +138,16 @@ def search(
             checkpoint_every=checkpoint_every,
             gradient_checkpointing=gradient_checkpointing,
         )
+        sets = _block_sets(blocks or [DEFAULT])
         settings = searching.SearchSettings(
             spec=model_spec(about, weights, model, drop_path, pairs(model_arg or [], "--model-arg"), library),
             scope=scope,
             methods=named_methods(methods) or searching.default_methods(),
             keep_rates=None if keep_rates is None else entries(keep_rates, float, "--keep-rates"),
             seeds=entries(seeds, int, "--seeds"),
-            blocks=None if blocks is None else entries(blocks, int, "--blocks"),
+            blocks=sets[0],
+            more_blocks=sets[1:],
+            configs=_configs(config or []),
             recipe=_recipe(scope, recipe, pairs(setting or [], "--set"), about),
             target_gflops=target_gflops,
             target_speedup=target_speedup,
@@ -160,6 +179,23 @@ def search(
     typer.echo(f"{now.finished} of {now.settings} settings are finished; {found.tried} were tried here.")
     if now.given_up:
         fail("search", f"{now.given_up} settings failed and were given up; {output / 'search.md'} says why.", 1)
+
+
+def _block_sets(texts: list[str]) -> tuple[Any, ...]:
+    """The sets of blocks that --blocks names; None for the default ones, as the first."""
+    return tuple(None if text.strip() == DEFAULT else entries(text, int, "--blocks") for text in texts)
+
+
+def _configs(paths: list[Path]) -> dict[str, PruneConfig]:
+    """The settings in these files, by the names of the files without folder and suffix."""
+    found: dict[str, PruneConfig] = {}
+    for path in paths:
+        if path.stem in found:
+            raise ValueError(
+                f"a setting is called by its file's name, but two files are called {path.stem}; rename one."
+            )
+        found[path.stem] = PruneConfig.load(path)
+    return found
 
 
 def _recipe(scope: str, name: str, changes: dict[str, Any], about: dict[str, Any]) -> Recipe:

@@ -15,9 +15,14 @@ from entropatch.criteria.att_entropy import AttEntropy
 from entropatch.criteria.base import Criterion
 from entropatch.criteria.class_attention import ClassAttention
 from entropatch.criteria.column_norm import ColumnNorm
+from entropatch.criteria.halting import Halting
 from entropatch.criteria.head_diversity import HeadDiversity
+from entropatch.criteria.head_selector import HeadSelector
 from entropatch.criteria.image_order import PerImageOrder
+from entropatch.criteria.keep_predictor import KeepPredictor
+from entropatch.criteria.learned import LearnedCriterion
 from entropatch.criteria.mixture import Mix, Product
+from entropatch.criteria.query_score import QueryScore
 from entropatch.criteria.random import Random
 from entropatch.criteria.renyi import Renyi
 from entropatch.criteria.running_attention import RunningClassAttention
@@ -29,10 +34,15 @@ __all__ = [
     "ClassAttention",
     "ColumnNorm",
     "Criterion",
+    "Halting",
     "HeadDiversity",
+    "HeadSelector",
+    "KeepPredictor",
+    "LearnedCriterion",
     "Mix",
     "PerImageOrder",
     "Product",
+    "QueryScore",
     "Random",
     "Renyi",
     "RunningClassAttention",

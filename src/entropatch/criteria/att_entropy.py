@@ -28,6 +28,7 @@ class AttEntropy(Criterion):
     """
 
     kind: ClassVar[str] = "AttEntropy"
+    knows_padding: ClassVar[bool] = True
 
     @property
     def label(self) -> str:

@@ -21,12 +21,17 @@ class Criterion(Kind):
         needs_class_token: whether a model without a class token is refused.
         remembers: whether it can score before a block's attention, by what it handed on from the blocks before.
         needs_projection: whether it asks for the attention's output projection, without which a model is refused.
+        before: whether it scores the tokens as they enter a block, before its attention (`LearnedCriterion`).
+        knows_padding: whether padding beside an image's patches leaves their scores as they are; without, a model that
+            fills up its images is refused.
     """
 
     example: ClassVar[str] = '{"name": "Renyi", "order": 2.0}'
     needs_class_token: ClassVar[bool] = False
     needs_projection: ClassVar[bool] = False
+    knows_padding: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    before: ClassVar[bool] = False
 
     @property
     def lacks(self) -> str | None:

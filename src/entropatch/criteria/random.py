@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Random(Criterion):
     recomputation under gradient checkpointing drops the same patches. With `seed=None` every call draws anew from
     PyTorch's global generator, as one wants while training.
     """
+
+    knows_padding: ClassVar[bool] = True
 
     seed: int | None = 0
 

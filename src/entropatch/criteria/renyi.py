@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class Renyi(Criterion):
     Fails where low entropy does not mark what the model reads: which block, order and data that is differs so much that
     it is to be measured (`entropatch.calibrate`), not assumed.
     """
+
+    knows_padding: ClassVar[bool] = True
 
     order: float = 2.0
 

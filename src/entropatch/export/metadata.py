@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from entropatch.data.preprocessing import preprocessing_of
 from entropatch.export.subject import Subject
 from entropatch.extras import require
+from entropatch.models.pretrained import architecture
 
 KEY = "entropatch"
 
@@ -22,7 +24,7 @@ def about(subject: Subject, **more: Any) -> dict[str, Any]:
     config = subject.config
     return {
         "made by": f"entropatch {__version__}, torch {torch.__version__}",
-        "model": getattr(subject.model, "pretrained_cfg", {}).get("architecture") or type(subject.model).__name__,
+        "model": architecture(subject.model),
         "pruning": None if config is None else json.loads(config.to_json()),
         "label": "Dense" if config is None else config.label,
         "backend": None if config is None else "reference",
@@ -34,8 +36,9 @@ def about(subject: Subject, **more: Any) -> dict[str, Any]:
 
 
 def _preprocessing(subject: Subject) -> dict[str, Any]:
-    """How timm prepares images for the model, where it says so."""
-    given = getattr(subject.model, "pretrained_cfg", None)
+    """How images are prepared for the model, where it says so."""
+    own = preprocessing_of(subject.model)
+    given = getattr(subject.model, "pretrained_cfg", None) if own is None else own.config
     known = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     found = {key: given[key] for key in known if key in given} if isinstance(given, dict) else {}
     return {"preprocessing": found} if found else {}

@@ -143,8 +143,13 @@ def compare(
         parity.counted += int(counted.sum())
         shares += _kept_shares(mine, other)
         for name in subject.outputs:
-            parity.outputs.add(mine[name][counted], other[name][counted])
-            if mine[name].ndim == 2:
+            by_image = mine[name].shape[:1] == other[name].shape[:1] == (len(images),)
+            if by_image:
+                parity.outputs.add(mine[name][counted], other[name][counted])
+            else:  # one for all images, such as a temperature of 100, which must not set the scale of the others
+                scale = max(1.0, float(np.abs(mine[name]).max(initial=0)))
+                parity.outputs.add(mine[name] / scale, other[name] / scale)
+            if mine[name].ndim == 2 and by_image:
                 agreeing += list(mine[name].argmax(1) == other[name].argmax(1))
     parity.agreeing = float(np.mean(agreeing or [1.0]))
     parity.kept_share = float(np.mean(shares or [1.0]))

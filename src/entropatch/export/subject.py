@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from entropatch.config import PruneConfig
 from entropatch.criteria import Random
 from entropatch.kernels import registry
-from entropatch.surgery import is_pruned, prune_, pruning_config, trace
+from entropatch.surgery import is_pruned, prune_, pruning_config, tower_name, trace
 
 # A pruning backend made of PyTorch's own operators, which every runtime has.
 BACKEND = "reference"
@@ -120,8 +120,7 @@ def subject_of(model: nn.Module, images: Tensor) -> Subject:
         # "auto" may choose an operator of this package, which a process without it has not.
         plain = config.backend != "auto" and registry.named(config.backend).plain
         exported = eager if plain else prune_(_copy(model), backend=BACKEND)
-    with torch.no_grad():
-        returned = list(inspected_outputs(eager, images[:1]))
+    returned = _returned(eager, images[:1])
     decided = tuple(name for name in returned if name.rpartition("_")[0] in (KEPT, SCORES, PLACES))
     outputs = tuple(name for name in returned if name not in decided)
     if not outputs:
@@ -129,11 +128,28 @@ def subject_of(model: nn.Module, images: Tensor) -> Subject:
     return Subject(eager, exported, images, config, outputs, decided)
 
 
+def _returned(model: nn.Module, images: Tensor) -> list[str]:
+    """Names of what the model gives for images. Raises ValueError for a model that wants more."""
+    try:
+        with torch.no_grad():
+            return list(inspected_outputs(model, images))
+    except ValueError:  # says what is wrong with the images
+        raise
+    except Exception as error:  # whatever a model raises that was not given what it needs
+        name = tower_name(model) if is_pruned(model) else ""
+        tower = f" its image tower, model.{name}, or" if name else ""
+        raise ValueError(
+            f"{type(model).__name__} does not run on images {tuple(images.shape)} alone, as an exported file must: "
+            f"{' '.join(str(error).split())}. Export{tower} a module of yours that takes images."
+        ) from error
+
+
 def _copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares the model's weights and recomputes nothing."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     copied = copy.deepcopy(model, shared).eval()
-    for name, given in (("set_grad_checkpointing", (False,)), ("gradient_checkpointing_disable", ())):
+    off = "activation_checkpointing_disable", "gradient_checkpointing_disable"  # newer and older transformers
+    for name, given in (("set_grad_checkpointing", (False,)), *((name, ()) for name in off)):
         if callable(getattr(copied, name, None)):
             getattr(copied, name)(*given)
             break

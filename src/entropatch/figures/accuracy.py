@@ -36,13 +36,14 @@ def accuracy_against(records: Sequence[Record], x: str = "gflops", *, title: str
 
     Points of one label have one colour and marker and are joined in order of keep rate, which is written beside them;
     of points that lie together and have the same keep rate, beside one.
-    A record without keep rate is a dense model: a star, with a dotted line at its accuracy. The front joins the
-    points that no other beats in both, dense ones included.
+    A record without keep rate is a dense model, unless it says otherwise: a star, with a dotted line at its accuracy.
+    The front joins the points that no other beats in both, dense ones included.
 
     Args:
         records: mappings with label, keep_rate (a number, one per block, or None for dense), top1 in percent, gflops
-            (10⁹ multiply-adds per image) or images_per_second, and optionally top1_se, or else top1_std, drawn
-            as error bars. One whose top1 or `x` is missing, None or not finite was not measured and is left out.
+            (10⁹ multiply-adds per image) or images_per_second, and optionally "dense": False for a setting that takes
+            no keep rate, and top1_se, or else top1_std, drawn as error bars. One whose top1 or `x` is missing, None or
+            not finite was not measured and is left out.
         x: "gflops" or "images_per_second".
         title, note: a line above, and one below.
 
@@ -69,7 +70,7 @@ def accuracy_against(records: Sequence[Record], x: str = "gflops", *, title: str
     with style():
         front = _draw_front(axes, measured, x, less_is_better)
         curves = [_draw_curve(axes, curve, x, number) for number, curve in enumerate(_curves(measured).values())]
-        _draw_dense(axes, [record for record in measured if record.get("keep_rate") is None], x)
+        _draw_dense(axes, [record for record in measured if _is_dense(record)], x)
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(1.02, 1.0),
@@ -109,14 +110,18 @@ def _curves(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The pruned points of each label in order of keep rate; labels in the order they first appear."""
     curves: dict[str, list[Record]] = {}
     for record in records:
-        if record.get("keep_rate") is not None:
+        if not _is_dense(record):
             curves.setdefault(record["label"], []).append(record)
     return {label: sorted(curve, key=lambda record: _overall(record["keep_rate"])) for label, curve in curves.items()}
 
 
 def _overall(keep_rate: Any) -> float:
     """The share of the patches that is left in the end."""
-    return math.prod(keep_rate) if isinstance(keep_rate, (tuple, list)) else float(keep_rate)
+    return math.prod(keep_rate) if isinstance(keep_rate, (tuple, list)) else float(keep_rate or 0)
+
+
+def _is_dense(record: Record) -> bool:
+    return bool(record.get("dense", record.get("keep_rate") is None))
 
 
 def _draw_front(axes: Axes, records: Sequence[Record], x: str, less_is_better: bool) -> np.ndarray:

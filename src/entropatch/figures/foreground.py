@@ -32,7 +32,12 @@ _COLUMNS = 3  # of several models
 
 
 def auroc_in_blocks(
-    records: Sequence[Mapping[str, Any]], pruning_blocks: Sequence[int] = (), *, title: str = "", note: str = ""
+    records: Sequence[Mapping[str, Any]],
+    pruning_blocks: Sequence[int] = (),
+    *,
+    proposed: Mapping[str, Sequence[int]] | None = None,
+    title: str = "",
+    note: str = "",
 ) -> Figure:
     """AUROC of each score in every block, with the standard errors as bars; 0.5, chance, is a line.
 
@@ -40,6 +45,7 @@ def auroc_in_blocks(
         records: as `entropatch.look.foreground.ForegroundCheck` holds them: label, block (None for a score that knows
             no blocks, drawn as a level line), auroc, standard_error (or None).
         pruning_blocks: 0-based blocks to mark.
+        proposed: by label, blocks to ring on that score's curve.
         title, note: a line above, and one below.
 
     Returns:
@@ -49,17 +55,18 @@ def auroc_in_blocks(
         ValueError: no record of a block.
         ImportError: matplotlib is not installed.
     """
-    return aurocs_of_models({"": records}, pruning_blocks, title=title, note=note)
+    return aurocs_of_models({"": records}, pruning_blocks, proposed={"": proposed or {}}, title=title, note=note)
 
 
 def aurocs_of_models(
     records: Mapping[str, Sequence[Mapping[str, Any]]],
     pruning_blocks: Sequence[int] = (),
     *,
+    proposed: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
     title: str = "",
     note: str = "",
 ) -> Figure:
-    """`auroc_in_blocks` of several models beside each other, on one scale; `records` are those of each, by its name."""
+    """`auroc_in_blocks` of several models beside each other, on one scale; each mapping has an entry for a model."""
     columns, step = min(len(records), _COLUMNS), _HEIGHT + _BELOW + LINE
     letters = max((len(legible(record["label"])) for found in records.values() for record in found), default=0)
     legend = max(_LEGEND, 0.7 + letters / LETTERS_PER_INCH)
@@ -73,7 +80,7 @@ def aurocs_of_models(
         dress(axes, "block", "" if column else "AUROC of the foreground")
         axes.grid(visible=False, axis="x")
         with style():
-            _draw(axes, found, pruning_blocks)
+            _draw(axes, found, pruning_blocks, (proposed or {}).get(name, {}))
             if name:
                 inside: dict[str, Any] = {"fontsize": TEXT, "color": INK, "family": families_for(legible(name))}
                 axes.text(0.02, 0.98, legible(name), va="top", transform=axes.transAxes, parse_math=False, **inside)
@@ -87,7 +94,12 @@ def aurocs_of_models(
     return page.figure
 
 
-def _draw(axes: Axes, records: Sequence[Mapping[str, Any]], pruning_blocks: Sequence[int]) -> None:
+def _draw(
+    axes: Axes,
+    records: Sequence[Mapping[str, Any]],
+    pruning_blocks: Sequence[int],
+    proposed: Mapping[str, Sequence[int]],
+) -> None:
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         if record["block"] is not None:
@@ -99,6 +111,7 @@ def _draw(axes: Axes, records: Sequence[Mapping[str, Any]], pruning_blocks: Sequ
         axes.axvspan(block - 0.3, block + 0.3, color="#eceff3", linewidth=0, zorder=0, label=label)
     for number, (label, curve) in enumerate(curves.items()):
         _draw_curve(axes, label, curve, number)
+    _ring(axes, curves, {legible(label): blocks for label, blocks in proposed.items()})
     for record in records:
         if record["block"] is None:
             line: dict[str, Any] = {"color": SOFT_INK, "linestyle": "-.", "linewidth": 1.0}
@@ -106,6 +119,19 @@ def _draw(axes: Axes, records: Sequence[Mapping[str, Any]], pruning_blocks: Sequ
     chance: dict[str, Any] = {"color": INK, "linestyle": ":", "linewidth": 0.9}
     axes.axhline(0.5, label="chance", **chance)
     axes.set_xticks(sorted({record["block"] for curve in curves.values() for record in curve}))
+
+
+def _ring(axes: Axes, curves: Mapping[str, Sequence[Mapping[str, Any]]], proposed: Mapping[str, Sequence[int]]) -> None:
+    """A ring around each proposed block's point, in the colour of its curve."""
+    label: str | None = "proposed blocks"
+    ring: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "markeredgewidth": 1.4, "linestyle": "none"}
+    for number, (name, curve) in enumerate(curves.items()):
+        points = [(one["block"], one["auroc"]) for one in curve if one["block"] in proposed.get(name, ())]
+        if points:
+            size = 10 + 2 * (number % 3)  # those of one place around each other
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(*zip(*points, strict=True), **ring, markersize=size, color=colour, zorder=5, label=label)
+            label = None
 
 
 def _add_legend(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:

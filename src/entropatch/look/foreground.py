@@ -17,6 +17,7 @@ from entropatch.data.images import cropped, to_tensor
 from entropatch.data.masks import check_size, foreground_share, patch_means
 from entropatch.extras import require
 from entropatch.look.observation import observe
+from entropatch.look.proposing import Proposal, best_of, propose
 from entropatch.look.verdict import Verdict, above, judge, mean_of, text_of
 from entropatch.methods import Method, compared_methods, find_method, method_label, renyi_method
 from entropatch.schedule import default_blocks
@@ -42,6 +43,7 @@ class ForegroundCheck:
         pruning_blocks: the blocks the verdicts look at.
         verdicts: one per order, then one per method that was named, in the order asked for.
         comparison: a line on the scores beside them.
+        proposals: one for each verdict: the blocks where that score marks the foreground best.
     """
 
     records: list[dict[str, Any]]
@@ -51,6 +53,12 @@ class ForegroundCheck:
     pruning_blocks: tuple[int, ...]
     verdicts: tuple[Verdict, ...]
     comparison: str
+    proposals: tuple[Proposal, ...] = ()
+
+    @property
+    def proposal(self) -> Proposal | None:
+        """The best of them, whose `config` is a setting for `entropatch.prune_`; None where no block is proposed."""
+        return best_of(self.proposals)
 
 
 def check_foreground(
@@ -60,6 +68,7 @@ def check_foreground(
     *,
     methods: Sequence[str] | None = None,
     blocks: Sequence[int] | None = None,
+    most_blocks: int | None = None,
     on_image: Callable[[], None] = lambda: None,
 ) -> ForegroundCheck:
     """How well the patches' scores tell foreground from background, in every block of the unpruned model.
@@ -85,11 +94,13 @@ def check_foreground(
         methods: whose scores stand beside, by their names in `entropatch.methods`; None means every compared one that
             scores patches, by neither chance nor an entropy alone, and can on this model.
         blocks: 0-based blocks that pruning would use; None means ¼, ½ and ¾ of the depth.
+        most_blocks: proposed for each score; None means as many as `blocks`.
         on_image: called after each image.
 
     Raises:
         ValueError: no order, or one out of range; an unknown method, or one without scores; no image with both
-            foreground and background; a block out of range.
+            foreground and background; a block out of range; fewer than one block to
+            propose.
         MaskError: a mask of another size than its image.
         UnsupportedModelError: the model cannot be looked into.
         ImportError: SciPy is not installed.
@@ -98,6 +109,9 @@ def check_foreground(
         raise ValueError("orders must name at least one order of the entropy, such as 2.0, but got none.")
     scored = _scored(orders, methods)
     pruning = _pruning_blocks(block_count(model), blocks)
+    most = len(pruning) if most_blocks is None else most_blocks
+    if most < 1:
+        raise ValueError(f"most_blocks must be at least 1, but got {most}.")
     per_image: list[tuple[dict[str, np.ndarray], float]] = []
     one_class = 0
     for number, (image, mask) in enumerate(images_and_masks, 1):
@@ -115,7 +129,7 @@ def check_foreground(
         )
     by_score = {name: np.stack([one[name] for one, _ in per_image]) for name in per_image[0][0]}  # (images, blocks)
     judged = (*(renyi_method(order).name for order in orders), *(find_method(name).name for name in methods or ()))
-    return _summary(by_score, np.array([pixels for _, pixels in per_image]), one_class, pruning, judged)
+    return _summary(by_score, np.array([pixels for _, pixels in per_image]), one_class, pruning, judged, most)
 
 
 def auroc(scores: np.ndarray, foreground: np.ndarray) -> np.ndarray:
@@ -196,13 +210,14 @@ def _scored(orders: Sequence[float], names: Sequence[str] | None) -> list[Method
     found = [renyi_method(order) for order in orders]
     for name in compared_methods() if names is None else names:
         method = find_method(name)
-        if names is not None and not method.needs_scores:
-            raise ValueError(f"methods must name some that score patches, but {name} asks for no scores.")
+        if names is not None and not method.scores_attention:
+            how = "decides before the attention" if method.needs_scores else "asks for no scores"
+            raise ValueError(f"methods must name some that score patches by attention, but {name} {how}.")
         if len(method.parts) > 1:
             raise ValueError(
                 f"methods must name one criterion each, since every block is scored by it, but got {name}."
             )
-        if names is not None or not (method.drops_by_entropy or method.is_random or not method.needs_scores):
+        if names is not None or not (method.drops_by_entropy or method.is_random or not method.scores_attention):
             found.append(method)
     return list({method.name: method for method in found}.values())
 
@@ -224,6 +239,7 @@ def _summary(
     one_class: int,
     pruning: tuple[int, ...],
     judged: Sequence[str],
+    most: int,
 ) -> ForegroundCheck:
     depth = next(iter(by_score.values())).shape[1]
     columns = [(name, block, values[:, block]) for name, values in by_score.items() for block in range(depth)]
@@ -238,9 +254,9 @@ def _summary(
         judge(name, _label(name), by_score[name], pruning, of_paper, _what(find_method(name)))
         for name in dict.fromkeys(judged)
     )
-    return ForegroundCheck(
-        records, means, len(pixels), one_class, pruning, verdicts, _comparison(by_score, means, len(pixels))
-    )
+    proposals = tuple(propose(name, _label(name), by_score[name], most) for name in dict.fromkeys(judged))
+    said = _comparison(by_score, means, len(pixels))
+    return ForegroundCheck(records, means, len(pixels), one_class, pruning, verdicts, said, proposals)
 
 
 def _what(method: Method) -> str:

@@ -16,6 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from entropatch.records.files import replacing
+from entropatch.surgery import set_loaded
+from entropatch.surgery.registry import tower_of
+from entropatch.surgery.state import PREFIX
 
 # The header's only entry: safetensors does not keep the order of several, and equal weights shall be equal files.
 KEY = "entropatch"
@@ -165,7 +168,10 @@ def fill(
 
     Raises:
         WeightsFileError: a parameter is missing, unknown or of another shape: these are another model's weights.
+
+    Weights of a pruning method's own are kept for `entropatch.prune_`, which gives them to a setting that has such.
     """
+    state, own_weights = without_method(state)
     try:
         state = _as_timm_names(dict(state), model) if classifier is None else dict(state)
     except Exception as error:  # timm's conversions take the tensors they know for granted
@@ -194,7 +200,21 @@ def fill(
             f"{len(unknown)} unknown and {len(other)} of another shape, such as {example}{shapes}.{hint}"
         )
     model.load_state_dict(state, strict=True)
+    if own_weights:
+        set_loaded(tower_of(model).module, own_weights)
     return fits
+
+
+def without_method(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A model's own tensors, and those of a pruning method's, by their names behind its prefix."""
+    model, own = {}, {}
+    for name, tensor in state.items():
+        _, found, after = f".{name}".partition(f".{PREFIX}.")
+        if found and after:
+            own[after] = tensor
+        else:
+            model[name] = tensor
+    return model, own
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:

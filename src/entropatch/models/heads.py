@@ -29,11 +29,9 @@ class ImageModel(nn.Module):
         return output.last_hidden_state.mean(1)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        model: Any = self.model
-        if enable:
-            model.gradient_checkpointing_enable()
-        else:
-            model.gradient_checkpointing_disable()
+        what = "enable" if enable else "disable"
+        newer = getattr(self.model, f"activation_checkpointing_{what}", None)
+        (newer or getattr(self.model, f"gradient_checkpointing_{what}"))()
 
 
 class ZeroShotClassifier(nn.Module):

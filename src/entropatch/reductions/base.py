@@ -21,9 +21,11 @@ class Reduction(Kind):
         needs_class_token: whether a model without a class token is refused.
         appends: whether it appends tokens, which stand at no place of the grid, so that no rotary embedding fits them.
         proportional: whether later attention counts a token of size s as s tokens, by adding log s to its logits.
-        detours: whether it chooses before a block, which the other tokens go around, and puts all of them back behind
-            it; see `SlowFast`.
+        detours: whether it chooses before a block, and the other tokens go around it and those behind it until the next
+            reducing block; see `SlowFast`.
         needs_scores: whether it reads the criterion's scores; the criterion is not asked otherwise.
+        before: whether it can choose before a block's attention is known, by `planned`.
+        parks: whether the tokens that do not stay wait, as they are, and are joined again before the last block.
     """
 
     example: ClassVar[str] = '"drop" or {"name": "drop"}'
@@ -32,6 +34,8 @@ class Reduction(Kind):
     appends: ClassVar[bool] = False
     detours: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = True
+    before: ClassVar[bool] = False
+    parks: ClassVar[bool] = False
     proportional: bool = False
 
     @abstractmethod
@@ -44,6 +48,16 @@ class Reduction(Kind):
             scores: importance of each patch, (batch, n), larger = keep; None if the reduction needs none.
             k: how many stay, 1 … n - 1.
         """
+
+    def planned(self, priorities: Tensor, shares: Tensor, k: int) -> Plan:
+        """As `plan`, before a block's attention is known, of a reduction with `before`.
+
+        Args:
+            priorities: (batch, n); the k highest stay.
+            shares: the importances as shares that sum to one, (batch, n).
+            k: how many stay.
+        """
+        raise NotImplementedError
 
     def most_removed(self, n: int) -> int:
         """The most of n patch tokens that can be removed at once."""

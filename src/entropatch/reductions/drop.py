@@ -17,7 +17,11 @@ class Drop(Reduction):
     """The k patches of the highest importance stay, in raster order; the others are gone (arXiv 2604.03803)."""
 
     kind: ClassVar[str] = "drop"
+    before: ClassVar[bool] = True
 
     def plan(self, attention: BlockAttention, tokens: Tokens, scores: Tensor | None, k: int) -> Plan:
         assert scores is not None
-        return Plan(kept=select(scores, k))
+        return self.planned(scores, scores, k)
+
+    def planned(self, priorities: Tensor, shares: Tensor, k: int) -> Plan:
+        return Plan(kept=select(priorities, k))

@@ -1,4 +1,4 @@
-"""Evo-ViT's slow and fast path: the chosen patches run the block, the others wait beside it and are joined again."""
+"""Evo-ViT's slow and fast path: the chosen patches run the blocks, the others wait beside and are joined again."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from entropatch.tokens import Plan, Tokens, select
 
 @dataclass(frozen=True)
 class SlowFast(Reduction):
-    """The k patches of the highest importance so far run the block; the others are as they were behind it (Evo-ViT).
+    """The k patches of the highest importance so far run the blocks; the others wait as they were (Evo-ViT).
 
-    Of n patches that enter a block (Xu et al. 2022), the k with the highest global class attention g take the slow
-    path: with the prefix tokens they are all that its attention and its MLP see. The others, the placeholders, stand
-    beside it, and behind it all n are there again, in their order; so no token is ever lost, and every block chooses
-    anew. g is that of the blocks before, and of placeholders stays as it is: a criterion that remembers it scores them,
-    `RunningClassAttention`. Evo-ViT's k is floor(n/2), from block 4 of 12 on: `FloorRate` at a keep rate of 0.5.
+    Of the n patches that enter a reducing block (Xu et al. 2022), the k with the highest global class attention g take
+    the slow path: with the prefix tokens they are all that its attention and MLP see, and those of the blocks behind
+    it. The others, the placeholders, stand beside, and before the next reducing block, or behind the last block, all n
+    are there again, in their order; so no token is ever lost, and each reducing block chooses anew. g is that of the
+    blocks before, and of placeholders stays as it is: a criterion that remembers it scores them,
+    `RunningClassAttention`. Evo-ViT's k is floor(n/2), chosen in blocks 4 and 8 of 12 (the stages that its training
+    ends with): `FloorRate` at a keep rate of 0.5. With blocks=(4, 5, …, 11) each chooses anew, as where it begins.
 
-    With `representative` the placeholders take the paper's fast path: one token more runs the block, x_r = Σ_i w_i x_i
-    over the placeholders, w_i = g_i / Σ g, and what the block adds to it is added to each of them,
-    x_i + (block(x)_r - x_r). Without, they wait unchanged, as in the released code. The release reads its classes from
-    the mean of the patches, which its training taught it; stock models keep their own heads.
+    With `representative` the placeholders take the paper's fast path: one token more runs the blocks, x_r = Σ_i w_i x_i
+    over the placeholders, w_i = g_i / Σ g, and what the blocks add to it is added to each of them. Without, they wait
+    unchanged, as in the released code. The release reads its classes from the mean of the patches, which its training
+    taught it; stock models keep their own heads.
     """
 
     kind: ClassVar[str] = "slow-fast"

@@ -13,9 +13,8 @@ from typing import Any
 from entropatch.methods import DENSE, RANDOM
 from entropatch.records.tables import MISSING, markdown_table, plus_minus
 from entropatch.records.uncertainty import MULTIPLE
-from entropatch.search.summaries import Summary
-
-OWN = "own"  # head of the column of methods that take no keep rate
+from entropatch.search.points import blocks_text
+from entropatch.search.summaries import OWN, Summary
 
 
 def table_1(summaries: Sequence[Summary], budget: str | None = None) -> str:
@@ -24,18 +23,42 @@ def table_1(summaries: Sequence[Summary], budget: str | None = None) -> str:
     Bold is what is ahead of all else in its column (by more than 2 standard errors of the paired difference); the last
     row names it, or the best mean and all that is not told apart from it. The dense model has no keep rate and is the
     line above. With a budget there is one column for it, and each method's own keep rate is beside its name. Below
-    stand the differences to random at the same keep rate, and to dense.
+    stand the differences to random at the same keep rate and blocks, and to dense. Without a budget there are such
+    tables for each set of blocks.
     """
+    dense = [summary for summary in summaries if summary.method == DENSE]
+    texts: list[str] = []
+    for head, some in _by_blocks(summaries, budget):
+        name = _full_name if budget is not None else _short_name
+        texts.append(head + _table(some, "method", name, budget, ("best", name)))
+        for reference in (RANDOM, DENSE):
+            table = _differences([*dense, *some], reference, budget, name)
+            if table is not None:
+                texts.append(f"Top-1 less that of {reference}, in points, on the same images:\n\n{table}")
+    return _with_dense(summaries, "\n".join(texts))
 
-    def name(summary: Summary) -> str:
-        return summary.label
 
-    texts = [_with_dense(summaries, _table(summaries, "method", name, budget, ("best", name)))]
-    for reference in (RANDOM, DENSE):
-        table = _differences(summaries, reference, budget)
-        if table is not None:
-            texts.append(f"Top-1 less that of {reference}, in points, on the same images:\n\n{table}")
-    return "\n".join(texts)
+def _full_name(summary: Summary) -> str:
+    return summary.label
+
+
+def _short_name(summary: Summary) -> str:
+    return summary.setting_label
+
+
+def _by_blocks(summaries: Sequence[Summary], budget: str | None) -> list[tuple[str, list[Summary]]]:
+    """What stands in one table, since it costs about the same at the same keep rate, each with a line above."""
+    pruned = [summary for summary in summaries if summary.method != DENSE]
+    sets = dict.fromkeys(summary.blocks for summary in pruned)
+    if budget is not None or len(sets) < 2:
+        return [("", pruned)]
+    return [
+        (
+            "At the study's own blocks:\n\n" if blocks is None else f"At blocks {blocks_text(blocks)}:\n\n",
+            [summary for summary in pruned if summary.blocks == blocks],
+        )
+        for blocks in sorted(sets, key=lambda one: one or ())
+    ]
 
 
 def table_2(summaries: Sequence[Summary], budget: str | None = None) -> str | None:
@@ -46,10 +69,20 @@ def table_2(summaries: Sequence[Summary], budget: str | None = None) -> str | No
     if not entropies:
         return None
 
-    def name(summary: Summary) -> str:
-        return f"{_order(summary)} (Shannon)" if summary.order == 1 else _order(summary)
+    def place(summary: Summary) -> str:
+        return "" if budget is None or summary.blocks is None else f" at {blocks_text(summary.blocks)}"
 
-    return _with_dense(summaries, _table(entropies, "order", name, budget, ("best order", _order)))
+    def name(summary: Summary) -> str:
+        return _order(summary) + (" (Shannon)" if summary.order == 1 else "") + place(summary)
+
+    def short(summary: Summary) -> str:
+        return _order(summary) + place(summary)
+
+    tables = [
+        head + _table(some, "order", name, budget, ("best order", short))
+        for head, some in _by_blocks(entropies, budget)
+    ]
+    return _with_dense(summaries, "\n".join(tables))
 
 
 def _with_dense(summaries: Sequence[Summary], table: str) -> str:
@@ -89,13 +122,18 @@ def _table(
         row: list[Any] = [label]
         for key, column in columns.items():
             mine = [s for s in column if name(s) == label]
-            row += [f"{s.keep_rate:.6g}" for s in mine] if budget is not None else []
-            row += [cell(s, bold=[s] == best[key]) for s in mine] or [MISSING]
+            row += [s.rates_text for s in mine] if budget is not None else []
+            row += [cell(s, bold=[s] == best[key]) + _own_cost(s, budget) for s in mine] or [MISSING]
         rows.append(row)
     spare = [""] if budget is not None else []
     named = [", ".join(map(last[1], group)) or MISSING for group in best.values()]
     rows.append([last[0], *spare, *named])
     return markdown_table([head, *(["keep rate"] if budget is not None else []), *columns], rows)
+
+
+def _own_cost(summary: Summary, budget: str | None) -> str:
+    """What a setting given as a whole costs, which its column does not say."""
+    return f" at {summary.gflops:.3f} GFLOPs" if summary.setting is not None and budget is None else ""
 
 
 def _columns(summaries: Sequence[Summary], budget: str | None) -> dict[str, list[Summary]]:
@@ -123,20 +161,24 @@ def not_told_apart(column: Sequence[Summary]) -> list[Summary]:
     return found
 
 
-def _differences(summaries: Sequence[Summary], reference: str, budget: str | None) -> str | None:
-    """Each cell less random in the same column, or less dense, ± the paired standard error; None if none is known."""
+def _differences(
+    summaries: Sequence[Summary], reference: str, budget: str | None, name: Callable[[Summary], str]
+) -> str | None:
+    """Each cell less random in the same column and at the same blocks, or less dense, ± the paired standard error; None
+    if none is known."""
     rows: dict[str, list[str]] = {}
     columns = _columns(summaries, budget)
     for key, column in columns.items():
-        among = column if reference == RANDOM else summaries
-        other = next((s for s in among if (s.is_random if reference == RANDOM else s.method == DENSE)), None)
+        among = [s for s in (column if reference == RANDOM else summaries) if s.setting is None]
+        others = [s for s in among if (s.is_random if reference == RANDOM else s.method == DENSE)]
         for summary in column:
+            other = next((s for s in others if reference == DENSE or s.blocks == summary.blocks), None)
             difference = None if other is None or summary is other else summary.less(other)
             if difference is not None:
-                row = rows.setdefault(summary.label, [MISSING] * len(columns))
+                row = rows.setdefault(name(summary), [MISSING] * len(columns))
                 text = plus_minus(difference.value, difference.standard_error, signed=True, bold=difference.is_ahead)
                 row[list(columns).index(key)] = text
-    order = [label for label in dict.fromkeys(s.label for s in summaries) if label in rows]
+    order = [label for label in dict.fromkeys(map(name, summaries)) if label in rows]
     return markdown_table(["method", *columns], [[label, *rows[label]] for label in order]) if rows else None
 
 
@@ -169,9 +211,11 @@ def records_table(records: Sequence[Mapping[str, Any]]) -> str:
         "seconds": ".1f",
     }
     heads = {"trial": "trial", "label": "method", "keep_rate": "keep rate", "seed": "seed", "top1": "top-1 %"}
+    if any("blocks" in record for record in records):
+        heads |= {"blocks": "blocks"}
     heads |= {"top5": "top-5 %", "gflops": "GFLOPs", "images_per_second": "images/s", "vs_dense": "× dense"}
     heads |= {"seconds": "seconds"}
-    rows = [[_shown(record[key], formats.get(key)) for key in heads] for record in records]
+    rows = [[_shown(record.get(key), formats.get(key)) for key in heads] for record in records]
     return markdown_table(list(heads.values()), rows)
 
 

@@ -68,8 +68,17 @@ class Experiment:
         if settings.recipe.precision == "float16" and self.device.type == "cpu" and settings.scope == FINETUNED:
             raise ValueError("precision float16 needs an accelerator; use bfloat16 or float32 on a CPU.")
         # Refused before anything is written: a model that cannot be pruned, or is for other classes.
-        pruned_copy(self.dense, PruneConfig(blocks=settings.blocks))
+        for blocks in (settings.blocks, *settings.more_blocks):
+            pruned_copy(self.dense, PruneConfig(blocks=blocks))
+        for name, config in settings.configs.items():
+            self._check(name, config)
         class_places(self.dense, data.classes)
+
+    def _check(self, name: str, config: PruneConfig) -> None:
+        try:
+            pruned_copy(self.dense, config)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     @cached_property
     def dense(self) -> nn.Module:

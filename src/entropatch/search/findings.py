@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,16 @@ import numpy as np
 
 from entropatch.figures import accuracy_against, save_figure
 from entropatch.figures.accuracy import bars_note
+from entropatch.look.naming import pruning_label
+from entropatch.methods import DENSE
 from entropatch.records.correct import CorrectImages, same_images, write_correct
 from entropatch.records.files import write_text
 from entropatch.records.tables import write_records
 from entropatch.search.accuracy_tables import records_table, table_1, table_2
+from entropatch.search.points import blocks_text
 from entropatch.search.recommendation import TOLERANCE, budget_text, recommend, recommended_config, recommended_text
 from entropatch.search.study import ABOUT, SETTINGS
-from entropatch.search.summaries import Summary, correct_of, failures_of, records_of, summaries_of
+from entropatch.search.summaries import Summary, correct_of, failures_of, points_and_records, summaries_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -48,13 +52,15 @@ def write_report(study: Study, folder: str | Path, tolerance: float = TOLERANCE)
         The paths. Without a finished trial, none; without one of a method to recommend, no recommended.json, and one
         from before is removed.
     """
-    records, folder = records_of(study), Path(folder)
+    found, folder = points_and_records(study), Path(folder)
+    records = [record for _, record in found]
     if not records:
         return []
     settings, summaries = study.user_attrs[SETTINGS], summaries_of(study)
     busy = _busy_text(records)
     dense_speed = statistics.median(record["dense_images_per_second"] for record in records)
-    records = [_one_speed(record, summaries, dense_speed) for record in records]
+    by_point = {summary.point: summary for summary in summaries}
+    records = [_one_speed(record, by_point[replace(point, seed=0)], dense_speed) for point, record in found]
     budget = budget_text(settings)
     chosen, rule = recommend(summaries, settings, tolerance)
     title = f"{settings['model']['name']} on {settings['data']['name']}, {settings['scope']}"
@@ -63,6 +69,7 @@ def write_report(study: Study, folder: str | Path, tolerance: float = TOLERANCE)
         | ({"budget": budget} if budget else {})
         | {"images/s": SPEED_TEXT.format(dense_speed)}
         | ({"machine busy": busy} if busy else {})
+        | _own_text(summaries)
         | recommended_text(chosen, rule)
     )
     about |= {f"failed: {point.name}": reason for point, reason in failures_of(study).items()}
@@ -77,7 +84,7 @@ def write_report(study: Study, folder: str | Path, tolerance: float = TOLERANCE)
     for number, table in ((1, table_1(summaries, budget)), (2, table_2(summaries, budget))):
         if table is not None:
             paths.append(folder / f"table-{number}.md")
-            write_text(paths[-1], f"# {title}\n\n{table}")
+            write_text(paths[-1], f"# {title}\n\n{_places_text(settings, summaries)}{table}")
     paths += _write_plots(summaries, dense_speed, folder, title)
     path = folder / "recommended.json"
     if chosen is None:
@@ -87,9 +94,8 @@ def write_report(study: Study, folder: str | Path, tolerance: float = TOLERANCE)
     return [*paths, path]
 
 
-def _one_speed(record: Mapping[str, Any], summaries: Sequence[Summary], dense_speed: float) -> dict[str, Any]:
+def _one_speed(record: Mapping[str, Any], summary: Summary, dense_speed: float) -> dict[str, Any]:
     """The record with its setting's one figure of images/s; what its own trial timed is kept under "timed_…"."""
-    (summary,) = (s for s in summaries if (s.method, s.keep_rate) == (record["method"], record["keep_rate"]))
     keys = ("images_per_second", "dense_images_per_second", "vs_dense")
     timed = {f"timed_{key}": record[key] for key in keys}
     speeds = {"images_per_second": summary.vs_dense * dense_speed, "vs_dense": summary.vs_dense}
@@ -112,6 +118,24 @@ def _busy_text(records: Sequence[Mapping[str, Any]]) -> str | None:
     return f"of {len(records)} trials {' and '.join(reasons)}; images/s are less sure by so much"
 
 
+def _places_text(settings: Mapping[str, Any], summaries: Sequence[Summary]) -> str:
+    """The study's own blocks, where there are others in the tables."""
+    if all(summary.blocks is None for summary in summaries):
+        return ""
+    own = settings["blocks"]
+    return f"The study's own blocks: {'¼, ½, ¾ of the depth' if own is None else blocks_text(own)}.\n\n"
+
+
+def _own_text(summaries: Sequence[Summary]) -> dict[str, str]:
+    """Which blocks stand beside the study's own, and what the settings given as wholes do."""
+    sets = dict.fromkeys(blocks_text(s.blocks) for s in summaries if s.blocks is not None)
+    about = {"other blocks": "; ".join(sets)} if sets else {}
+    for s in summaries:
+        if s.setting is not None:
+            about[f"setting: {s.label}"] = f"{pruning_label(s.setting)}, keep rate {s.rates_text}"
+    return about
+
+
 def _number(record: Mapping[str, Any], key: str) -> float:
     value = record.get(key)
     return float(value) if isinstance(value, (int, float)) else 0.0
@@ -122,6 +146,7 @@ def _write_plots(summaries: Sequence[Summary], dense_speed: float, folder: Path,
         {
             "label": s.label,
             "keep_rate": s.keep_rate,
+            "dense": s.method == DENSE,
             "top1": s.top1,
             "top1_se": None if s.estimate is None else s.estimate.standard_error,
             "top1_std": s.top1_std,

@@ -8,7 +8,6 @@ from typing import Any
 from entropatch.config import PruneConfig
 from entropatch.methods import DENSE
 from entropatch.search.accuracy_tables import cell, printed
-from entropatch.search.points import Point
 from entropatch.search.summaries import Summary
 
 TOLERANCE = 1.0
@@ -126,7 +125,7 @@ def budget_text(settings: Mapping[str, Any]) -> str | None:
 
 def recommended_config(chosen: Summary, settings: Mapping[str, Any]) -> PruneConfig:
     """The setting as `prune_` takes it."""
-    config = Point(chosen.method, chosen.keep_rate).pruning(settings["blocks"], settings["scope"])
+    config = chosen.point.pruning(settings["blocks"], settings["scope"])
     assert config is not None
     return config
 

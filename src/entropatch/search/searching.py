@@ -5,28 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from entropatch.data.base import DataSet
 from entropatch.extras import require
 from entropatch.measure import environment
-from entropatch.measure.budget import BudgetError, rate_for_gflops, rate_for_speedup
-from entropatch.measure.timing import speed_ratio
-from entropatch.methods import DENSE
 from entropatch.search.experiment import Experiment
 from entropatch.search.findings import write_report
+from entropatch.search.meeting import all_points
 from entropatch.search.method_table import refuse_unknown
-from entropatch.search.points import FINETUNED, Point, grid
+from entropatch.search.noted import note_configs
+from entropatch.search.points import FINETUNED
 from entropatch.search.recommendation import TOLERANCE
 from entropatch.search.settings import SearchSettings
 from entropatch.search.study import (
-    KEPT_RATES,
     check_settings,
     damaged_trials,
     enqueue,
-    noted_rates,
     open_storage,
     open_study,
     quiet,
@@ -35,9 +31,6 @@ from entropatch.search.study import (
 )
 from entropatch.search.worker import Standing, Worker, standing
 from entropatch.train import Runtime
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 
 @dataclass(frozen=True)
@@ -101,8 +94,8 @@ def search(
     """Try every method at every keep rate with every seed, as trials of an Optuna study, and report.
 
     Called again with the same settings, after having been killed or while it runs elsewhere, it works on the same
-    study: finished settings are not tried again, and those of dead workers are. Methods, keep rates and seeds may be
-    added. Fine-tuning runs are continued from their checkpoints.
+    study: finished settings are not tried again, and those of dead workers are. Methods, keep rates, seeds, blocks and
+    configs may be added. Fine-tuning runs are continued from their checkpoints.
 
     Args:
         settings: what to try.
@@ -142,7 +135,8 @@ def search(
         )
         check_settings(opened)
         refuse_unknown(opened, opened.get_trials(deepcopy=False))
-        points = grid(keep_rates(settings, experiment, opened), settings.seeds, settings.scope)
+        note_configs(opened, settings.configs)
+        points = all_points(settings, experiment, opened)
         trials = opened.get_trials(deepcopy=False)
         _tell(damaged_trials(trials), on_text)
         if teamwork.trials != 0:
@@ -206,49 +200,6 @@ def report(
 def _tell(lines: list[str], on_text: Callable[[str], None]) -> None:
     for line in lines:
         on_text(line)
-
-
-def keep_rates(settings: SearchSettings, experiment: Experiment, study: Study) -> dict[str, list[float]]:
-    """The keep rates of each method: those asked for, or the one that meets the budget.
-
-    What was found for a budget is noted in the study and holds for all workers, so that measuring again does not move
-    it.
-    """
-    if not settings.has_target:
-        return {method: list(settings.keep_rates or ()) for method in settings.methods}
-    noted = noted_rates(study)
-    for method in settings.methods:
-        if method != DENSE and method not in noted:
-            experiment.on_text(f"{method}: the keep rate that meets the budget")
-            try:
-                found = _meeting(settings, experiment, method)
-            except BudgetError as error:
-                raise BudgetError(f"{method}: {error}") from error
-            noted = {method: found, **noted_rates(study)}  # one found elsewhere meanwhile stays
-            study.set_user_attr(KEPT_RATES, noted)
-    return {method: [] if method == DENSE else [noted[method]["keep_rate"]] for method in settings.methods}
-
-
-def _meeting(settings: SearchSettings, experiment: Experiment, method: str) -> dict[str, Any]:
-    """The largest keep rate at which the method meets the budget, and what it was judged by."""
-
-    def config(rate: float) -> Any:
-        return Point(method, rate).pruning(settings.blocks, settings.scope)
-
-    if settings.target_gflops is not None:
-        gflops = cache(lambda rate: experiment.gflops(config(rate)))
-        rate = rate_for_gflops(gflops, experiment.gflops(None), settings.target_gflops)
-        return {"keep_rate": rate, "gflops": gflops(rate)}
-    assert settings.target_speedup is not None
-
-    def speedup(rate: float) -> float:
-        timings = experiment.time(config(rate))
-        return speed_ratio(timings["this"], timings[DENSE]).median
-
-    rate, measured = rate_for_speedup(
-        speedup, settings.target_speedup, lambda text: experiment.on_text(f"{method}: {text}")
-    )
-    return {"keep_rate": rate, "speedup": measured}
 
 
 def _about(experiment: Experiment) -> dict[str, Any]:

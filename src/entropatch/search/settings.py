@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from entropatch.config import PruneConfig
 from entropatch.measure.evaluation import Speed
 from entropatch.measure.variants import takes_keep_rate
-from entropatch.methods import DENSE, compared_methods
+from entropatch.methods import DENSE, compared_methods, is_known
 from entropatch.search.points import LARGEST_SEED, SCOPES, TRAINING_FREE, known_method
+from entropatch.search.scaling import is_scalable
 from entropatch.train import ModelSpec, Recipe
 
 ORDERS = (0.5, 1.0, 2.0, 4.0, math.inf)
@@ -35,6 +38,9 @@ class SearchSettings:
         keep_rates: ρ in (0, 1], the same at every pruning block; none with a target.
         seeds: of training; in the scope "training-free" of random pruning alone, the one method that depends on them.
         blocks: 0-based pruning blocks; None is ¼, ½ and ¾ of the depth.
+        more_blocks: further sets of them, at which every method is tried too.
+        configs: settings given as wholes, by what they are to be called, each at its own cost; with a target all their
+            keep rates ρ are moved to ρ^t, so that it is met. In the command line by the names of their files.
         recipe: of the fine-tuning runs. Its image_size and precision hold in both scopes.
         target_gflops: a budget in 10⁹ multiply-adds per image; each method gets the largest keep rate of four decimals
             that meets it.
@@ -57,6 +63,8 @@ class SearchSettings:
     target_speedup: float | None = None
     batch_size: int = 64
     speed: Speed = field(default_factory=Speed)
+    more_blocks: tuple[tuple[int, ...], ...] = ()
+    configs: Mapping[str, PruneConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -72,6 +80,8 @@ class SearchSettings:
             if not values and (name != "keep_rates" or not self.has_target):
                 raise ValueError(f"{name} must hold at least one entry, but got none.")
             object.__setattr__(self, name, tuple(dict.fromkeys(values)))
+        self._check_blocks()
+        self._check_configs()
         for seed in self.seeds:
             if not 0 <= seed <= LARGEST_SEED:
                 raise ValueError(f"a seed must lie in 0 … {LARGEST_SEED}, but got {seed}.")
@@ -82,6 +92,34 @@ class SearchSettings:
                 "a search trains without a teacher, but the recipe has distillation "
                 f"{self.recipe.distillation}; set it to 0, and distil what is recommended with `entropatch finetune`."
             )
+
+    def _check_blocks(self) -> None:
+        """Raise where a set of blocks is none, is given twice, or does not suit a method of several parts."""
+        sets = [PruneConfig(blocks=blocks).blocks for blocks in (self.blocks, *self.more_blocks)]
+        twice = [blocks for i, blocks in enumerate(sets) if blocks in sets[:i]]
+        if twice or None in sets[1:]:
+            what = "the default ones stand first or not at all" if None in sets[1:] else f"{twice[0]} is there twice"
+            raise ValueError(f"more_blocks must hold sets of blocks other than the first, but {what}.")
+        object.__setattr__(self, "more_blocks", tuple(sets[1:]))
+        for blocks in sets if len(sets) > 1 else ():
+            for method in self.methods:
+                if method != DENSE:
+                    PruneConfig(method=method, blocks=blocks)
+
+    def _check_configs(self) -> None:
+        for name, config in self.configs.items():
+            if not isinstance(config, PruneConfig):
+                raise TypeError(f"configs must hold PruneConfigs, but {name} is {config!r:.80}.")
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", name) or name == DENSE or is_known(name):
+                raise ValueError(
+                    f"a setting must be called by letters, digits, '.', '+', '_' and '-', and otherwise than a method, "
+                    f"but got {name!r}; rename its file."
+                )
+            if self.has_target and not is_scalable(config):
+                raise ValueError(
+                    f"a target is met by keep rates, but {name} has none below 1 or another schedule "
+                    f"({config.schedule!r}); leave it out, or the target."
+                )
 
     def _check_target(self) -> None:
         if self.target_gflops is not None and self.target_speedup is not None:
@@ -94,7 +132,7 @@ class SearchSettings:
             value = getattr(self, name)
             if value is not None and not least < value < math.inf:
                 raise ValueError(f"{name} must be a number above {least:g}, but got {value}.")
-        if self.has_target and all(known_method(name) == DENSE for name in self.methods):
+        if self.has_target and not self.configs and all(known_method(name) == DENSE for name in self.methods):
             raise ValueError("a target needs a method that prunes, but got dense alone.")
         fixed = [name for name in self.methods if name != DENSE and not takes_keep_rate(name)]
         if self.has_target and fixed:
@@ -110,7 +148,7 @@ class SearchSettings:
     def compared(self) -> dict[str, Any]:
         """What must be equal for results to be of one study, as JSON holds it.
 
-        Methods, keep rates and seeds are not in it: a study may be continued with more of them.
+        Methods, keep rates, seeds, further blocks and configs are not in it: a study may be continued with more.
         """
         recipe = self.recipe.to_dict()
         if self.scope == TRAINING_FREE:

@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from entropatch.config import PruneConfig
 from entropatch.extras import require
 from entropatch.measure.variants import takes_keep_rate
 from entropatch.methods import DENSE, is_known
 from entropatch.search import patience
-from entropatch.search.method_table import method_number
+from entropatch.search.method_table import BLOCKS, METHODS, number_of
 from entropatch.search.points import Point
 from entropatch.train.run_folder import differences
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial, Trial
 
-SETTINGS, KEPT_RATES, ABOUT = "settings", "keep_rates", "about"
+SETTINGS, ABOUT = "settings", "about"
 # Not compared: data may have moved, and of weights the fingerprint is compared, not where they are.
 FREE = ("data.root", "model.weights")
 CORRECT = "correct"  # in a record: which images came out right
@@ -182,26 +183,29 @@ def check_settings(study: Study) -> None:
         raise StudyMismatchError(NOT_OURS.format(study.study_name))
 
 
-def noted_rates(study: Study) -> dict[str, dict[str, Any]]:
-    """What was found for a budget, by method: its "keep_rate" and what that was judged by. Damaged entries are none."""
-    noted = study.user_attrs.get(KEPT_RATES)
-    return {
-        method: found
-        for method, found in (noted if isinstance(noted, dict) else {}).items()
-        if isinstance(found, dict) and _is_number(found.get("keep_rate")) and 0 < found["keep_rate"] <= 1
-    }
-
-
 def point_of(trial: FrozenTrial | Trial) -> Point | None:
     """The setting that a trial tries; None for a trial that came from elsewhere."""
     method, keep_rate, seed = (trial.user_attrs.get(name) for name in ("method", "keep_rate", "seed"))
-    if not isinstance(method, str) or type(seed) is not int or not (keep_rate is None or _is_number(keep_rate)):
+    if not isinstance(method, str) or type(seed) is not int or not (keep_rate is None or is_number(keep_rate)):
         return None
-    if method != DENSE and not is_known(method):  # see `refuse_unknown`
+    try:
+        blocks, setting = _own_parts(trial.user_attrs)
+        if setting is not None:
+            return None if keep_rate is not None or blocks is not None else Point(method, None, seed, None, setting)
+    except (ValueError, TypeError):  # damaged, or of a module that was not imported: see `refuse_unknown`
+        return None
+    if method != DENSE and not is_known(method):
         return None
     if takes_keep_rate(method) != (keep_rate is not None) or not 0 < (1 if keep_rate is None else keep_rate) <= 1:
         return None
-    return Point(method, keep_rate, seed)
+    return Point(method, keep_rate, seed, blocks)
+
+
+def _own_parts(about: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, PruneConfig | None]:
+    """Blocks of a trial's own, and a setting given as a whole. Raises ValueError or TypeError for damaged ones."""
+    blocks, setting = about.get("blocks"), about.get("setting")
+    found = None if blocks is None else PruneConfig(blocks=tuple(blocks)).blocks
+    return found, None if setting is None else PruneConfig.from_json(setting)
 
 
 def is_complete(trial: FrozenTrial) -> bool:
@@ -215,7 +219,7 @@ def wrong_in(record: Any) -> str | None:
     """What a record lacks of the numbers that each must have; None if nothing."""
     if not isinstance(record, dict):
         return "it is none"
-    return next((f"{name} is {record.get(name)!r:.40}" for name in NUMBERS if not _is_number(record.get(name))), None)
+    return next((f"{name} is {record.get(name)!r:.40}" for name in NUMBERS if not is_number(record.get(name))), None)
 
 
 def damaged_trials(trials: Iterable[FrozenTrial]) -> list[str]:
@@ -230,7 +234,8 @@ def damaged_trials(trials: Iterable[FrozenTrial]) -> list[str]:
     ]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a number that a record may hold."""
     return type(value) in (int, float) and abs(value) < 1e300
 
 
@@ -239,7 +244,8 @@ def enqueue(study: Study, points: Iterable[Point]) -> None:
     from optuna.trial import TrialState, create_trial
 
     for point in points:
-        values, kinds = point.parameters(method_number(study, point.family))
+        place = None if point.blocks is None else number_of(study, BLOCKS, list(point.blocks))
+        values, kinds = point.parameters(number_of(study, METHODS, point.family), place)
         study.add_trial(
             create_trial(state=TrialState.WAITING, params=values, distributions=kinds, user_attrs=point.to_dict())
         )

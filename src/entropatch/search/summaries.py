@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from entropatch.measure.variants import Variant
+from entropatch.config import PruneConfig
+from entropatch.look.naming import pruning_label, rates_text
 from entropatch.methods import DENSE, find_method
 from entropatch.records.correct import CorrectImages, aligned, same_images
 from entropatch.records.uncertainty import Estimate, accuracy, binomial, paired_difference, unpaired_difference
 from entropatch.search.method_table import refuse_unknown
-from entropatch.search.points import Point
+from entropatch.search.points import Point, blocks_text
 from entropatch.search.study import ABOUT, CORRECT, ERROR, RECORD, is_live, trials_by_point
 
 if TYPE_CHECKING:
     from optuna import Study
 
+OWN = "own"  # in place of a keep rate, of what takes none
+
 
 @dataclass(frozen=True)
 class Summary:
-    """One method at one keep rate, over its seeds.
+    """One method at one keep rate and one set of blocks, or one setting given as a whole, over its seeds.
 
     Attributes:
-        method, label, keep_rate: as in `Point`; dense has no keep rate.
+        method, label, keep_rate, blocks, setting: as in `Point`; dense has no keep rate.
         runs, expected: trials finished, and how many there are to be.
         top1, top1_std: mean in percent, and sample standard deviation; None for one run.
         gflops: 10⁹ multiply-adds per image.
@@ -46,21 +50,40 @@ class Summary:
     vs_dense: float
     estimate: Estimate | None = field(default=None, compare=False, repr=False)
     correct: Mapping[int, CorrectImages] = field(default_factory=dict, compare=False, repr=False)
+    blocks: tuple[int, ...] | None = None
+    setting: PruneConfig | None = None
+
+    @property
+    def point(self) -> Point:
+        """What was tried, whatever the seed."""
+        return Point(self.method, self.keep_rate, 0, self.blocks, self.setting)
+
+    @property
+    def setting_label(self) -> str:
+        """The label without blocks."""
+        return self.label if self.blocks is None else self.point.setting_label
+
+    @property
+    def rates_text(self) -> str:
+        """Its keep rate, or one for each block, or that it has none."""
+        if self.setting is None:
+            return OWN if self.keep_rate is None else f"{self.keep_rate:.6g}"
+        return rates_text(self.setting.keep_rate) if self.setting.schedule.uses_keep_rate else OWN
 
     @property
     def order(self) -> float | None:
         """Of the entropy; None for a method that uses none."""
-        return Variant(self.method).order
+        return self.point.order
 
     @property
     def drops_by_entropy(self) -> bool:
         """Whether it is one of the orders of the paper's method."""
-        return self.method != DENSE and find_method(self.method).drops_by_entropy
+        return self.setting is None and self.method != DENSE and find_method(self.method).drops_by_entropy
 
     @property
     def is_random(self) -> bool:
         """Whether chance says which patches stay."""
-        return self.method != DENSE and find_method(self.method).is_random
+        return self.point.is_random
 
     def less(self, other: Summary) -> Estimate | None:
         """The paired difference in top-1 to another setting, on the same images and seeds; a setting of one seed is
@@ -83,11 +106,17 @@ class Summary:
 
 def records_of(study: Study) -> list[dict[str, Any]]:
     """One record per finished trial, by method and keep rate as they were asked for: trial, method, label, order,
-    keep_rate, seed and what `Experiment.measure` returned, but which images came out right.
+    keep_rate, seed, blocks and setting where they are its own, and what `Experiment.measure` returned, but which images
+    came out right.
 
     Raises:
         ValueError: the study has a method of a module that was not imported.
     """
+    return [record for _, record in points_and_records(study)]
+
+
+def points_and_records(study: Study) -> list[tuple[Point, dict[str, Any]]]:
+    """`records_of`, each with the setting that was tried."""
     from optuna.trial import TrialState
 
     study_trials = study.get_trials(deepcopy=False)
@@ -98,9 +127,12 @@ def records_of(study: Study) -> list[dict[str, Any]]:
         if complete:  # should a setting ever be complete twice, the first counts
             head = {"trial": complete[0].number, "method": point.method, "label": point.label, "order": point.order}
             head |= {"keep_rate": point.keep_rate, "seed": point.seed}
+            head |= {} if point.blocks is None else {"blocks": blocks_text(point.blocks)}
+            head |= {} if point.setting is None else {"setting": pruning_label(point.setting)}
+            head |= {} if point.setting is None else {"keep_rates": rates_text(point.setting.keep_rate)}
             measured = {key: value for key, value in complete[0].user_attrs[RECORD].items() if key != CORRECT}
             found.append((point, head | measured))
-    return [record for _, record in sorted(found, key=lambda pair: (pair[0].sort_key, pair[0].seed))]
+    return sorted(found, key=lambda pair: (pair[0].sort_key, pair[0].seed))
 
 
 def correct_of(study: Study) -> dict[Point, CorrectImages]:
@@ -132,33 +164,32 @@ def failures_of(study: Study) -> dict[Point, str]:
 
 
 def summaries_of(study: Study) -> list[Summary]:
-    """The records of each method and keep rate as one."""
-    expected: dict[tuple[str, float | None], int] = {}
-    for point in trials_by_point(study.get_trials(deepcopy=False)):
-        key = point.method, point.keep_rate
-        expected[key] = expected.get(key, 0) + 1
-    groups: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
-    for record in records_of(study):
-        groups.setdefault((record["method"], record["keep_rate"]), []).append(record)
+    """The records of each setting, whatever the seed, as one."""
+    expected = Counter(replace(point, seed=0) for point in trials_by_point(study.get_trials(deepcopy=False)))
+    groups: dict[Point, list[dict[str, Any]]] = {}
+    for point, record in points_and_records(study):
+        groups.setdefault(replace(point, seed=0), []).append(record)
     found = []
     correct = correct_of(study)
-    for (method, keep_rate), records in groups.items():
-        own = {p.seed: run for p, run in correct.items() if (p.method, p.keep_rate) == (method, keep_rate)}
+    for one, records in groups.items():
+        own = {point.seed: run for point, run in correct.items() if replace(point, seed=0) == one}
         own = own if len(own) == len(records) and same_images(list(own.values())) else {}
         top1 = [record["top1"] for record in records]
         found.append(
             Summary(
-                method,
-                records[0]["label"],
-                keep_rate,
+                one.method,
+                one.label,
+                one.keep_rate,
                 runs=len(records),
-                expected=expected[method, keep_rate],
+                expected=expected[one],
                 top1=statistics.fmean(top1),
                 top1_std=statistics.stdev(top1) if len(top1) > 1 else None,
                 gflops=statistics.fmean(record["gflops"] for record in records),
                 vs_dense=statistics.fmean(record["vs_dense"] for record in records),
                 estimate=_estimate(own, statistics.fmean(top1), _tested(study, records)),
                 correct=own,
+                blocks=one.blocks,
+                setting=one.setting,
             )
         )
     return found

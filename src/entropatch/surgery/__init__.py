@@ -8,6 +8,7 @@ from entropatch.surgery.stage_record import StageRecord
 from entropatch.surgery.state import is_pruned, pruning_config
 from entropatch.surgery.tracing import Trace, restore, trace
 from entropatch.surgery.watching import watch
+from entropatch.surgery.weights import own_parameters, set_loaded
 
 __all__ = [
     "StageRecord",
@@ -17,10 +18,12 @@ __all__ = [
     "dense_pass",
     "fit_processor_",
     "is_pruned",
+    "own_parameters",
     "prune_",
     "pruning_config",
     "restore",
     "run_images",
+    "set_loaded",
     "tokens_left",
     "tower_name",
     "trace",

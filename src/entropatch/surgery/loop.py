@@ -8,7 +8,7 @@ put back in the order of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -18,30 +18,17 @@ from torch.utils._pytree import tree_map
 
 from entropatch.config import Stage
 from entropatch.surgery.adapters.base import Adapter
-from entropatch.surgery.detour import Detour, detour
+from entropatch.surgery.detour import detoured, rejoined
 from entropatch.surgery.errors import UnsupportedModelError
+from entropatch.surgery.opening import Opening, unparked
 from entropatch.surgery.split_block import SplitBlock
-from entropatch.surgery.state import ATTRIBUTE, Pruning, Recorder, Reduced, Watch
+from entropatch.surgery.state import ATTRIBUTE, PREFIX, Pruning, Recorder, Reduced, Watch
+from entropatch.surgery.streams import Stream, leaving, regrouped
 from entropatch.surgery.visit import Visit
-from entropatch.tokens import Plan, Tokens, join
+from entropatch.tokens import Tokens
 
 # Runs block number i on tokens x, which stand for `tokens`: call(i, x, visit).
 Call = Callable[[int, Tensor, Visit], Tensor]
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Images of one batch on their way through the blocks, with equally many tokens.
-
-    Attributes:
-        x: (images, prefix + n, width).
-        tokens: what they stand for.
-        rows: numbers of these images in the batch, (images,); None for the whole batch.
-    """
-
-    x: Tensor
-    tokens: Tokens
-    rows: Tensor | None = None
 
 
 class Passed:
@@ -84,10 +71,12 @@ class Passed:
     ):
         self.pruning: Pruning = vars(model)[ATTRIBUTE]
         adapter, observers = self.pruning.adapter, self.pruning.observers
+        own: Any = model._modules.get(PREFIX)
         self.modules, self.grid = adapter.blocks(model), grid
         self.prefix, self.has_class_token = adapter.num_prefix_tokens(model), adapter.has_class_token(model)
         self.recorder, self.watches = observers.recorder(), observers.watching()
         self.recorded = self.recorder is not None or len(taken) > 0 or followed
+        self.opening: Opening = Opening(own, len(self.modules), model.training, self.recorded)
         self.reduced: list[Reduced] = []
         self.taken: dict[int, list[Stream]] = {}
         self._wanted = taken
@@ -104,13 +93,14 @@ class Passed:
             watch.grid = self.grid
         after: list[Stream] = []
         stage = self.pruning.stage(i)
-        for stream in self.streams:
-            around = detour(stage, stream.x, stream.tokens)
-            entering = stream if around is None else replace(stream, x=around.x, tokens=around.tokens)
+        streams = self._entering(i, stage)
+        opened = [stream.tokens.n for stream in streams] != [stream.tokens.n for stream in self.streams]
+        for stream in streams:
+            entering = detoured(stage, stream)
             visit = Visit(
                 i,
                 entering.tokens,
-                None if stage is not None and stage.reduction.detours else stage,
+                None if stage is not None and (stage.reduction.detours or stage.criterion.before) else stage,
                 proportional=self.pruning.proportional,
                 watches=looking,
                 recorded=self.recorded,
@@ -120,14 +110,31 @@ class Passed:
                 followers=self.pruning.followers_of(i),
                 projection=_projection(self.pruning.adapter, self.modules[i], stage, len(looking) > 0),
             )
-            left = _leaving(entering, visit, call(i, entering.x, visit), self.reduced)
-            after += left if around is None else [_rejoined(stream, around, left[0], visit, self.reduced)]
-        self.streams = after if len(after) == 1 else _regrouped(after)
+            visit.opened = opened or entering is not stream
+            after += leaving(entering, visit, call(i, entering.x, visit), self.reduced)
+        self.streams = after if len(after) == 1 else regrouped(after)
+        if i == len(self.modules) - 1:
+            self.streams = [rejoined(stream, self.reduced if self.recorded else None) for stream in self.streams]
+            if self.pruning.closer is not None:
+                self.streams = self.opening.closed(self.pruning.closer, self.streams)
         if i in self._wanted:
-            self.taken[i] = self.streams
+            self.taken[i] = [rejoined(stream, None) for stream in self.streams]
+
+    def _entering(self, i: int, stage: Stage | None) -> list[Stream]:
+        """What enters block number i: less what its stage drops before it; what waited is back, if it is to be."""
+        streams = self.streams
+        if stage is not None:
+            streams = [rejoined(stream, self.reduced if self.recorded else None) for stream in streams]
+        if i == len(self.modules) - 1 and self.pruning.parker is not None:
+            record = self.reduced if self.recorded else None
+            joined = [unparked(stream, self.pruning.parker, i, record) for stream in streams]
+            streams = joined if len(joined) == 1 else regrouped(joined)
+        return self.opening.opened(stage, streams, self.reduced)
 
     def end(self) -> None:
         """The last block ran."""
+        for learner in self.pruning.observers.learning():
+            learner.end(self.opening.notes, self.streams)
         for watch in self.watches:
             watch.grid = self.grid
         if self.recorder is not None:
@@ -214,37 +221,6 @@ def _entering(x: Tensor, prefix: int, grid: tuple[int, ...], patches: int | None
     return Tokens(prefix, n, n, followed=followed, grid=grid if patches is None else None)
 
 
-def _leaving(stream: Stream, visit: Visit, y: Tensor, reduced: list[Reduced]) -> list[Stream]:
-    """What a block's output stands for: one stream, or one for each size."""
-    streams: list[Stream] = []
-    prefix, before = visit.tokens.num_prefix_tokens, visit.tokens
-    longest = max(outcome.n for outcome in visit.outcomes)
-    if y.shape[1] != prefix + longest:
-        raise ValueError(
-            f"block {visit.block} returned {y.shape[1]} tokens, but {prefix + longest} were expected: a hook adds or "
-            "removes tokens, which cannot be told from patches. Remove it, or entropatch.unprune_ the model."
-        )
-    for outcome in visit.outcomes:
-        rows, plan = outcome.rows, outcome.plan
-        part = before if rows is None else before.take(rows)
-        tokens = outcome.after(part)
-        if visit.patches is not None and visit.stage is not None:
-            patches, scores = visit.patches, visit.scores
-            if rows is not None:
-                patches, scores = (
-                    patches.index_select(0, rows),
-                    None if scores is None else scores.index_select(0, rows),
-                )
-            numbers = _numbers(stream.rows, rows)
-            reduced.append(Reduced(visit.stage, numbers, scores, patches, part, tokens, plan, visit.backend))
-        if rows is None:
-            streams.append(replace(stream, x=y, tokens=tokens))
-        else:
-            x = y.index_select(0, rows)[:, : prefix + outcome.n]
-            streams.append(Stream(x, tokens, _numbers(stream.rows, rows)))
-    return streams
-
-
 def _projection(adapter: Adapter, block: nn.Module, stage: Stage | None, watched: bool) -> Tensor | None:
     """The weight of the output projection, where a criterion asks for it, or somebody who looks may.
 
@@ -258,42 +234,3 @@ def _projection(adapter: Adapter, block: nn.Module, stage: Stage | None, watched
         except UnsupportedModelError:
             return None
     return None
-
-
-def _rejoined(stream: Stream, around: Detour, left: Stream, visit: Visit, reduced: list[Reduced]) -> Stream:
-    """What a block left of those that ran it, and those that went around it."""
-    x, tokens = around.back(left.x, left.tokens.carried)
-    if visit.recorded:
-        patches = stream.x[:, tokens.num_prefix_tokens :]
-        plan = Plan(around.plan.kept)  # their representative ends behind the block
-        reduced.append(
-            Reduced(around.stage, stream.rows, around.scores, patches, around.before, tokens, plan, visit.backend)
-        )
-    return replace(stream, x=x, tokens=tokens)
-
-
-def _numbers(batch: Tensor | None, rows: Tensor | None) -> Tensor | None:
-    """Numbers in the batch of some rows of a stream."""
-    if rows is None or batch is None:
-        return batch if rows is None else rows
-    return batch.index_select(0, rows)
-
-
-def _regrouped(streams: list[Stream]) -> list[Stream]:
-    """Streams of one size joined, by rising size; the whole batch, once it is of one size again, in its order."""
-    by_size: dict[int, list[Stream]] = {}
-    for stream in streams:
-        # Under torch.jit.trace, which counts multiply-adds, sizes are tensors, of which no two are the same key.
-        by_size.setdefault(int(stream.tokens.n), []).append(stream)
-    joined: list[Stream] = []
-    for _, parts in sorted(by_size.items(), key=lambda item: item[0]):
-        xs, rows = [part.x for part in parts], [part.rows for part in parts if part.rows is not None]
-        joined.append(
-            parts[0] if len(parts) == 1 else Stream(torch.cat(xs), join([p.tokens for p in parts], xs), torch.cat(rows))
-        )
-    if len(joined) > 1:
-        return joined
-    (whole,) = joined
-    assert whole.rows is not None
-    order = whole.rows.argsort()
-    return [Stream(whole.x.index_select(0, order), whole.tokens.take(order))]

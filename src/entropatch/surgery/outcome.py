@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from entropatch.config import Stage
-from entropatch.tokens import Plan, Tokens, covering
+from entropatch.priorities import covering
+from entropatch.schedule import Site
+from entropatch.tokens import Plan, Tokens
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ def ranked_within(priorities: Tensor | None, counts: Tensor | None) -> Tensor | 
     if priorities is None or counts is None:
         return None
     return priorities.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < counts[:, None]
+
+
+def site_of(stage: Stage, tokens: Tokens) -> Site:
+    """Where a stage's schedule is asked, of these tokens."""
+    return Site(stage.block, stage.index, stage.count, stage.rate, tokens.n, tokens.total, stage.share)
 
 
 def covered(stage: Stage, tokens: Tokens, scores: Tensor) -> Tensor:

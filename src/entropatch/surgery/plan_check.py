@@ -63,6 +63,16 @@ def checked_scores(criterion: Criterion, scores: Any, shape: tuple[int, int], me
     return scores
 
 
+def checked_state(criterion: Criterion, state: Tensor, shape: tuple[int, int]) -> Tensor:
+    """What a criterion that follows handed on, which must be (batch, patches, …), `shape` and more."""
+    if state.shape[:2] != shape:
+        raise ValueError(
+            f"{type(criterion).__name__}.follow must return (batch, patches, …) = {shape} …, but got "
+            f"{tuple(state.shape)}."
+        )
+    return state
+
+
 def checked_counts(schedule: Schedule, counts: Any, batch: int) -> Tensor:
     """What a schedule's `count` returned with `per_image`: a whole number for each image."""
     if not isinstance(counts, Tensor) or counts.shape != (batch,) or counts.dtype not in WHOLE:

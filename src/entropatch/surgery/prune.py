@@ -20,6 +20,7 @@ from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.registry import Tower, adapter_of, supported, tower_of
 from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruned_part, pruning_of, unwrap
+from entropatch.surgery.weights import fit_weights, put_aside
 
 logger: logging.Logger = logging.getLogger("entropatch")
 
@@ -45,6 +46,11 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     with the highest importance stay, in raster order; prefix tokens always stay (arXiv 2604.03803). Parameters,
     buffers and state_dict keys do not change. `keep_rate=1.0` gives the stock model's output exactly. On a model that
     is pruned already only the setting changes: keywords replace the named fields, a config replaces all of them.
+
+    A method with weights of its own, such as "dynamicvit", adds them as one module of the pruned part, "entropatch": on
+    its device, of its type, in its state_dict, to be trained (`entropatch.method_loss`). They are drawn from a seed, or
+    those that a weights file brought. Under another setting, and after `unprune_`, they wait aside, out of modules and
+    state_dict, and come back with a setting that has them in the same blocks.
 
     Of a larger model that a library builds around its Vision Transformer, such as OpenCLIP's `CLIP`, that part is
     pruned, and nothing else; `tower_name` says where it is, and so does the log of `entropatch`. Where the larger model
@@ -89,6 +95,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
             unsound = {block: wrong for block, wrong in unsound.items() if block not in fresh}
             unsound |= check_parts(target, adapter, fresh, whole=before is None)
         _refuse_unsound(unsound, stages)
+        fit_weights(target, adapter, stages, _classes(model))
     except BaseException:
         for part, kind in swapped:
             part.__class__ = kind
@@ -102,7 +109,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
 
 
 def unprune_(model: nn.Module) -> nn.Module:
-    """The stock model again: same classes, parameters and state_dict; in place.
+    """The stock model again: same classes, parameters and state_dict, without a method's own weights; in place.
 
     Args:
         model: a pruned model, or a wrapper of one such as its `torch.compile`.
@@ -117,6 +124,7 @@ def unprune_(model: nn.Module) -> nn.Module:
     target = pruned_part(model)
     adapter = pruning_of(target).adapter
     adapter.unswap(target)
+    put_aside(target)
     vars(target).pop(ATTRIBUTE)
     return model
 
@@ -189,11 +197,6 @@ def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None
                 f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
                 f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
             )
-        if reduction.detours and not adapter.detours:
-            raise UnsupportedModelError(
-                f"reduction {reduction.kind!r} lets tokens go around a block, which the loop of {adapter.library} has "
-                'no place for; use reduction="drop", or the same model of timm.'
-            )
         if reduction.appends and adapter.is_rotary(model):
             raise UnsupportedModelError(
                 "a fused token stands at no place of the grid, so a rotary position embedding cannot be given to it; "
@@ -214,6 +217,14 @@ def _refuse_projections(model: nn.Module, adapter: Adapter, stages: Sequence[Sta
                 adapter.output_projection(block)
             except UnsupportedModelError as error:
                 raise UnsupportedModelError(f"block {stage.block}: {error}") from None
+
+
+def _classes(model: Any) -> int | None:
+    """How many classes a model tells apart; None if it does not say, or tells none."""
+    config = getattr(model, "config", None)
+    labels = getattr(config, "num_labels", None) if "Classification" in type(model).__name__ else None
+    classes = getattr(model, "num_classes", labels)
+    return classes if isinstance(classes, int) and classes > 0 else None
 
 
 def _find_adapter(model: nn.Module, whole: nn.Module) -> Adapter:

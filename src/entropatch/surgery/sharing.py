@@ -84,4 +84,4 @@ def sharing(model: nn.Module, shared: Shared) -> Iterator[Shared]:
 
 def _alone(stage: Stage) -> Stage:
     """A stage without what it does not depend on: at a keep rate, how many stages there are."""
-    return replace(stage, index=0, count=0) if stage.schedule == KeepRate() else stage
+    return replace(stage, index=0, count=0, share=1.0) if stage.schedule == KeepRate() else stage

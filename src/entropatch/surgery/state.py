@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig, Stage
 from entropatch.criteria import Criterion
+from entropatch.criteria.learned import LearnedCriterion, Note
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.wrappers import inside
 from entropatch.tokens import Plan, Tokens
 
 ATTRIBUTE = "_entropatch"
+NO_BACKEND = "none"  # in `Reduced`, where no entropy was asked for
+PREFIX = "entropatch"  # the module of a pruned model that holds the weights of a method that has its own
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,14 @@ class Sharer(Protocol):
     ) -> None: ...
 
 
+class Learner(Protocol):
+    """A method's own loss, as a forward pass sees it; see `entropatch.method_loss`."""
+
+    thread: int
+
+    def end(self, notes: list[Note], streams: Sequence[Any]) -> None: ...
+
+
 @dataclass
 class Watch:
     """Somebody who looks at the attention of blocks while the model runs.
@@ -98,6 +109,7 @@ class Observers:
         self.traces: list[Recorder] = []
         self.watches: list[Watch] = []
         self.shared: list[Sharer] = []
+        self.learners: list[Learner] = []
         self.lent: PruneConfig | None = None  # the setting of a stock model, while it is watched
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -128,12 +140,16 @@ class Observers:
         mine = _of_this_thread(self.shared)
         return mine[-1] if mine else None
 
+    def learning(self) -> list[Learner]:
+        """The losses this thread gathers for."""
+        return _of_this_thread(self.learners)
+
     def watching(self) -> list[Watch]:
         """The watches this thread opened."""
         return _of_this_thread(self.watches)
 
 
-Observer = TypeVar("Observer", Recorder, Watch, Sharer)
+Observer = TypeVar("Observer", Recorder, Watch, Sharer, Learner)
 
 
 def _of_this_thread(observers: list[Observer]) -> list[Observer]:
@@ -175,6 +191,8 @@ class Pruning:
         reads: what is read of its tokens afterwards: one of `entropatch.surgery.adapters.base.READS`.
         unsound: what is wrong with blocks that must not be given fewer tokens, by their index.
         followers: the criteria that follow each block, by its index, each after its `Criterion.state_key`.
+        parker: the last stage whose tokens wait until the last block; None if none's do.
+        closer: the criterion that changes the tokens behind the last block; None if none does.
     """
 
     config: PruneConfig
@@ -184,11 +202,22 @@ class Pruning:
     reads: str = "pooled"
     unsound: Mapping[int, str] = field(default_factory=dict)
     followers: tuple[Mapping[str, Criterion], ...] = field(init=False, repr=False, compare=False)
+    parker: Stage | None = field(init=False, repr=False, compare=False)
+    closer: LearnedCriterion | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Found once, since compiled code should not look for them.
         after = [self.stages[block:] for block in range(len(self.stages))]
         object.__setattr__(self, "followers", tuple(map(_followers, after)))
+        there = [stage for stage in self.stages if stage is not None]
+        object.__setattr__(self, "parker", next((one for one in reversed(there) if one.reduction.parks), None))
+        learned = [one.criterion for one in there if isinstance(one.criterion, LearnedCriterion)]
+        object.__setattr__(self, "closer", next((one for one in learned if one.closes), None))
+
+    @property
+    def detours(self) -> bool:
+        """Whether tokens wait beside blocks until others have run them."""
+        return any(stage is not None and stage.reduction.detours for stage in self.stages)
 
     @property
     def proportional(self) -> bool:
@@ -251,7 +280,16 @@ def pruning_of(model: nn.Module) -> Pruning:
 
 
 def pruning_config(model: nn.Module) -> PruneConfig:
-    """The setting a pruned model works with. Raises ValueError for a model that is not pruned."""
+    """The setting a pruned model works with. Raises ValueError for a model that is not pruned.
+
+    A checkpoint of transformers is that of the stock model; the setting goes beside it, and comes back by
+
+        model.save_pretrained("pruned")
+        entropatch.pruning_config(model).save("pruned/entropatch.json")
+
+        model = transformers.AutoModelForImageClassification.from_pretrained("pruned")
+        entropatch.prune_(model, entropatch.PruneConfig.load("pruned/entropatch.json"))
+    """
     return pruning_of(model).config
 
 

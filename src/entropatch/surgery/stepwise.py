@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from entropatch.surgery.loop import Passed
+from entropatch.surgery.loop import Passed, in_order, padded
 from entropatch.surgery.outcome import Outcome
 from entropatch.surgery.state import ATTRIBUTE, Pruning
 from entropatch.surgery.visit import Visit
@@ -32,12 +32,20 @@ class Stepwise:
         model: the pruned model.
         grid: (H, W), or (T, H, W) of a video: the patch grid of the input.
         valid: which of the patches are no padding, (batch, patches); None for all.
+        masked: whether the caller gave an attention mask.
     """
 
-    def __init__(self, model: nn.Module, grid: tuple[int, ...], valid: Tensor | None = None):
+    masked: bool
+
+    def __init__(self, model: nn.Module, grid: tuple[int, ...], valid: Tensor | None = None, masked: bool = False):
+        if valid is not None and torch.compiler.is_exporting():
+            raise ValueError(
+                f"the images of a {type(model).__name__} are filled up with padding and keep a share of their own "
+                "patches each, but an exported graph has one number for all; export a model without padding."
+            )
         pruning: Pruning = vars(model)[ATTRIBUTE]
         self._model, self._grid, self._dense = model, grid, pruning.reads == "grid"
-        self._valid = valid
+        self._valid, self.masked = valid, masked
         self._passing: Passed | None = None
         self._visits: dict[int, list[Visit]] = {}
         self._width = 0  # tokens handed on, prefix tokens included
@@ -52,6 +60,11 @@ class Stepwise:
         """
         before = self._visits.get(id(part))
         if before is not None:
+            if any(visit.opened for visit in before):
+                raise RuntimeError(
+                    f"block {before[0].block} runs again, under a checkpoint of its own, but tokens left before it; "
+                    "use the model's own gradient checkpointing."
+                )
             return self._handed_on(
                 x, [(visit, run(self._left(visit.tokens, visit.rows, x), visit)) for visit in before]
             )
@@ -68,8 +81,15 @@ class Stepwise:
             self._check_width(x)
             passing.streams = [replace(s, x=self._left(s.tokens, s.rows, x)) for s in passing.streams]
         passing.step(len(self._visits), call)
+        waiting = passing.pruning.detours
         self._visits[id(part)] = [visit for visit, _ in done]
         y = self._handed_on(x, done)
+        if waiting and not self._dense and len(self._visits) == len(passing.modules):
+            y = in_order(passing.streams, padded(passing.streams))
+        if len(self._visits) == len(passing.modules) and passing.pruning.closer is not None:
+            prefix = passing.prefix
+            closed = in_order(passing.streams, [stream.x[:, :prefix] for stream in passing.streams])
+            y = torch.cat((closed, y[:, prefix:]), dim=1)
         self._width = y.shape[1]
         return y
 

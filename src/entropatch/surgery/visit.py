@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.config import Stage
 from entropatch.criteria import Criterion
-from entropatch.schedule import Site
-from entropatch.surgery.outcome import Outcome, covered, ranked_within
-from entropatch.surgery.plan_check import WHOLE, checked_counts, checked_plan, checked_scores
+from entropatch.priorities import preferring
+from entropatch.surgery.outcome import Outcome, covered, ranked_within, site_of
+from entropatch.surgery.plan_check import WHOLE, checked_counts, checked_plan, checked_scores, checked_state
 from entropatch.surgery.state import Watch
-from entropatch.tokens import Plan, Tokens, preferring
+from entropatch.tokens import Plan, Tokens
 
 PLAN = tuple(field.name for field in fields(Plan))
 
@@ -43,6 +43,7 @@ class Visit:
         outcomes: what became of the tokens, once reduced; one entry, or one for each size that images keep.
         patches: values of the patch tokens before the reduction, (batch, n, width), if `recorded`.
         backend: which of `entropatch.kernels` was there to compute entropies.
+        opened: whether tokens left, or came back, right before the block.
     """
 
     block: int
@@ -87,12 +88,13 @@ class Visit:
         self._counts: Tensor | None = None
         self._chosen: Tensor | None = None
         self._attention: BlockAttention | None = None
-        self._seen = False
+        self._seen = self.opened = False
 
     @property
     def keeps_all(self) -> bool:
         """Whether the block computes as in the stock model, to the last bit; it may be looked at all the same."""
-        return self.k is not None and self.k == self.tokens.n and self.key_bias is None and not self._trimmed
+        plain = self.key_bias is None and not self._trimmed and self.tokens.mask is None
+        return plain and self.k is not None and self.k == self.tokens.n
 
     @property
     def _trimmed(self) -> bool:
@@ -108,9 +110,10 @@ class Visit:
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout: float, fused: bool
     ) -> BlockAttention:
         """The block's attention from its queries, keys and values (batch, heads, tokens, head width)."""
-        key_bias, padding = self.key_bias, self.tokens.padding_bias()
-        if padding is not None:
-            key_bias = padding if key_bias is None else key_bias + padding
+        key_bias = self.key_bias
+        for bias in (self.tokens.padding_bias(), self.tokens.mask_bias()):
+            if bias is not None:
+                key_bias = bias if key_bias is None else key_bias + bias
         return BlockAttention(
             q,
             k,
@@ -127,6 +130,7 @@ class Visit:
             total=self._entered.total,
             carried={key: self._entered.carried[key] for key in self.followers if key in self._entered.carried},
             projection=self.projection,
+            mask=self.tokens.mask,
         )
 
     def see(self, attention: BlockAttention) -> None:
@@ -218,12 +222,7 @@ class Visit:
         """Let the followers look, and hand on what they say; what they said first where the block runs again."""
         with torch.no_grad():
             for key, criterion in self.followers.items():
-                values = criterion.follow(attention)
-                if values.shape[:2] != (attention.q.shape[0], self.tokens.n):
-                    raise ValueError(
-                        f"{type(criterion).__name__}.follow must return (batch, patches, …) = "
-                        f"{(attention.q.shape[0], self.tokens.n)} …, but got {tuple(values.shape)}."
-                    )
+                values = checked_state(criterion, criterion.follow(attention), (attention.q.shape[0], self.tokens.n))
                 attention.carried = {**attention.carried, key: values}
         if not again:
             self.tokens = replace(self._entered, carried=attention.carried)
@@ -231,7 +230,7 @@ class Visit:
     def _count(self, stage: Stage, attention: BlockAttention, again: bool) -> None:
         """Ask a schedule that reads the scores how many patches of each image stay, and which if it says."""
         assert self.scores is not None
-        schedule, site, shape = stage.schedule, self._site(stage), (attention.q.shape[0], self.tokens.n)
+        schedule, site, shape = stage.schedule, site_of(stage, self.tokens), (attention.q.shape[0], self.tokens.n)
         if schedule.reads == "level" and self.tokens.valid is not None:
             raise ValueError(
                 f"{type(schedule).__name__} compares images by levels, which padding would move; give images of one "
@@ -272,12 +271,12 @@ class Visit:
 
     def _most(self) -> Any:
         assert self.stage is not None
-        return self._allowed(self.stage.schedule.count(self._site(self.stage), None))
+        return self._allowed(self.stage.schedule.count(site_of(self.stage, self.tokens), None))
 
     def _most_valid(self, valid: Tensor) -> int:
         """As many as the image with most keeps, each of its own patches."""
         assert self.stage is not None
-        site, there = self._site(self.stage), valid.sum(1).tolist()
+        site, there = site_of(self.stage, self.tokens), valid.sum(1).tolist()
         counts = [self._allowed(self.stage.schedule.count(replace(site, n=n), None), n) for n in there]
         if counts == there:
             return self.tokens.n
@@ -290,9 +289,6 @@ class Visit:
             return None
         best = covered(stage, self.tokens, self.scores)
         return best if self._chosen is None else preferring(best, self._chosen)
-
-    def _site(self, stage: Stage) -> Site:
-        return Site(stage.block, stage.index, stage.count, stage.rate, self.tokens.n, self.tokens.total)
 
     def _allowed(self, k: Any, n: Any = None) -> Any:
         """The count, at least what the reduction must leave and at most what there is: n, or the tokens present."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from torch import nn
 
 from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
+from entropatch.learning import learned_criterion
 from entropatch.measure import environment
 from entropatch.models.checkpoint import load_weights
 from entropatch.models.pretrained import architecture
@@ -94,7 +96,8 @@ def finetune(
         prune: what to prune; None trains the dense baseline.
         recipe: what is computed; the paper's protocol when None.
         seed: of shuffling, augmentation, dropout and random pruning.
-        teacher: a dense model of the same classes, for `recipe.distillation`.
+        teacher: a dense model of the same classes, for `recipe.distillation`; where the method learns from one
+            (DynamicViT) and none is given, the model as it starts.
         runtime: how it is carried out.
         about: anything JSON holds, noted in run.json and in the weights files.
         on_epoch: called with the record of each epoch as it ends, on the main process.
@@ -114,6 +117,10 @@ def finetune(
             list and counted; but ten damaged ones next to each other end the run, since then the folder is at fault.
     """
     recipe, runtime, folder = recipe or Recipe(), runtime or Runtime(), Path(folder)
+    criterion, said = learned_criterion(prune), []
+    if teacher is None and criterion is not None and criterion.teaches:
+        teacher = copy.deepcopy(model)
+        said.append("the teacher is the model as it starts, dense, so its classifier should be trained already")
     job = Job(
         model=model,
         data=data,
@@ -135,7 +142,7 @@ def finetune(
         "recipe": recipe.to_dict(),
         "learning_rates": recipe.learning_rates,
         "seed": seed,
-        "teacher": None if teacher is None or not recipe.distillation else digest(teacher),
+        "teacher": None if teacher is None or not job.learns else digest(teacher),
         "about": dict(about or {}),
     }
     with accelerator_for(recipe, runtime) as accelerator:
@@ -150,7 +157,8 @@ def finetune(
                     inform(f"{folder} is complete: nothing is left to train")
             else:
                 if main:
-                    inform(recipe.learning_rates_text())
+                    for line in (recipe.learning_rates_text(), *said):
+                        inform(line)
                     write_text(folder / "machine.json", json.dumps(environment(accelerator.device), indent=2) + "\n")
                 progress = Trainer(accelerator, job, say).train(_note(settings), on_epoch or (lambda record: None))
                 if main:
@@ -193,10 +201,9 @@ def is_outcome(found: Mapping[str, Any]) -> bool:
 
 def _finished(folder: Path, model: nn.Module, prune: PruneConfig | None) -> Outcome:
     """The outcome of a finished run, and the model with the weights it ended with."""
-    state = load_weights(folder / "final.safetensors")
-    model.load_state_dict(state)
     if prune is not None and not is_pruned(model):
         prune_(model, prune)
+    model.load_state_dict(load_weights(folder / "final.safetensors"))
     path = folder / "result.json"
     found = read_json(path, "the outcome of a run")
     if not is_outcome(found):

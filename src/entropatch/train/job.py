@@ -10,6 +10,7 @@ from torch import nn
 from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
 from entropatch.data.preprocessing import preprocessing_of
+from entropatch.learning import learned_criterion
 from entropatch.surgery import is_pruned, prune_, unprune_
 from entropatch.train.entropies import EntropyTerm
 from entropatch.train.recipe import Recipe
@@ -36,6 +37,12 @@ class Job:
         """Whether the keep rate changes while training."""
         return self.prune is not None and bool(self.recipe.keep_warmup_start or self.recipe.keep_warmup_epochs)
 
+    @property
+    def learns(self) -> bool:
+        """Whether a teacher is asked: by the recipe, or by the method's own loss."""
+        criterion = learned_criterion(self.prune)
+        return bool(self.recipe.distillation) or (criterion is not None and criterion.teaches)
+
     def check(self) -> None:
         """Refuse what does not fit together, before anything is written. Raises ValueError."""
         recipe, classes = self.recipe, len(self.data.classes)
@@ -53,7 +60,18 @@ class Job:
                 )
             if self.runtime.gradient_checkpointing and module is self.model and not hasattr(module, CHECKPOINTING):
                 raise ValueError(f"{type(module).__name__} has no gradient checkpointing (no {CHECKPOINTING}).")
-        if recipe.distillation and self.teacher is None:
+        criterion = learned_criterion(self.prune)
+        if criterion is None and (recipe.backbone_rate != 1 or recipe.backbone_frozen_epochs):
+            raise ValueError(
+                "backbone_rate and backbone_frozen_epochs are for a method with weights of its own, which train beside "
+                "the model's; without one they would only slow it down: lower learning_rate, or leave them out."
+            )
+        if criterion is not None and self.warms_up:
+            raise ValueError(
+                f"{type(criterion).__name__} is trained at its target keep rate; leave keep_warmup_start and "
+                "keep_warmup_epochs out."
+            )
+        if self.learns and self.teacher is None:
             raise ValueError("distillation needs a teacher: a dense model fine-tuned on the same data (--teacher).")
         if self.runtime.compile and (recipe.keep_warmup_start or recipe.keep_warmup_epochs):
             raise ValueError("a keep-rate warm-up changes the number of tokens at every step; run it without compile.")

@@ -51,10 +51,12 @@ class TrainingLoss:
         """The mean loss over the batch. `targets` are class numbers, or probabilities that are smoothed already."""
         smoothing = self.smoothing if targets.ndim == 1 else 0.0
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        if self.teacher is None or not self.weight:
+        if self.teacher is None:
             return loss
         with torch.no_grad():
-            taught = self.teacher(images)
+            taught = self.teacher(images)  # also where only its tokens are learned from, by the method's own loss
+        if not self.weight:
+            return loss
         t = self.temperature
         divergence = F.kl_div(
             F.log_softmax(logits.float() / t, dim=-1),

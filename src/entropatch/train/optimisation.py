@@ -6,7 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from entropatch.surgery import own_parameters
 from entropatch.train.recipe import Recipe
+
+BACKBONE = "backbone"  # marks groups of the model's parameters beside a method's
 
 
 def optimizer_of(model: nn.Module, recipe: Recipe) -> Any:
@@ -14,7 +17,7 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> Any:
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
     betas: dict[str, Any] = {} if recipe.betas is None else {"betas": recipe.betas}
-    return create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         model,
         opt=recipe.optimizer,
         lr=recipe.peak_learning_rate,
@@ -22,6 +25,27 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> Any:
         layer_decay=recipe.layer_decay,
         **betas,
     )
+    if own := {id(parameter) for parameter in own_parameters(model)}:
+        optimizer.param_groups[:] = [part for group in optimizer.param_groups for part in _split(group, own, recipe)]
+    return optimizer
+
+
+def _split(group: dict[str, Any], own: set[int], recipe: Recipe) -> list[dict[str, Any]]:
+    """A group of parameters in two: the model's, at its share of the learning rate, and those of the method's own."""
+    parts = []
+    for theirs in (False, True):
+        if params := [p for p in group["params"] if (id(p) in own) == theirs]:
+            scale = 1.0 if theirs else group.get("lr_scale", 1.0) * recipe.backbone_rate
+            parts.append({**group, "params": params, "lr_scale": scale, BACKBONE: not theirs})
+    return parts
+
+
+def hold_backbone(optimizer: Any, recipe: Recipe, epoch: int) -> None:
+    """Leave the model's weights as they are while they are frozen; `epoch` from 0. After each step of the schedule."""
+    if epoch < recipe.backbone_frozen_epochs:
+        for group in optimizer.param_groups:
+            if group.get(BACKBONE):
+                group["lr"] = 0.0
 
 
 def schedule_of(optimizer: Any, recipe: Recipe, steps_per_epoch: int) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from entropatch.config import PruneConfig
 from entropatch.data.base import listing_hash
 from entropatch.data.batches import TrainingBatches
 from entropatch.data.seeding import derived_seed, set_seeds
+from entropatch.learning import MethodLoss, learned_criterion, method_loss
 from entropatch.measure.evaluation import Correct
 from entropatch.models.checkpoint import save_weights
 from entropatch.records.correct import CorrectImages, write_correct
@@ -29,7 +30,7 @@ from entropatch.train.entropies import EntropyTerm, HeadEntropies
 from entropatch.train.feeding import few_test_images, loaders
 from entropatch.train.job import Job
 from entropatch.train.loss import TrainingLoss
-from entropatch.train.optimisation import learning_rate, optimizer_of, schedule_of
+from entropatch.train.optimisation import hold_backbone, learning_rate, optimizer_of, schedule_of
 from entropatch.train.progress import Progress
 from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import write_epochs
@@ -59,7 +60,7 @@ class Trainer:
         self.recipe, self.seed, self.runtime = job.recipe, job.seed, job.runtime
         self.batches, self.training, self.testing = loaders(job, accelerator)
         self._set_up_model(job.model.to(self.device))
-        teacher = job.teacher if job.recipe.distillation else None
+        teacher = job.teacher if job.learns else None
         if teacher is not None:
             teacher = teacher.to(self.device).eval().requires_grad_(False)
         self.loss: TrainingLoss = TrainingLoss(job.recipe, len(job.data.classes), teacher)
@@ -77,6 +78,7 @@ class Trainer:
             on_text,
             hashlib.sha256((job.folder / "run.json").read_bytes()).hexdigest(),
         )
+        self.own: MethodLoss | None = None
         self.on_text = on_text
         self.progress: Progress = Progress()
         self.skipped: Skipped = Skipped()
@@ -113,7 +115,7 @@ class Trainer:
             self.folder / "tensorboard" if self.runtime.tensorboard and self.main else None, progress.updates
         )
         bar = ProgressBar(total, progress.updates, self.runtime.bar and self.main)
-        with curves, bar, self.entropy_term.over_a_run():
+        with curves, bar, self.entropy_term.over_a_run(), self._own_loss():
             while progress.epoch < self.recipe.epochs:
                 self._steps(curves, bar)
                 record, entropies = self._finish_epoch(note)
@@ -126,6 +128,15 @@ class Trainer:
         if self.runtime.gradient_checkpointing:
             self.model.set_grad_checkpointing(False)  # type: ignore[operator]
         return progress
+
+    @contextmanager
+    def _own_loss(self) -> Iterator[None]:
+        """Gather for the method's own loss, where it has one."""
+        if learned_criterion(self.prune) is None:
+            yield
+            return
+        with method_loss(self.model, self.loss.teacher) as self.own:
+            yield
 
     def _resume(self) -> None:
         """Continue from the last sound checkpoint, if there is one, and say so."""
@@ -178,6 +189,7 @@ class Trainer:
         progress, recipe, accelerator = self.progress, self.recipe, self.accelerator
         self._set_keep_rate()
         self.schedule.step_update(progress.updates)
+        hold_backbone(self.optimizer, recipe, progress.epoch)
         set_seeds(derived_seed(self.seed, progress.epoch, progress.step, 1 + accelerator.process_index))
         total, penalties = torch.zeros((), device=self.device), []
         for turn in range(self.runtime.accumulate):
@@ -193,6 +205,8 @@ class Trainer:
             with synchronised, self.entropy_term.of_a_pass() as penalty:
                 with accelerator.autocast():
                     loss = self.loss(self.shell(images), targets, images)
+                    if self.own is not None:
+                        loss = loss + self.own.value(targets, recipe.label_smoothing)
                 if penalty is not None:
                     loss = loss + recipe.entropy_weight * penalty.value
                     penalties.append(penalty)

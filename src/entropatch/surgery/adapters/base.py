@@ -37,7 +37,6 @@ class Adapter(ABC):
         attention_name: a block's attribute that is its attention.
         entry: the model's method that runs the blocks and what is around them, checked against the original at surgery;
             None where the original runs what is around the blocks.
-        detours: whether tokens may go around a block, as `SlowFast` lets them.
         replaceable: methods whose replacement on an instance is refused.
     """
 
@@ -51,7 +50,6 @@ class Adapter(ABC):
     attention_name: ClassVar[str] = "attn"
     entry: ClassVar[str | None] = "forward"
     replaceable: ClassVar[tuple[str, ...]] = ("forward",)
-    detours: ClassVar[bool] = True
 
     @cached_property
     def swapped(self) -> dict[type, type]:

@@ -40,7 +40,7 @@ class _SplitAttention:
 
     def attend(self: Any, attention: BlockAttention) -> Tensor:
         """Attention output (batch, heads, tokens, head width), fused or not as the model was told."""
-        if self.fused_attn:
+        if self.fused_attn or attention.mask is not None:
             return attention.output()
         weights = (attention.q * self.scale) @ attention.k.transpose(-2, -1)
         if attention.key_bias is not None:

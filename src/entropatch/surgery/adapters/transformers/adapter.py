@@ -23,7 +23,6 @@ MINIMUM = (5, 20)  # the first release that is tested; in older ones layers and 
 
 class TransformersAdapter(Adapter):
     library = "transformers"
-    detours = False  # its own loop hands on what a block left, and has no place for what waits beside it
     container = "layers"
     entry: ClassVar[str | None] = None  # the model's own forward runs around the layers
 
@@ -56,8 +55,9 @@ class TransformersAdapter(Adapter):
             return None
         if (why := why_not(model)) is not None:
             raise UnsupportedModelError(why)
-        if kind.__name__ in HOLDERS:
-            return HOLDERS[kind.__name__][0]
+        if kind.__name__ in HOLDERS and _holds(model, name := HOLDERS[kind.__name__][0]):
+            self._refuse_first_patch(model, model.get_submodule(name))
+            return name
         towers = [name for name, part in model.named_modules() if name and _family(part) is not None]
         if not towers:
             return None
@@ -66,13 +66,26 @@ class TransformersAdapter(Adapter):
             f"fewer of them. If it is, prune that tower: entropatch.prune_(model.{towers[0]}, …)."
         )
 
+    def _refuse_first_patch(self, model: Any, tower: nn.Module) -> None:
+        """LLaVA leaves out the first token under a strategy of that name, which is to be a class token."""
+        strategy = getattr(model.config, "vision_feature_select_strategy", None)
+        reads = self.reads_of_tower(model)
+        if strategy == "default" and reads == "tokens" and _family(tower) and not self.num_prefix_tokens(tower):
+            raise UnsupportedModelError(
+                f'this {type(model).__name__} with vision_feature_select_strategy="default" leaves out the first token '
+                f"of its tower, but a {type(tower).__name__} has no class token there, and its first patch may be "
+                'pruned; use vision_feature_select_strategy="full".'
+            )
+
     def reads_of_tower(self, model: nn.Module) -> str:
         return HOLDERS[type(model).__name__][1]
 
     def fit_processor(
         self, processor: Any, model: nn.Module, tokens_left: Callable[[int, int | None], int]
     ) -> int | None:
-        return fit_processor(processor, model, tokens_left)
+        tower = model.get_submodule(HOLDERS[name][0]) if (name := type(model).__name__) in HOLDERS else None
+        prefix = self.num_prefix_tokens(tower) if tower is not None and _family(tower) else 1
+        return fit_processor(processor, model, prefix, tokens_left)
 
     def reads(self, model: nn.Module) -> str:
         return _of(model).towers[_name(model)]
@@ -128,6 +141,12 @@ class TransformersAdapter(Adapter):
     def refuse_setting(self, model: Any, config: PruneConfig) -> None:
         if _of(model).tower not in ("Padded", "Tiled"):
             return
+        if unaware := [criterion for criterion, _, _ in config.parts if not criterion.knows_padding]:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} fills up its images with padding, which would change the scores of "
+                f"{unaware[0]!r}; use criterion=Renyi(order=…), or say knows_padding = True in a criterion of yours "
+                "whose scores of patches are the same beside padding."
+            )
         kept = all(reduction.kind == "drop" and coverage is None for _, reduction, coverage in config.parts)
         if not kept or not isinstance(config.schedule, KeepRate):
             raise UnsupportedModelError(
@@ -147,6 +166,11 @@ class TransformersAdapter(Adapter):
     def norm(self, model: Any) -> nn.Module:
         name = _of(model).norm
         return (getattr(model, name) if name else None) or nn.Identity()
+
+
+def _holds(model: nn.Module, name: str) -> bool:
+    """Whether a model has such a part; DPT has a backbone, or layers of its own."""
+    return any(name == there for there, _ in model.named_modules())
 
 
 def _family(model: nn.Module) -> Family | None:

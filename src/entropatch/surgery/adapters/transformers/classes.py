@@ -7,6 +7,7 @@ which know a class by its name, and saved configs, still do.
 from __future__ import annotations
 
 import functools
+import inspect
 from importlib import import_module
 from typing import Any
 
@@ -40,6 +41,8 @@ def _made(name: str, family: Family) -> type:
     base = getattr(tower_classes, family.tower)
     # Whoever asks for the names of the arguments, as Trainer does, is told those of the stock tower.
     forward = functools.wraps(stock.forward)(base.forward)
+    given = list(inspect.signature(stock.forward).parameters)[1:]
+    own["mask_place"] = given.index("attention_mask") if "attention_mask" in given else None
     kind: Any = type(name, (base, stock), {**own, "family": family, "stock": stock, "forward": forward})
     # As transformers does when a model is made: what of it can be recorded is looked up by the name of its class.
     dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(kind), kind._can_record_outputs)

@@ -47,7 +47,6 @@ HOLDERS: dict[str, tuple[str, str]] = {
     "VisionEncoderDecoderModel": ("encoder", "tokens"),
     # What follows reads maps of a backbone.
     "DPTForDepthEstimation": ("backbone", "grid"),
-    "DPTForSemanticSegmentation": ("backbone", "grid"),
     "DepthAnythingForDepthEstimation": ("backbone", "grid"),
     "UperNetForSemanticSegmentation": ("backbone", "grid"),
     # Vision-language models that read any number of tokens: by cross-attention, or one token of text for each.

@@ -13,7 +13,6 @@ from entropatch.surgery.checkpointing import checkpointed
 from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.stepwise import Stepwise
 from entropatch.surgery.visit import Visit
-from entropatch.tokens import Tokens
 
 
 class SplitLayer(SplitBlock):
@@ -42,7 +41,7 @@ class SplitLayer(SplitBlock):
             return SplitBlock.forward(self, hidden_states, *args, visit=visit, **inputs)
 
         def half(x: Tensor, visit: Visit) -> Tensor:
-            given = self.given(x, visit.tokens, *args, **inputs)
+            given = self.given(x, visit, run.masked, *args, **inputs)
 
             def whole(visit: Visit, x: Tensor) -> Tensor:
                 return SplitBlock.forward(self, x, visit=visit, **given)
@@ -54,9 +53,17 @@ class SplitLayer(SplitBlock):
         return run.block(self, hidden_states, half)
 
     def given(
-        self: Any, x: Tensor, tokens: Tokens, attention_mask: Tensor | None = None, **inputs: Any
+        self: Any, x: Tensor, visit: Visit, masked: bool, attention_mask: Any = None, **inputs: Any
     ) -> dict[str, Any]:
         """What the layer is given beside its tokens, for those that are left."""
+        tokens = visit.tokens
+        if masked and tokens.valid is None and not visit.is_idle:
+            raise ValueError(
+                "a pruning block takes no attention_mask: the paper's attention distribution runs over all patches, "
+                "and a mask would not fit the tokens that remain. Call the model without one, or unprune_ it."
+            )
+        if tokens.valid is None and not (visit.keeps_all and tokens.positions is None):
+            attention_mask = None  # torch.export and flex attention are handed one of all patches though none was given
         if tokens.positions is not None:
             if (tables := inputs.get("position_embeddings")) is not None:
                 cos, sin = (table[tokens.positions][:, None] for table in tables)
@@ -69,11 +76,6 @@ class SplitLayer(SplitBlock):
     def attention_half(
         self: Any, x: Tensor, visit: Visit, attention_mask: Tensor | None = None, **inputs: Any
     ) -> Tensor:
-        if attention_mask is not None and visit.tokens.valid is None:
-            raise ValueError(
-                "a pruning block takes no attention_mask: the paper's attention distribution runs over all patches, "
-                "and a mask would not fit the tokens that remain. Call the model without one, or unprune_ it."
-            )
         parts = self.parts
         if self.masked:
             inputs["attention_mask"] = attention_mask

@@ -14,11 +14,13 @@ from entropatch.surgery.errors import UnsupportedModelError
 BY_QUERIES = ("Blip2", "InstructBlip", "Blip")
 
 
-def fit_processor(processor: Any, model: nn.Module, tokens_left: Callable[[int, int | None], int]) -> int | None:
-    """See `entropatch.fit_processor_`."""
+def fit_processor(
+    processor: Any, model: nn.Module, prefix: int, tokens_left: Callable[[int, int | None], int]
+) -> int | None:
+    """See `entropatch.fit_processor_`; `prefix` is how many prefix tokens the tower has."""
     name, kind = type(model).__name__, type(processor).__name__
     if name.startswith("Llava") and kind == "LlavaProcessor":
-        return _fit_llava(processor, model, tokens_left)
+        return _fit_llava(processor, model, prefix, tokens_left)
     if name.startswith("PaliGemma") and kind == "PaliGemmaProcessor":
         processor.image_seq_length = tokens_left(_patches(model), None)
         return processor.image_seq_length
@@ -30,7 +32,7 @@ def fit_processor(processor: Any, model: nn.Module, tokens_left: Callable[[int, 
     )
 
 
-def _fit_llava(processor: Any, model: Any, tokens_left: Callable[[int, int | None], int]) -> int:
+def _fit_llava(processor: Any, model: Any, prefix: int, tokens_left: Callable[[int, int | None], int]) -> int:
     config, patches = model.config, _patches(model)
     depth = config.vision_config.num_hidden_layers
     layers = config.vision_feature_layer
@@ -44,9 +46,7 @@ def _fit_llava(processor: Any, model: Any, tokens_left: Callable[[int, int | Non
             "prune before the first of them only."
         )
     (left,) = counts
-    prefix = 1  # CLIP's class token, which the other strategy, "default", leaves out
-    whole = config.vision_feature_select_strategy == "full"
-    left += prefix if whole else 0
+    left += prefix - (config.vision_feature_select_strategy == "default")  # which leaves out the first token
     # It writes (h // p) · (w // p) + num_additional_image_tokens, and one less under "default".
     processor.num_additional_image_tokens = left - patches + (processor.vision_feature_select_strategy == "default")
     return left

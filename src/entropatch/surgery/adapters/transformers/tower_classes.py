@@ -26,9 +26,15 @@ class SplitTower:
 
     family: ClassVar[Family]
     stock: ClassVar[type]
+    mask_place: ClassVar[int | None]  # of attention_mask among the positional arguments
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # Made anew, as by type(model).from_pretrained, it has no setting, and is a stock tower. Copies give no config.
+        return cls.stock(*args, **kwargs) if args or kwargs else super().__new__(cls)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        run = Stepwise(self, self.grid_of(*args, **kwargs), self.padding_of(*args, **kwargs))
+        masked = self.is_masked(*args, **kwargs)
+        run = Stepwise(self, self.grid_of(*args, **kwargs), self.padding_of(*args, **kwargs), masked)
         self.refuse_outputs(kwargs)
         output = self.run_stock(*args, run=run, **kwargs)
         run.end()
@@ -42,6 +48,11 @@ class SplitTower:
         """The patch grid of an input."""
         height, width = pair(self.config.patch_size)
         return pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
+
+    def is_masked(self: Any, *args: Any, attention_mask: Any = None, **kwargs: Any) -> bool:
+        """Whether the caller gave an attention mask."""
+        place = self.mask_place
+        return attention_mask is not None or (place is not None and len(args) > place and args[place] is not None)
 
     def padding_of(self: Any, *args: Any, **kwargs: Any) -> Tensor | None:
         """Which patches of an input are none, False there: (batch, patches); None if the input cannot have such."""

@@ -1,0 +1,147 @@
+"""DynamicViT: a small network before some of the blocks predicts from the tokens which of them to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Making, Seen, drawn_
+from entropatch.schedule import number
+
+
+@dataclass(frozen=True)
+class KeepPredictor(LearnedCriterion):
+    """DynamicViT's prediction module (Rao et al. 2021); large = keep.
+
+    Before a pruning block, of its n patch tokens x_i of width D, with D̂ the decisions so far (all 1 at first):
+
+        z_i = GELU(W x̄_i + b)                          x̄ = LayerNorm(x), W of D × D
+        z_i = [z_i^local, z^global],                   z_i^local the first D/2 channels of z_i,
+        z^global = Σ_i D̂_i z_i^rest / Σ_i D̂_i          of its other channels
+        π_i = softmax(MLP(z_i))                        D → D/2 → D/4 → 2, GELU between; π_i0 keeps, π_i1 drops
+
+    At inference the k patches with the highest log π_i0 stay, k = int(n0 · ρ^s) of the n0 that entered the model in the
+    s-th pruning block: the schedule `ShareOfTotal`; the others are gone before the block's attention.
+
+    While the model trains all tokens stay, and D̂ ← D̂ ⊙ GumbelSoftmax(π)_0, hard, with the gradients of the soft sample.
+    A dropped token is no key any more but for itself: the attention of the later blocks is
+
+        A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik),    G_ij = 1 where i = j, else D̂_j
+
+    Its loss, beside the cross entropy and 0.5 of the KL divergence to a frozen dense teacher (`Recipe.distillation`):
+
+        ratio_weight · 1/S Σ_s mean over images (ρ^s - 1/n0 Σ_i D̂_i^s)²
+        + token_weight · mean over the patches with D̂_i = 1 at the end, and their channels, of (t_i - t'_i)²
+
+    with t and t' the tokens of student and teacher behind the final norm.
+
+    What differs from the released code: that adds 10⁻⁶ to the sums of the masked softmax. The patches that stay keep
+    their own order, there that of their scores, which no output depends on. Every prefix token is kept.
+
+    Args:
+        ratio_weight, token_weight: as above; the paper's 2 and 0.5.
+        seed: of the weights it starts from.
+    """
+
+    needs_class_token: ClassVar[bool] = True
+    teaches: ClassVar[bool] = True
+    recipe: ClassVar[str | None] = "dynamicvit"
+
+    ratio_weight: float = 2.0
+    token_weight: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("ratio_weight", "token_weight"):
+            object.__setattr__(self, name, weight(name, getattr(self, name)))
+
+    @property
+    def label(self) -> str:
+        return "predicted"
+
+    def make(self, making: Making) -> nn.Module:
+        return drawn_(Predictor(making.width))
+
+    def decide(self, entering: Entering) -> Decision:
+        predictor: Any = entering.weights
+        kept = entering.kept
+        log_shares = predictor(entering.patches, kept)
+        scores = log_shares[..., 0]
+        if not entering.training:
+            return Decision(scores.float())
+        now = kept * F.gumbel_softmax(log_shares.float(), hard=True, dim=-1)[..., 0].to(kept.dtype)
+        return Decision(scores.detach().float(), entering.masked(now), note={"kept": now})
+
+    def losses(self, seen: Seen) -> dict[str, Tensor]:
+        terms = {"ratio": self.ratio_weight * ratio_loss(seen)}
+        if self.token_weight:
+            terms["tokens"] = self.token_weight * token_loss(seen)
+        return terms
+
+    def mass(self, scores: Tensor) -> Tensor:
+        """Each patch's probability to be kept, divided by the sum over the patches."""
+        shares = scores.float().exp()
+        return shares / shares.sum(1, keepdim=True)
+
+
+class Predictor(nn.Module):
+    """One prediction module: tokens (batch, n, width) and which of them count (batch, n) -> log π, (batch, n, 2)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"the tokens must be of a width that 4 divides, but theirs is {width}.")
+        self.embed: nn.Module = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.score: nn.Module = nn.Sequential(
+            nn.Linear(width, width // 2),
+            nn.GELU(),
+            nn.Linear(width // 2, width // 4),
+            nn.GELU(),
+            nn.Linear(width // 4, 2),
+        )
+
+    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+        z = self.embed(x)
+        local, rest = z.split(z.shape[-1] // 2, dim=-1)
+        counted = kept[..., None].to(z.dtype)
+        # A whole number but for rounding, and none may count; a bound of 1 would stop the gradient of a single one.
+        number = counted.sum(1, keepdim=True).clamp(min=0.5)
+        overall = (rest * counted).sum(1, keepdim=True) / number
+        return self.score(torch.cat((local, overall.expand_as(rest)), dim=-1)).log_softmax(-1)
+
+
+def ratio_loss(seen: Seen) -> Tensor:
+    """1/S Σ_s mean over images (ρ^s - mean over patches D̂^s)²."""
+    if not seen.notes:  # a keep rate of 1
+        return seen.tokens.new_zeros((), dtype=torch.float32)
+    terms = [(note.share - note.values["kept"].float().mean(1)).square().mean() for note in seen.notes]
+    return torch.stack(terms).mean()
+
+
+def token_loss(seen: Seen) -> Tensor:
+    """The mean squared difference to the teacher's tokens, over channels and the patches that count at the end."""
+    if seen.taught is None:
+        raise ValueError("the loss of tokens asks for a teacher: a dense model of the same shape, or token_weight=0.")
+    prefix, own = seen.num_prefix_tokens, seen.tokens.float()
+    if seen.taught.shape != own.shape:
+        raise ValueError(
+            f"the teacher's tokens must have the shape of the model's, {tuple(own.shape)}, but have "
+            f"{tuple(seen.taught.shape)}; use the dense model itself, or token_weight=0."
+        )
+    apart = (own - seen.taught.float())[:, prefix:].square().mean(2)
+    if seen.mask is None:
+        return apart.mean()
+    counted = (seen.mask[:, prefix:] > 0.5).to(apart.dtype)
+    return (apart * counted).sum() / counted.sum().clamp(min=1)
+
+
+def weight(name: str, value: Any) -> float:
+    """The weight of a term of a loss. Raises TypeError, ValueError for what is none."""
+    value = number(name, value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a weight of at least 0, but got {value!r}.")
+    return value

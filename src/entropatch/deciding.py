@@ -1,0 +1,93 @@
+"""Schedules of methods that learn which tokens to drop: a share of all patches, or those that the scores say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from entropatch.schedule import RemovePerBlock, Schedule, Site
+
+
+@dataclass(frozen=True)
+class ShareOfTotal(Schedule):
+    """k = int(n0 · ρ^s) in the s-th reducing block, of the n0 patches that entered the model: DynamicViT's (Rao 2021).
+
+    The power and the product are computed and cut off in double precision, as the released code does it, so that 0.7²
+    of 100 patches are 48. Where blocks have rates of their own, their product stands for the power. At least 1.
+    """
+
+    def count(self, site: Site, mass: Tensor | None) -> int:
+        if isinstance(site.total, torch.SymInt):
+            return torch.sym_int(site.total * site.share)
+        return int(int(site.total) * site.share)
+
+
+@dataclass(frozen=True)
+class RemoveBetweenBlocks(RemovePerBlock):
+    """r tokens less before each block but the first and the last: Token Cropr's (Bergner et al. 2025), n - R each time.
+
+    Args:
+        r, inflection: as in `RemovePerBlock`; None for r: as many in all as three stages of the keep rate remove.
+    """
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return tuple(range(1, max(depth - 1, 2)))
+
+
+@dataclass(frozen=True)
+class AboveZero(Schedule):
+    """The patches whose score is above 0 stay, in each image: those that a criterion decides to keep; perhaps none.
+
+    Args:
+        sizes: None: what images keep is not rounded, since with other patches than those they would give other outputs.
+    """
+
+    per_image: ClassVar[bool] = True
+    reads: ClassVar[str] = "level"
+
+    sizes: tuple[float, ...] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        if self.sizes is not None:
+            raise ValueError(f"sizes must be None: the scores say which patches stay, but got {self.sizes!r}.")
+
+    @property
+    def label(self) -> str:
+        return "as decided"
+
+    def rounded(self, counts: Tensor, site: Site) -> Tensor:
+        return counts
+
+    def chosen(self, site: Site, mass: Tensor) -> Tensor:
+        return mass > 0
+
+    def count(self, site: Site, mass: Tensor | None) -> Tensor:
+        assert mass is not None
+        return (mass > 0).sum(1)
+
+
+@dataclass(frozen=True)
+class AboveZeroEverywhere(AboveZero):
+    """`AboveZero` before every block but the first: A-ViT's (Yin et al. 2022)."""
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return tuple(range(1, depth))
+
+
+@dataclass(frozen=True)
+class TowardsShare(AboveZero):
+    """`AboveZero`, of a model that is trained to keep a share ρ^s of the batch's patches in the s-th reducing block.
+
+    At inference the scores alone say how many stay; SPViT's (Kong et al. 2022). A keep rate of 1 keeps all.
+    """
+
+    @property
+    def uses_keep_rate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return True
+
+    @property
+    def label(self) -> str:
+        return ""

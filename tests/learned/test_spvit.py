@@ -1,0 +1,150 @@
+"""SPViT against a slow twin: what each image keeps, the package token, both losses and all gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import reference_methods
+import torch
+import torch.nn.functional as F
+from small_models import awaken, create, photographs
+from small_towers import clip, pictures, torchvision_model
+
+import entropatch
+from entropatch import PruneConfig, UnsupportedModelError, method_loss, prune_
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BLOCKS = (1, 2, 3)
+
+
+def pruned(name: str = "deit", **fields: Any) -> Any:
+    model: Any = prune_(create(name).double(), method="spvit", keep_rate=0.7, **fields)
+    awaken(model.entropatch)
+    return model
+
+
+def selectors(model: Any) -> dict[int, Any]:
+    return {int(block): part for block, part in model.entropatch.items()}
+
+
+@pytest.mark.parametrize("name", ["deit", "deit distilled", "deit-iii"])
+def test_inference_is_the_slow_twin(name: str) -> None:
+    model = pruned(name)
+    images = photographs(model, batch=4).double()
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        output = model(images)
+    parts, stock = selectors(model), entropatch.unprune_(model)
+    kept_counts = set()
+    for i, image in enumerate(images):
+        expected, _, stages, _, _ = reference_methods.packaging_pass(stock, image[None], parts, None)
+        torch.testing.assert_close(output[i], expected[0].detach())
+        assert [[j for j in kept[i].tolist() if j >= 0] for kept in trace.kept] == stages
+        kept_counts.add(tuple(map(len, stages)))
+    assert len(kept_counts) > 1  # images differ
+    assert any(isinstance(count, list) for count in trace.counts)
+
+
+def test_training_is_the_slow_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise: list[torch.Tensor] = []
+
+    def gumbel(logits: torch.Tensor, hard: bool, dim: int) -> torch.Tensor:
+        drawn = -torch.empty_like(logits).exponential_().log()
+        noise.append(drawn)
+        soft = (logits + drawn).softmax(dim)
+        return F.one_hot(soft.argmax(dim), 2) - soft.detach() + soft
+
+    monkeypatch.setattr(F, "gumbel_softmax", gumbel)
+    teacher: Any = create("deit").double()
+    model = pruned().train()
+    images = photographs(model).double()
+    torch.manual_seed(3)
+    with method_loss(model, teacher) as own:
+        logits = model(images)
+        with torch.no_grad():
+            teacher(images)
+        terms = own.terms()
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+    ((logits * weights).sum() + sum(terms.values())).backward()
+    found = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    model.eval()
+    parts, stock = selectors(model), entropatch.unprune_(model)
+    for part in (stock, *parts.values()):
+        part.zero_grad()
+    outputs, each, apart, count = [], [], 0.0, 0
+    for i, image in enumerate(images):
+
+        def drawn(stage: int, j: int, log_shares: torch.Tensor, i: int = i) -> torch.Tensor:
+            soft = (log_shares + noise[stage][i, j]).softmax(0)
+            return (1.0 if soft[0] > soft[1] else 0.0) - soft[0].detach() + soft[0]
+
+        output, tokens, _, shares, counted = reference_methods.packaging_pass(stock, image[None], parts, drawn)
+        outputs.append(output[0])
+        each.append(shares)
+        with torch.no_grad():
+            taught = teacher.forward_features(image[None])
+        for j, d in enumerate(counted):
+            if d > 0.5:
+                apart, count = apart + (tokens[0, 1 + j] - taught[0, 1 + j]).square().mean(), count + 1
+    expected = torch.stack(outputs)
+    torch.testing.assert_close(logits, expected)
+    means = [sum(shares) / len(each) for shares in zip(*each, strict=True)]
+    losses: dict[str, Any] = {
+        "ratio": 2 * sum((0.7 ** (s + 1) - mean) ** 2 for s, mean in enumerate(means)) / 3,
+        "tokens": 0.5 * apart / count,
+    }
+    for key, value in losses.items():
+        torch.testing.assert_close(terms[key].double(), value, rtol=1e-5, atol=1e-7)
+    ((expected * weights).sum() + sum(losses.values())).backward()
+    for key, grad in found.items():
+        names = key.split(".")
+        of = parts[int(names[1])] if names[0] == "entropatch" else stock
+        twin = of.get_parameter(".".join(names[2:]) if names[0] == "entropatch" else key).grad
+        torch.testing.assert_close(grad, twin, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: key + text)
+    assert all(found[f"entropatch.{block}.voice.0.weight"].abs().max() > 0 for block in BLOCKS)
+
+
+def test_a_keep_rate_of_one_is_the_stock_model() -> None:
+    model = create("deit")
+    images = photographs(model)
+    expected = model(images)
+    assert torch.equal(prune_(model, method="spvit", keep_rate=1.0)(images), expected)
+    assert torch.equal(model.train()(images), expected)
+
+
+def test_by_name_and_saved() -> None:
+    config = PruneConfig(method="spvit", keep_rate=(0.617, 0.598, 0.371), blocks=(3, 6, 9))
+    assert PruneConfig.from_json(config.to_json()) == config
+    assert [round(stage.share, 3) for stage in config.stages(12)] == [0.617, 0.369, 0.137]
+
+
+def test_images_do_not_know_of_each_other_on_any_library() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    vit = awaken(transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, image_size=80))).eval()
+    images = pictures(4)
+    for model in (create("deit"), torchvision_model(), clip().visual.eval(), vit):
+        prune_(model, method="spvit")
+        awaken(next(part for key, part in model.named_modules() if key.endswith("entropatch")))
+        with torch.no_grad():
+            together = model(images)
+            apart = [model(image[None]) for image in images]
+        together, *apart = (getattr(output, "logits", output) for output in (together, *apart))
+        torch.testing.assert_close(together, torch.cat(apart), atol=1e-5, rtol=1e-5)
+
+
+def test_restore_has_every_patch() -> None:
+    model: Any = pruned().float()
+    images = photographs(model)
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        dense = entropatch.restore(model.forward_features(images), trace)
+    assert dense.shape == (2, 5, 5, 32)
+    assert dense.isfinite().all()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="needs a class token"):
+        prune_(create("siglip"), method="spvit")
+    with pytest.raises(UnsupportedModelError, match="no place of the grid"):
+        prune_(create("rope mixed"), method="spvit")
