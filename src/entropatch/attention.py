@@ -83,6 +83,17 @@ class BlockAttention:
             Only the output has them; whatever else is asked takes `key_bias`, which says the same without.
     """
 
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    key_bias: Tensor | None
+    positions: Tensor | None
+    total: int | None
+    carried: Mapping[str, Tensor]
+    backend: str
+    mask: Tensor | None
+
     def __init__(
         self,
         q: Tensor,

@@ -83,6 +83,11 @@ class Gallery:
         model_name: how the figures call the model.
     """
 
+    model: nn.Module
+    folder: Path
+    settings: GallerySettings
+    statistics: RunningStatistics
+
     def __init__(self, model: nn.Module, folder: str | Path, settings: GallerySettings, model_name: str = ""):
         self.model, self.folder, self.settings = model, Path(folder), settings
         self.model_name = model_name

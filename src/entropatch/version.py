@@ -1,3 +1,3 @@
 """The version of this package, as modules below its public names read it."""
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"

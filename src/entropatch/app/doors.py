@@ -28,6 +28,9 @@ class Doors:
         names: further names under which it may be asked, such as that of a proxy.
     """
 
+    local: bool
+    names: set[str]
+
     def __init__(self, app: Any, host: str, names: Iterable[str] = ()):
         self.app = app
         self.local = is_loopback(host)

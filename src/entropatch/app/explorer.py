@@ -129,6 +129,8 @@ class Explorer:
     does not allow pass through every method; what was there before stays.
     """
 
+    photographs: dict[str, Image.Image]
+
     def __init__(self, load: Load, photographs: dict[str, Image.Image], *, repeats: int = 5):
         self.photographs = dict(photographs)
         self.repeats = repeats

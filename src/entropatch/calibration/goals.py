@@ -58,6 +58,12 @@ class Finder:
         spending: what schedules cost, in time where the goal is speed.
     """
 
+    subject: Subject
+    sensitivities: Sensitivities
+    spending: Spending
+    effort: float
+    search: Search
+
     def __init__(self, subject: Subject, sensitivities: Sensitivities, spending: Spending):
         self.subject, self.sensitivities, self.spending = subject, sensitivities, spending
         self.effort = subject.settings.effort

@@ -37,6 +37,13 @@ class Judge:
         on_step: called after each batch, also one that was known already.
     """
 
+    model: nn.Module
+    batches: Sequence[Tensor]
+    objective: str
+    ledger: Ledger
+    on_step: Callable[[], None]
+    passes: int
+
     def __init__(
         self,
         model: nn.Module,

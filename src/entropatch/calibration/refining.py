@@ -36,6 +36,13 @@ class Search:
         seed: of the changes that are tried.
     """
 
+    judge: Judge
+    sensitivities: Sensitivities
+    spending: Spending
+    batches: list[int]
+    most: int
+    random: random.Random
+
     def __init__(
         self,
         judge: Judge,

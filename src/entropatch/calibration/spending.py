@@ -30,6 +30,14 @@ class Spending(ABC):
         ledger: what was taken before.
     """
 
+    model: nn.Module
+    images: Tensor
+    ledger: Ledger
+    depth: int
+    patches: int
+    prefix: int
+    dense: float
+
     unit = ""
     whole: float | None = None  # the dense model's cost, where it needs no taking
 
@@ -156,7 +164,7 @@ class Time(Spending):
     """The time of a batch over that of the dense model, both measured in turns: one over the speed-up."""
 
     unit = "time"
-    whole = 1.0
+    whole: float | None = 1.0
     repeats = 7
 
     def text(self, cost: float) -> str:

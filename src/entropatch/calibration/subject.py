@@ -90,21 +90,26 @@ class Subject:
         first: the first batch, on the model's device.
     """
 
+    model: nn.Module
+    settings: Settings
+    prefix: int
+    has_class_token: bool
+
     def __init__(
         self, model: nn.Module, images: Any, settings: Settings, folder: str | Path | None, on_step: OnStep | None
     ):
         self.model, self.settings, self._tell = model, settings, on_step
-        self.depth = block_count(model)
-        self.blocks = _blocks(settings.blocks, self.depth)
+        self.depth: int = block_count(model)
+        self.blocks: list[int] = _blocks(settings.blocks, self.depth)
         batch = as_batch(images, model)
         if len(batch) < LEAST_IMAGES:
             raise ValueError(f"images must be at least {LEAST_IMAGES}, better 64 to 512, but got {len(batch)}.")
         if bad := int((~batch.isfinite()).flatten(1).any(1).sum()):
             raise ValueError(f"images must be finite, but {bad} of {len(batch)} hold NaN or infinity.")
-        self.objective = settings.objective or ("logits" if has_head(pruned_or_stock(model)) else "features")
+        self.objective: str = settings.objective or ("logits" if has_head(pruned_or_stock(model)) else "features")
         about = {"model": fingerprint(model), "images": digest(batch), "objective": self.objective}
         about |= {"seed": settings.seed, "batch_size": settings.batch_size, "held_out": settings.held_out}
-        self.ledger = Ledger(folder, about)
+        self.ledger: Ledger = Ledger(folder, about)
         self._before = pruning_config(model) if is_pruned(model) else None
         self._modes = {module: module.training for module in model.modules()}
         prune_(model, PruneConfig(keep_rate=1.0))
@@ -121,17 +126,17 @@ class Subject:
         held = min(max(2, round(settings.held_out * len(batch))), len(batch) - 2)
         chosen, out = (batch[order[part]] for part in (slice(held, None), slice(held)))
         parts = [chosen.split(settings.batch_size), out.split(settings.batch_size)]
-        self.images = {"chosen by": len(chosen), "held out": len(out)}
-        self.choosing = list(range(len(parts[0])))
-        self.holding = list(range(len(parts[0]), len(parts[0]) + len(parts[1])))
+        self.images: dict[str, int] = {"chosen by": len(chosen), "held out": len(out)}
+        self.choosing: list[int] = list(range(len(parts[0])))
+        self.holding: list[int] = list(range(len(parts[0]), len(parts[0]) + len(parts[1])))
         parameter = next(model.parameters())
         shares = [share_of(part).to(parameter.dtype) for part in (*parts[0], *parts[1])]
         self._what, self._done, self._total = "", 0, 0
-        self.judge = Judge(model, shares, self.objective, self.ledger, self._step)
+        self.judge: Judge = Judge(model, shares, self.objective, self.ledger, self._step)
         part: Any = pruned_part(model)
         adapter = pruning_of(model).adapter
         self.prefix, self.has_class_token = adapter.num_prefix_tokens(part), adapter.has_class_token(part)
-        self.first = shares[0].to(parameter.device)
+        self.first: Tensor = shares[0].to(parameter.device)
         prune_(model, PruneConfig(keep_rate=0.5, blocks=(0,)))
         try:
             with torch.inference_mode(), trace(model) as seen:
@@ -139,7 +144,7 @@ class Subject:
         except (RuntimeError, AssertionError) as error:  # of another size, or with other channels
             size = tuple(self.first.shape[1:])
             raise ValueError(f"images must be such as the model takes, but it fails on {size}: {error}") from error
-        self.patches = int(seen.counts[0])  # pyright: ignore[reportArgumentType]
+        self.patches: int = int(seen.counts[0])  # pyright: ignore[reportArgumentType]
 
     def close(self) -> None:
         """Leave the model as it was found."""

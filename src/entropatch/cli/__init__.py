@@ -9,7 +9,7 @@ import typer
 
 from entropatch.cli.terminal import show_what_can_be_shown
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="entropatch",
     help="Prune, compare and inspect Vision Transformers by attention entropy.",
     no_args_is_help=True,

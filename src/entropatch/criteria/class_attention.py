@@ -15,7 +15,13 @@ from entropatch.criteria.base import Criterion
 class ClassAttention(Criterion):
     """EViT's score (Liang et al. 2022): the class token's attention on each patch, mean over heads.
 
+    With A^h the softmaxed attention of head h over all tokens, 0 the class token:
+
+        s_j = (1/H) Σ_h A^h[0, j]
+
     With `reduction="fuse"` this is EViT; with `reduction="drop"` EViT without its fused token.
+
+    Fails where the class token has not gathered anything yet, as in the first blocks, and on models without one.
     """
 
     needs_class_token: ClassVar[bool] = True

@@ -118,11 +118,11 @@ class Selector(nn.Module):
             raise ValueError(f"the tokens must be of a width that 2 · {heads} heads divide, but theirs is {width}.")
         d = width // heads
         self.heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.local = nn.Sequential(nn.Linear(d, d // 2), nn.GELU())
-        self.overall = nn.Sequential(nn.Linear(d, d // 2), nn.GELU())
-        self.score = nn.Sequential(nn.Linear(d, d // 2), nn.GELU(), nn.Linear(d // 2, 2))
-        self.voice = nn.Sequential(nn.Linear(heads, heads), nn.GELU(), nn.Linear(heads, heads))
+        self.norm: nn.Module = nn.LayerNorm(width)
+        self.local: nn.Module = nn.Sequential(nn.Linear(d, d // 2), nn.GELU())
+        self.overall: nn.Module = nn.Sequential(nn.Linear(d, d // 2), nn.GELU())
+        self.score: nn.Module = nn.Sequential(nn.Linear(d, d // 2), nn.GELU(), nn.Linear(d // 2, 2))
+        self.voice: nn.Module = nn.Sequential(nn.Linear(heads, heads), nn.GELU(), nn.Linear(heads, heads))
 
     def forward(self, x: Tensor, counted: Tensor) -> Tensor:
         x = self.norm(x).unflatten(2, (self.heads, -1))  # (batch, n, heads, d)

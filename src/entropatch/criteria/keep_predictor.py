@@ -95,8 +95,8 @@ class Predictor(nn.Module):
         super().__init__()
         if width % 4:
             raise ValueError(f"the tokens must be of a width that 4 divides, but theirs is {width}.")
-        self.embed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
-        self.score = nn.Sequential(
+        self.embed: nn.Module = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.score: nn.Module = nn.Sequential(
             nn.Linear(width, width // 2),
             nn.GELU(),
             nn.Linear(width // 2, width // 4),

@@ -77,6 +77,8 @@ class Mix(Criterion):
 class Product(Criterion):
     """log(share of a) + log(share of b): patches in the order of the product of both shares (`Criterion.mass`).
 
+        s_j = log(a_j / Σ a) + log(b_j / Σ b)
+
     `Product(ClassAttention(), Renyi(2.0))` ranks by the class token's attention times exp(-H₂), one over the
     perplexity of the patch's own attention. A share below the least normal float32 counts as that. Cost as of `Mix`.
 

@@ -98,9 +98,13 @@ class QueryScore(LearnedCriterion):
 class Scorer(nn.Module):
     """The queries of one block, and in training the head they feed: patches (batch, n, width) -> (batch, classes)."""
 
+    norm: nn.Module | None
+    mlp: nn.Module | None
+    head: nn.Module | None
+
     def __init__(self, width: int, queries: int, classes: int | None):
         super().__init__()
-        self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(queries, width), std=0.02))
+        self.query: nn.Parameter = nn.Parameter(nn.init.trunc_normal_(torch.empty(queries, width), std=0.02))
         self.norm = self.mlp = self.head = None
         if classes is not None:
             self.norm = nn.LayerNorm(width)

@@ -17,7 +17,15 @@ from entropatch.entropy import check_order
 class Renyi(Criterion):
     """Low attention entropy = keep: -mean over heads of H_α (arXiv 2604.03803). Order 1 is Shannon, inf min-entropy.
 
+    With p_i^h the softmax of patch i's logits over the n patches alone, in head h of H (no class token, no registers):
+
+        s_i = -(1/H) Σ_h H_α(p_i^h)        H_α(p) = log(Σ_j p_j^α) / (1 - α)
+        H_1(p) = -Σ_j p_j log p_j          H_∞(p) = -log max_j p_j
+
     Each head's entropy is taken first and the plain mean over heads after, in nats.
+
+    Fails where low entropy does not mark what the model reads: which block, order and data that is differs so much that
+    it is to be measured (`entropatch.calibrate`), not assumed.
     """
 
     knows_padding: ClassVar[bool] = True

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 
@@ -48,6 +49,9 @@ class LabelledImages(ABC):
 class ImageFiles(LabelledImages):
     """Images in files."""
 
+    files: list[str | Path]
+    labels: list[int]
+
     def __init__(self, files: Sequence[str | Path], labels: Sequence[int]):
         self.files, self.labels = list(files), list(labels)
 
@@ -75,6 +79,9 @@ class ImageFiles(LabelledImages):
 class ImageArray(LabelledImages):
     """Grey images in one array (images, height, width) of bytes."""
 
+    images: NDArray[Any]
+    labels: list[int]
+
     def __init__(self, images: np.ndarray, labels: Sequence[int] | np.ndarray):
         self.images, self.labels = images, [int(label) for label in labels]
 
@@ -90,6 +97,9 @@ class ImageArray(LabelledImages):
 
 class Chosen(LabelledImages):
     """Some images of a list: number i is number `places[i]` of the whole."""
+
+    whole: LabelledImages
+    places: list[int]
 
     def __init__(self, whole: LabelledImages, places: Sequence[int]):
         self.whole, self.places = whole, list(places)

@@ -34,6 +34,15 @@ class TrainingBatches:
         ValueError: the batch cannot be split into pieces of an even size, or exceeds the data set.
     """
 
+    images: int
+    batch_size: int
+    seed: int
+    process: int
+    processes: int
+    accumulate: int
+    epoch: int
+    step: int
+
     def __init__(
         self, images: int, batch_size: int, seed: int, process: int = 0, processes: int = 1, accumulate: int = 1
     ):

@@ -108,6 +108,13 @@ class CutOutsOnPhotographs:
         DataError: fewer photographs than objects.
     """
 
+    cutouts: list[CutOut]
+    photographs: LabelledImages
+    side: int
+    canvas: int
+    seed: int
+    backgrounds: list[int]
+
     def __init__(
         self,
         cutouts: Sequence[CutOut],

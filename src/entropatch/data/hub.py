@@ -17,6 +17,11 @@ from entropatch.extras import require
 class HubImages(LabelledImages):
     """One split; images are decoded here, so that a damaged one is reported like any other."""
 
+    rows: Any
+    column: str
+    labels: list[int]
+    split: str
+
     def __init__(self, rows: Any, image_column: str, labels: Sequence[int], name: str):
         datasets = require("datasets", "datasets")
         self.rows = rows.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])

@@ -104,12 +104,16 @@ def evaluation_transform_of(model: nn.Module, image_size: int) -> Transform:
     return evaluation_transform(config) if own is None else own.tensor
 
 
-class TrainingImages(Dataset):
+class TrainingImages(Dataset[Any]):
     """Augmented images by (epoch, number), each with random numbers of its own, so that order and place do not matter.
 
     A damaged image is replaced by the next sound one of the list, and its name comes along. Ten next to each other
     (`MOST_IN_A_ROW`) raise `DataError`, since then the data set is at fault.
     """
+
+    images: LabelledImages
+    transform: Transform
+    seed: int
 
     def __init__(self, images: LabelledImages, transform: Transform, seed: int):
         self.images, self.transform, self.seed = images, transform, seed
@@ -130,8 +134,11 @@ class TrainingImages(Dataset):
         raise DataError(f"{len(damaged)} images in a row are damaged; repair the data set. The first: {damaged[0]}.")
 
 
-class EvaluationImages(Dataset):
+class EvaluationImages(Dataset[Any]):
     """Images as they are tested. A damaged one is None, so that it is not counted, and its name comes along."""
+
+    images: LabelledImages
+    transform: Transform
 
     def __init__(self, images: LabelledImages, transform: Transform):
         self.images, self.transform = images, transform
@@ -148,7 +155,7 @@ class EvaluationImages(Dataset):
 
 def training_loader(
     images: LabelledImages, transform: Transform, batches: TrainingBatches, workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
+) -> DataLoader[Any]:
     """Yields a `Batch` for each piece that `batches` plans; `workers` processes read ahead (see above on forks)."""
     return DataLoader(
         TrainingImages(images, transform, batches.seed),
@@ -169,7 +176,7 @@ def evaluation_loader(
     processes: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """Yields each image once, in order; with several processes each gets every `processes`-th, none twice.
 
     `workers` processes read ahead (see above on forks).

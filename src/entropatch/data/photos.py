@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from entropatch.data.base import DataError, DataSet, LabelledImages
@@ -14,7 +16,7 @@ from entropatch.data.fashion_mnist import CLASSES, FILES, load_split
 # Some garments are surrounded by specks of values 1 … 8, which are no cloth.
 SPECKS = 8
 # Test backgrounds are other photographs than those trained on.
-BUNDLED = {"train": ("astronaut", "cat", "rocket", "flower"), "test": ("coffee", "china")}
+BUNDLED: dict[str, tuple[str, ...]] = {"train": ("astronaut", "cat", "rocket", "flower"), "test": ("coffee", "china")}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -24,6 +26,12 @@ class GarmentsOnPhotographs(LabelledImages):
     A square cut of a photograph, 0.4 to 1 times its short side, is scaled to `size`; the garment, its 28 pixels scaled
     to between ½ and ¾ of `size`, covers it where `mask` is true and nowhere else. It stays grey.
     """
+
+    garments: NDArray[Any]
+    labels: NDArray[Any]
+    photographs: list[Image.Image]
+    size: int
+    stream: int
 
     def __init__(
         self, garments: np.ndarray, labels: np.ndarray, photographs: Sequence[Image.Image], size: int, stream: int

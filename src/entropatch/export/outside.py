@@ -5,6 +5,7 @@ for batch "b" are saved as "0/b/0", "0/b/1", … in the file's own order. Nothin
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ import numpy as np
 ABSENT = ("entropatch", "timm", "transformers", "open_clip", "torchvision")
 
 
-def in_onnxruntime(path):
+def in_onnxruntime(path: str) -> Any:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -20,14 +21,14 @@ def in_onnxruntime(path):
     return lambda images: session.run(None, {name: images})
 
 
-def in_openvino(path):
+def in_openvino(path: str) -> Any:
     import openvino  # pyright: ignore[reportMissingImports]
 
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: [model([images])[output] for output in model.outputs]
 
 
-def in_torch(load):
+def in_torch(load: Any) -> Any:
     import torch
 
     program = load(torch)
@@ -42,15 +43,15 @@ def in_torch(load):
     return run
 
 
-def in_torch_export(path):
+def in_torch_export(path: str) -> Any:
     return in_torch(lambda torch: torch.export.load(path).module())
 
 
-def in_aotinductor(path):
+def in_aotinductor(path: str) -> Any:
     return in_torch(lambda torch: torch._inductor.aoti_load_package(path))
 
 
-RUNTIMES = {
+RUNTIMES: dict[str, Any] = {
     "onnxruntime": in_onnxruntime,
     "openvino": in_openvino,
     "torch-export": in_torch_export,
@@ -58,7 +59,7 @@ RUNTIMES = {
 }
 
 
-def main(runtime, inputs, outputs, *paths):
+def main(runtime: str, inputs: str, outputs: str, *paths: str) -> None:
     for name in ABSENT:
         sys.modules[name] = None  # pyright: ignore[reportArgumentType]  # importing it fails from here on
     results = {}

@@ -24,6 +24,7 @@ from entropatch.figures.style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE_ROOM, TITLE_LINE = 1.5 * LINE, 0.2
 TITLE_LETTERS_PER_INCH = 8.0
@@ -38,6 +39,11 @@ class Page:
         width, height: of the whole page.
         top: where the drawing begins, from the top.
     """
+
+    width: float
+    top: float
+    height: float
+    figure: Figure
 
     def __init__(self, width: float, drawing: float, title: str = "", notes: Iterable[str] = ()):
         """`drawing` is the height of the room for the drawing."""

@@ -21,6 +21,12 @@ HEADS = 1.3 * LINE  # above the columns
 class Sheet(Page):
     """Equally large pictures in rows and columns, with labels, heads, a colour bar and notes; laid out in inches."""
 
+    cell: tuple[float, float]
+    left: float
+    row: float
+    top: float
+    tops: list[float]
+
     def __init__(
         self,
         below: Sequence[float],

@@ -86,6 +86,10 @@ class RunningStatistics:
             (orders, blocks, bins), int64.
     """
 
+    orders: tuple[float, ...]
+    bins: int
+    images: int
+
     def __init__(self, orders: Sequence[float], bins: int = BINS):
         self.orders, self.bins = tuple(orders), bins
         self.images = 0

@@ -21,7 +21,7 @@ from entropatch.models.card import card_of
 from entropatch.records.correct import Bits, CorrectImages
 
 # What autocast computes in, by the precision asked for; None is without it.
-AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def _none() -> Bits:

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 class ImageModel(nn.Module):
     """A transformers model: images -> the scores of its classes, or where it has none what it pools."""
 
+    model: nn.Module
+    num_classes: int
+
     entropatch_tower: ClassVar[str] = "model"
 
     def __init__(self, model: nn.Module, num_classes: int):
@@ -40,6 +43,10 @@ class ZeroShotClassifier(nn.Module):
         scale: exp of the model's logit scale.
     """
 
+    visual: nn.Module
+    scale: float
+    num_classes: int
+
     entropatch_tower: ClassVar[str] = "visual"
     classes: Tensor
 
@@ -54,6 +61,10 @@ class ZeroShotClassifier(nn.Module):
 
 class TowerClassifier(nn.Module):
     """A tower of OpenCLIP's with a new linear classifier, to be trained."""
+
+    visual: nn.Module
+    num_classes: int
+    head: nn.Linear
 
     entropatch_tower: ClassVar[str] = "visual"
 

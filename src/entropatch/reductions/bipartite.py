@@ -21,8 +21,15 @@ class BipartiteMerge(Reduction):
     The tokens are split by their place in the sequence, prefix tokens counted: A holds the even ones, B the odd ones.
     Each patch of A has one edge, to the patch of B whose key (mean over heads) has the highest cosine with its own; the
     n - k strongest edges are merged, as means weighted by the tokens' sizes. Prefix tokens neither merge nor are merged
-    into. The tokens that leave are those left of A, then B, each in their order, which decides the next block's split.
+    into.
+
+        partner(a) = argmax_{b ∈ B} cos(k_a, k_b)        x_b ← (s_b x_b + Σ_a s_a x_a) / (s_b + Σ_a s_a)
+
+    with s a token's size, and the sums over the merged a whose partner is b. The tokens that leave are those left of A,
+    then B, each in their order, which decides the next block's split.
     Ties go to the lower index. No criterion is asked.
+
+    Fails where few patches are alike: it must merge as many all the same, and at most half of them in a block.
 
     Args:
         proportional: ToMe's proportional attention: later attention adds log(size) to the logits of a key.

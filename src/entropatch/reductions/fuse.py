@@ -16,8 +16,11 @@ from entropatch.tokens import Plan, Tokens, select
 class Fuse(Reduction):
     """`Drop`, with EViT's fused token appended last (Liang et al. 2022).
 
-    The fused token is Σ_j a_j x_j over the patches that do not stay, a_j the class token's attention, mean over heads,
-    not renormalised. A later stage scores, counts and keeps or removes it like any patch.
+    With a_j the class token's attention on patch j, mean over heads, not renormalised, and K the patches that stay:
+
+        x_new = Σ_{j ∉ K} a_j x_j
+
+    A later stage scores, counts and keeps or removes it like any patch.
     """
 
     kind: ClassVar[str] = "fuse"

@@ -18,7 +18,9 @@ class Merge(Reduction):
     """The k patches of the highest importance stay; every other one is merged into the most similar of them.
 
     Similarity is the cosine of the keys' mean over heads, as in ToMe (Bolya et al. 2023); ties go to the lower index.
-    A merged token is the mean of its tokens, weighted by their sizes, and stands where the kept one stood.
+    A merged token is the mean of its tokens, weighted by their sizes s, and stands where the kept one stood:
+
+        x_j ← (s_j x_j + Σ_i s_i x_i) / (s_j + Σ_i s_i)        over the i ∉ K with argmax_{k ∈ K} cos(k_i, k_k) = j
 
     Args:
         proportional: whether later attention counts a token as many times as it stands for patches.

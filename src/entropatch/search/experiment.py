@@ -44,6 +44,13 @@ class Experiment:
         ValueError: model, data and settings do not go together.
     """
 
+    settings: SearchSettings
+    data: DataSet
+    runtime: Runtime
+    on_text: Callable[[str], None]
+    folder: Path
+    device: torch.device
+
     def __init__(
         self,
         settings: SearchSettings,

@@ -64,6 +64,16 @@ class Worker:
         on_standing: called with the `Standing` before each trial, and while waiting.
     """
 
+    study: Study
+    points: Sequence[Point]
+    measure: Callable[[Point], dict[str, Any]]
+    retries: int
+    grace: float
+    wait: bool
+    poll: float
+    on_standing: Callable[[Standing], None]
+    done: int
+
     def __init__(
         self,
         study: Study,

@@ -22,7 +22,7 @@ from entropatch.surgery.detour import detoured, rejoined
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.opening import Opening, unparked
 from entropatch.surgery.split_block import SplitBlock
-from entropatch.surgery.state import ATTRIBUTE, PREFIX, Pruning, Reduced
+from entropatch.surgery.state import ATTRIBUTE, PREFIX, Pruning, Recorder, Reduced, Watch
 from entropatch.surgery.streams import Stream, leaving, regrouped
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens
@@ -49,6 +49,15 @@ class Passed:
         taken: what came out of the blocks asked for.
     """
 
+    modules: list[nn.Module]
+    grid: tuple[int, ...]
+    prefix: int
+    has_class_token: bool
+    recorder: Recorder | None
+    watches: list[Watch]
+    recorded: bool
+    streams: list[Stream]
+
     def __init__(
         self,
         model: nn.Module,
@@ -67,7 +76,7 @@ class Passed:
         self.prefix, self.has_class_token = adapter.num_prefix_tokens(model), adapter.has_class_token(model)
         self.recorder, self.watches = observers.recorder(), observers.watching()
         self.recorded = self.recorder is not None or len(taken) > 0 or followed
-        self.opening = Opening(own, len(self.modules), model.training, self.recorded)
+        self.opening: Opening = Opening(own, len(self.modules), model.training, self.recorded)
         self.reduced: list[Reduced] = []
         self.taken: dict[int, list[Stream]] = {}
         self._wanted = taken

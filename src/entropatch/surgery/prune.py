@@ -22,7 +22,7 @@ from entropatch.surgery.registry import Tower, adapter_of, supported, tower_of
 from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruned_part, pruning_of, unwrap
 from entropatch.surgery.weights import fit_weights, put_aside
 
-logger = logging.getLogger("entropatch")
+logger: logging.Logger = logging.getLogger("entropatch")
 
 
 def block_count(model: nn.Module) -> int:

@@ -25,6 +25,11 @@ class Shared:
         bytes_held: the most that is kept; what was not asked for longest goes first.
     """
 
+    bytes_held: int
+    thread: int
+    blocks_run: int
+    blocks_skipped: int
+
     def __init__(self, bytes_held: int = 2**28):
         self.bytes_held, self.thread = bytes_held, this_thread()
         self.blocks_run = self.blocks_skipped = 0

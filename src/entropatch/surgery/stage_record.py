@@ -22,6 +22,10 @@ class StageRecord:
         parts: what it did to images of one size each; one part unless the images differ.
     """
 
+    parts: tuple[Reduced, ...]
+    block: int
+    backend: str
+
     def __init__(self, parts: Sequence[Reduced]):
         self.parts = tuple(parts)
         self.block, self.backend = parts[0].stage.block, parts[0].backend

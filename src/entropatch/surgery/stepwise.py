@@ -35,6 +35,8 @@ class Stepwise:
         masked: whether the caller gave an attention mask.
     """
 
+    masked: bool
+
     def __init__(self, model: nn.Module, grid: tuple[int, ...], valid: Tensor | None = None, masked: bool = False):
         if valid is not None and torch.compiler.is_exporting():
             raise ValueError(

@@ -26,6 +26,10 @@ class Trace:
         thread: identifier of the thread that opened the trace, whose forward passes it records.
     """
 
+    config: PruneConfig
+    num_prefix_tokens: int
+    thread: int
+
     def __init__(self, config: PruneConfig, num_prefix_tokens: int, norm: nn.Module):
         self.config = config
         self.num_prefix_tokens = num_prefix_tokens

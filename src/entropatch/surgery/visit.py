@@ -46,6 +46,16 @@ class Visit:
         opened: whether tokens left, or came back, right before the block.
     """
 
+    block: int
+    stage: Stage | None
+    rows: Tensor | None
+    followers: Mapping[str, Criterion]
+    projection: Tensor | None
+    watches: Sequence[Watch]
+    recorded: bool
+    has_class_token: bool
+    backend: str
+
     def __init__(
         self,
         block: int,
@@ -64,7 +74,7 @@ class Visit:
         self.block, self.tokens, self.stage, self.rows = block, tokens, stage, rows
         self.followers, self.projection, self._entered = followers or {}, projection, tokens
         self.watches, self.recorded, self.has_class_token, self.backend = watches, recorded, has_class_token, backend
-        self.key_bias = tokens.key_bias() if proportional else None
+        self.key_bias: Tensor | None = tokens.key_bias() if proportional else None
         # Known before the scores, unless it depends on them.
         self.k: int | None = tokens.n if stage is None else None
         self._valid_counts: Tensor | None = None  # of each image, where some are filled up
@@ -206,7 +216,7 @@ class Visit:
             plan = Plan(kept, *parts[1:])
             self.outcomes = [Outcome(None, plan, plan.n)]
         handed = {key: values for key, values in zip(self.followers, carried, strict=True) if values is not None}
-        self.tokens = replace(self._entered, carried={**self._entered.carried, **handed})
+        self.tokens: Tokens = replace(self._entered, carried={**self._entered.carried, **handed})
 
     def _follow(self, attention: BlockAttention, again: bool) -> None:
         """Let the followers look, and hand on what they say; what they said first where the block runs again."""

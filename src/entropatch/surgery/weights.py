@@ -20,7 +20,7 @@ from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.state import PREFIX
 
-logger = logging.getLogger("entropatch")
+logger: logging.Logger = logging.getLogger("entropatch")
 
 ASIDE = "_entropatch_aside"
 SEEDS = 0x9E3779B1  # far apart for neighbouring seeds

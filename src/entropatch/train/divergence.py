@@ -35,6 +35,8 @@ def check_finite(loss: float, norm: Tensor | None, *, scaled: bool, where: str, 
 class Skipped:
     """Counts steps that the gradient scaler skipped one after another."""
 
+    in_a_row: int
+
     def __init__(self) -> None:
         self.in_a_row = 0
 

@@ -27,6 +27,9 @@ class EntropyTerm:
         recipe: `entropy_weight` 0 means none.
     """
 
+    model: nn.Module
+    recipe: Recipe
+
     def __init__(self, model: nn.Module, recipe: Recipe):
         self.model, self.recipe = model, recipe
 
@@ -64,6 +67,9 @@ class HeadEntropies:
         images: (batch, 3, H, W), on the model's device.
         order: α of the entropy, in (0, ∞].
     """
+
+    images: Tensor
+    order: float
 
     def __init__(self, model: nn.Module, prune: PruneConfig | None, images: Tensor, order: float):
         self.images, self.order = images, order

@@ -22,7 +22,7 @@ from entropatch.train.job import Job
 FEW = 16
 
 
-def loaders(job: Job, accelerator: Any) -> tuple[TrainingBatches, DataLoader, DataLoader]:
+def loaders(job: Job, accelerator: Any) -> tuple[TrainingBatches, DataLoader[Any], DataLoader[Any]]:
     """The plan of this process's training batches, what loads them, and what loads its share of the test set."""
     recipe, runtime, data = job.recipe, job.runtime, job.data
     processes, process = accelerator.num_processes, accelerator.process_index

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,11 @@ class TrainingLoss:
 
     (Hinton et al. 2015; DynamicViT uses w = 0.5, T = 1.) The teacher sees the mixed images too.
     """
+
+    smoothing: float
+    weight: float
+    temperature: float
+    mixup: Any
 
     def __init__(self, recipe: Recipe, num_classes: int, teacher: nn.Module | None = None):
         from timm.data.mixup import Mixup

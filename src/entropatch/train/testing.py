@@ -13,7 +13,7 @@ from entropatch.measure.evaluation import Correct, count_correct
 from entropatch.records.correct import Bits
 
 
-def tested(model: nn.Module, testing: DataLoader, accelerator: Any) -> Correct:
+def tested(model: nn.Module, testing: DataLoader[Any], accelerator: Any) -> Correct:
     """Top-1 and top-5 of a model over the whole test set, each process testing every so many-th image.
 
     Raises:

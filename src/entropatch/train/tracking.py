@@ -67,6 +67,8 @@ class Curves:
 class ProgressBar:
     """Steps done of all steps, with the time left, on the error stream."""
 
+    task: Any
+
     def __init__(self, total: int, done: int, shown: bool):
         self.bar: Any = None
         if shown:

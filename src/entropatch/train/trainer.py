@@ -7,12 +7,16 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from entropatch.config import PruneConfig
 from entropatch.data.base import listing_hash
+from entropatch.data.batches import TrainingBatches
 from entropatch.data.seeding import derived_seed, set_seeds
 from entropatch.learning import MethodLoss, learned_criterion, method_loss
 from entropatch.measure.evaluation import Correct
@@ -28,13 +32,25 @@ from entropatch.train.job import Job
 from entropatch.train.loss import TrainingLoss
 from entropatch.train.optimisation import hold_backbone, learning_rate, optimizer_of, schedule_of
 from entropatch.train.progress import Progress
+from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import write_epochs
+from entropatch.train.runtime import Runtime
 from entropatch.train.testing import gathered, tested
 from entropatch.train.tracking import Curves, ProgressBar
 
 
 class Trainer:
     """One run on one process: everything that is set up once, and the steps."""
+
+    job: Job
+    folder: Path
+    prune: PruneConfig | None
+    recipe: Recipe
+    seed: int
+    runtime: Runtime
+    batches: TrainingBatches
+    training: DataLoader[Any]
+    testing: DataLoader[Any]
 
     def __init__(self, accelerator: Any, job: Job, on_text: Callable[[str], None] = lambda text: None):
         from accelerate.utils import broadcast_object_list
@@ -47,13 +63,13 @@ class Trainer:
         teacher = job.teacher if job.learns else None
         if teacher is not None:
             teacher = teacher.to(self.device).eval().requires_grad_(False)
-        self.loss = TrainingLoss(job.recipe, len(job.data.classes), teacher)
-        self.entropy_term = EntropyTerm(self.model, job.recipe)
-        self.entropies = None
+        self.loss: TrainingLoss = TrainingLoss(job.recipe, len(job.data.classes), teacher)
+        self.entropy_term: EntropyTerm = EntropyTerm(self.model, job.recipe)
+        self.entropies: HeadEntropies | None = None
         if self.main:
             images = few_test_images(job).to(self.device)
             self.entropies = HeadEntropies(self._tested(), self.prune, images, job.recipe.entropy_order)
-        self.checkpoints = Checkpoints(
+        self.checkpoints: Checkpoints = Checkpoints(
             job.folder / "checkpoints",
             accelerator.process_index,
             accelerator.num_processes,
@@ -64,8 +80,8 @@ class Trainer:
         )
         self.own: MethodLoss | None = None
         self.on_text = on_text
-        self.progress = Progress()
-        self.skipped = Skipped()
+        self.progress: Progress = Progress()
+        self.skipped: Skipped = Skipped()
 
     def _set_up_model(self, model: nn.Module) -> None:
         from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
@@ -76,14 +92,14 @@ class Trainer:
             prune_(model, self.prune)
         if runtime.gradient_checkpointing:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
-        self.ema = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
+        self.ema: Any = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
         optimizer = optimizer_of(model, recipe)
-        self.schedule = schedule_of(optimizer, recipe, self.batches.steps_per_epoch)
+        self.schedule: Any = schedule_of(optimizer, recipe, self.batches.steps_per_epoch)
         if runtime.compile:
             model.compile(backend=runtime.compile_backend)
         # Accelerate replaces the forward of the module it is given; inside a shell the model itself stays as it is.
         self.shell, self.optimizer = self.accelerator.prepare(_Shell(model), optimizer)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
 
     def train(self, note: Mapping[str, Any], on_epoch: Callable[[dict[str, Any]], None]) -> Progress:
         """Train from where the run is to its end, and write the weights it ends with.

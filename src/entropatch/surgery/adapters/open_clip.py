@@ -161,21 +161,31 @@ class VisionTransformer(transformer.VisionTransformer):
 
 class OpenClipAdapter(Adapter):
     library = "open_clip"
-    models: ClassVar = {transformer.VisionTransformer: VisionTransformer}
-    blocks_table: ClassVar = {
+    models: ClassVar[dict[type, type]] = {transformer.VisionTransformer: VisionTransformer}
+    blocks_table: ClassVar[dict[type, type]] = {
         transformer.ResidualAttentionBlock: ResidualAttentionBlock,
         transformer.CustomResidualAttentionBlock: CustomResidualAttentionBlock,
     }
-    attention: ClassVar = {nn.MultiheadAttention: MultiheadAttention, transformer.Attention: Attention}
-    others: ClassVar = {transformer.Transformer: Transformer}
-    towers: ClassVar = {
+    attention: ClassVar[dict[type, type]] = {
+        nn.MultiheadAttention: MultiheadAttention,
+        transformer.Attention: Attention,
+    }
+    others: ClassVar[dict[type, type]] = {transformer.Transformer: Transformer}
+    towers: ClassVar[dict[type, str]] = {
         clip_model.CLIP: "visual",
         clip_model.CustomTextCLIP: "visual",
         coca_model.CoCa: "visual",
         timm_model.TimmModel: "trunk",
     }
     container = "transformer.resblocks"
-    replaceable = ("forward", "forward_intermediates", "attention", "_embeds", "_pool", "_global_pool")
+    replaceable: ClassVar[tuple[str, ...]] = (
+        "forward",
+        "forward_intermediates",
+        "attention",
+        "_embeds",
+        "_pool",
+        "_global_pool",
+    )
 
     def example(self, model: Any) -> Tensor:
         weight = model.conv1.weight

@@ -60,11 +60,11 @@ class Encoder(torchvision_vit.Encoder):
 
 class TorchvisionAdapter(Adapter):
     library = "torchvision"
-    models: ClassVar = {torchvision_vit.Encoder: Encoder}
-    blocks_table: ClassVar = {torchvision_vit.EncoderBlock: EncoderBlock}
-    attention: ClassVar = {nn.MultiheadAttention: MultiheadAttention}
-    others: ClassVar = {nn.Sequential: Sequential}
-    towers: ClassVar = {torchvision_vit.VisionTransformer: "encoder"}
+    models: ClassVar[dict[type, type]] = {torchvision_vit.Encoder: Encoder}
+    blocks_table: ClassVar[dict[type, type]] = {torchvision_vit.EncoderBlock: EncoderBlock}
+    attention: ClassVar[dict[type, type]] = {nn.MultiheadAttention: MultiheadAttention}
+    others: ClassVar[dict[type, type]] = {nn.Sequential: Sequential}
+    towers: ClassVar[dict[type, str]] = {torchvision_vit.VisionTransformer: "encoder"}
     container = "layers"
     attention_name = "self_attention"
 

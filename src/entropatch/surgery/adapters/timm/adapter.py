@@ -20,25 +20,25 @@ from entropatch.tokens import Tokens
 
 class TimmAdapter(Adapter):
     library = "timm"
-    models: ClassVar = {
+    models: ClassVar[dict[type, type]] = {
         timm_vit.VisionTransformer: model_classes.VisionTransformer,
         timm_deit.VisionTransformerDistilled: model_classes.VisionTransformerDistilled,
         timm_eva.Eva: model_classes.Eva,
     }
-    blocks_table: ClassVar = {
+    blocks_table: ClassVar[dict[type, type]] = {
         timm_vit.Block: block_classes.Block,
         timm_vit.ResPostBlock: block_classes.ResPostBlock,
         timm_eva.EvaBlock: block_classes.EvaBlock,
         timm_eva.EvaBlockPostNorm: block_classes.EvaBlockPostNorm,
     }
-    attention: ClassVar = {
+    attention: ClassVar[dict[type, type]] = {
         timm_attention.Attention: attention_classes.Attention,
         timm_attention.AttentionRope: attention_classes.AttentionRope,
         timm_eva.EvaAttention: attention_classes.EvaAttention,
     }
-    others: ClassVar = {nn.Sequential: torch_modules.Sequential}
-    entry = "forward_features"
-    replaceable = ("forward", "forward_features", "forward_intermediates", "_pos_embed")
+    others: ClassVar[dict[type, type]] = {nn.Sequential: torch_modules.Sequential}
+    entry: ClassVar[str | None] = "forward_features"
+    replaceable: ClassVar[tuple[str, ...]] = ("forward", "forward_features", "forward_intermediates", "_pos_embed")
 
     def example(self, model: Any) -> Tensor:
         first = next(p for p in model.patch_embed.parameters() if p.ndim == 4)

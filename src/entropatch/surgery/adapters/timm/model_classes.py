@@ -32,6 +32,9 @@ class RotaryTables:
         mixed: whether each block has its own.
     """
 
+    table: Tensor
+    mixed: bool
+
     def __init__(self, table: Tensor, mixed: bool):
         self.table, self.mixed = table, mixed
         self._narrowed: tuple[Tensor, Tensor] | None = None  # the positions, and the table there

@@ -24,7 +24,7 @@ MINIMUM = (5, 20)  # the first release that is tested; in older ones layers and 
 class TransformersAdapter(Adapter):
     library = "transformers"
     container = "layers"
-    entry: ClassVar = None  # the model's own forward runs around the layers
+    entry: ClassVar[str | None] = None  # the model's own forward runs around the layers
 
     @cached_property
     def models(self) -> dict[type, type]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -24,7 +24,7 @@ class SplitLayer(SplitBlock):
     parts: ClassVar[Parts]
     masked: ClassVar[bool]
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # The stock layer's class wraps `forward` in checkpointing; here what each visit finds out must outlive it.
         cls.forward = SplitLayer.forward

@@ -1,0 +1,46 @@
+"""What the committed records say of accuracy: which test images came out right, by method."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entropatch.records.correct import unpacked
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
+Bits = NDArray[np.bool_]
+DATA = {"caltech101": "Caltech-101", "imagenette": "Imagenette"}
+FREE, TRAINED = "free", "grid"
+
+
+@cache
+def runs(tag: str, blocks: str = "paper") -> dict[tuple[str, float | None], dict[str, Bits]]:
+    """By data set and keep rate, (seeds, images) of each method; the keep rate of dense is None."""
+    found: dict[tuple[str, float | None], dict[str, dict[Any, Bits]]] = defaultdict(lambda: defaultdict(dict))
+    for file in sorted((RESULTS / "evidence/records").glob("*.jsonl")):
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            if line["tag"] == tag and line["size"] == 196 and line["blocks"] in ("", blocks):
+                bits = unpacked(line["correct"], line["images"])
+                found[line["data"], line["keep_rate"]][line["name"]][line["seed"]] = bits
+    return {key: {name: np.stack(list(by.values())) for name, by in one.items()} for key, one in found.items()}
+
+
+@cache
+def single_blocks() -> dict[str, dict[int, dict[str, float]]]:
+    """By data set and block, the loss of each choice where that block alone is pruned at 0.5, at 196 px."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for data in DATA:
+        file = RESULTS / f"evidence/calibration/{data}-0.5/single-blocks.md"
+        if not file.exists():
+            continue
+        rows = [line.strip("| ").split(" | ") for line in file.read_text(encoding="utf-8").splitlines()]
+        for block, choice, rate, loss in (map(str.strip, row) for row in rows if len(row) == 4):
+            if rate == "0.5":
+                found.setdefault(data, {}).setdefault(int(block), {})[choice] = float(loss)
+    return found

@@ -1,0 +1,192 @@
+"""Tables of the manual from the committed records: `<!-- make: numbers NAME ARGUMENT… -->`."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from evidence import DATA, RESULTS, Bits, runs
+from methods_page import table
+
+from entropatch import PruneConfig
+from entropatch.methods import METHODS, find_method, method_label
+from entropatch.records.uncertainty import accuracy, ahead, paired_difference
+
+
+def made(request: str) -> str:
+    """The table that a page asks for. Raises KeyError for one that is not known."""
+    name, *arguments = shlex.split(request)
+    return TABLES[name](*arguments)
+
+
+def top1(tag: str, blocks: str = "paper") -> str:
+    """Accuracy by method and keep rate on both data sets; bold what is ahead of all others by two paired errors."""
+    found = runs(tag, blocks)
+    keys = [(data, rate) for data in DATA for rate in (0.7, 0.5, 0.3)]
+    names = sorted({name for key in keys for name in found.get(key, {})}, key=_place)
+    best = {key: _ahead_of_all(found[key]) for key in keys if key in found}
+    rows = [["dense", *(_cell(found[data, None]["dense"]) if rate == 0.7 else "" for data, rate in keys)]]
+    for name in names:
+        cells = [_cell(found[key][name]) if name in found.get(key, {}) else "—" for key in keys]
+        rows.append(
+            [
+                _label(name),
+                *(f"**{cell}**" if best.get(key) == name else cell for key, cell in zip(keys, cells, strict=True)),
+            ]
+        )
+    return table(["ρ at its blocks", *(f"{DATA[data]} {rate:g}" for data, rate in keys)], rows)
+
+
+def less_random(tag: str, blocks: str = "paper") -> str:
+    """What each method's accuracy is above that of random pruning, on the same images."""
+    found = runs(tag, blocks)
+    keys = [(data, rate) for data in DATA for rate in (0.7, 0.5, 0.3)]
+    names = sorted({name for key in keys for name in found.get(key, {})} - {"random"}, key=_place)
+    rows = []
+    for name in names:
+        row = [_label(name)]
+        for key in keys:
+            column = found.get(key, {})
+            if name not in column or "random" not in column:
+                row.append("—")
+                continue
+            off = paired_difference(column[name], column["random"], resamples=0)
+            row.append(f"{off.value:+.1f} ± {off.standard_error:.1f}".replace("-", "−"))
+        rows.append(row)
+    return table(["less random", *(f"{DATA[data]} {rate:g}" for data, rate in keys)], rows)
+
+
+def calibration() -> str:
+    """What calibration chose under the multiply-adds of each keep rate, and its loss on images held out."""
+    rows = []
+    for data, label in DATA.items():
+        for rate in ("0.7", "0.5", "0.3"):
+            folder = RESULTS / f"evidence/calibration/{data}-{rate}"
+            config = PruneConfig.load(folder / "calibrated.json")
+            held = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))["records"]
+            losses = {one["name"]: one for one in held if one["part"] == "budget"}
+            own, chance = losses["calibrated"], losses["random"]
+            rates = config.keep_rate if isinstance(config.keep_rate, tuple) else (config.keep_rate,)
+            by = config.label.split(" → ")
+            by *= len(rates) if len(by) == 1 else 1
+            stages = zip(config.blocks or (), rates, by, strict=True)
+            rows.append(
+                [
+                    f"{label}, {own['cost']:.2f} GFLOPs",
+                    "<br>".join(f"{block}: {share:.2f} by {what}" for block, share, what in stages),
+                    f"{own['loss']:.4f} ± {own['standard_error']:.4f}",
+                    f"{chance['loss']:.4f} ± {chance['standard_error']:.4f}",
+                ]
+            )
+    return table(["budget", "block: keep rate", "KL", "random's"], rows, "---")
+
+
+def bench(file: str, *columns: str) -> str:
+    """Rows of `entropatch bench`: method, keep rate, and the columns asked for; then on what it was measured."""
+    data = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    records = [one for one in data["records"] if not one["note"]]
+    rows = [
+        [
+            one["label"],
+            "—" if one["keep_rate"] is None else f"{one['keep_rate']:g}",
+            *(_column(one, c) for c in columns),
+        ]
+        for one in records
+    ]
+    heads = [HEADS.get(name, name) for name in columns]
+    return f"{table(['method', 'keep rate', *heads], rows)}\n\n{machine(data['about'], file)}"
+
+
+def statements(file: str) -> str:
+    """What an import takes."""
+    data = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    rows = [[f"`{one['statement']}`", f"{one['p50_ms']:.0f}", f"{one['ratio']:.3f}"] for one in data["records"]]
+    return f"{table(['statement', 'ms, median', 'ratio'], rows)}\n\n{machine(data['about'], file)}"
+
+
+def scoring(*files: str) -> str:
+    """images/s over those of random pruning, by record."""
+    names: list[str] = []
+    rows = []
+    for file in files:
+        data = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+        about = data["about"]
+        scored = [one for one in data["records"] if one["method"] not in ("dense", "random")]
+        names = [one["label"] for one in scored]
+        batch, rounds = scored[0]["batch_size"], scored[0]["rounds"]
+        policy = "" if about["device"] != "cpu" else f", OMP_WAIT_POLICY {about['omp_wait_policy'] or 'unset'}"
+        what = f"{about['hardware']}, {about['image_size']} px, batch {batch}, {about['dtype']}{policy}"
+        rows.append([what, str(rounds), *(_column(one, "vs_random") for one in scored)])
+    return table(["machine and setting", "rounds", *names], rows)
+
+
+def machine(about: Mapping[str, Any], file: str) -> str:
+    """Where, with what and when."""
+    threads = f", {about['threads']} threads" if about["device"] == "cpu" else ""
+    policy = f", OMP_WAIT_POLICY {about.get('omp_wait_policy') or 'unset'}" if about["device"] == "cpu" else ""
+    versions = f"PyTorch {about['torch'].partition('+')[0]}, timm {about['timm']}, entropatch {about['entropatch']}"
+    rounds = f", {about['repeats']} rounds" if "repeats" in about else ""
+    when = f"{about['date'][:10]}{rounds}"
+    return f"*{about['hardware']}{threads}{policy}; {versions}; {when}. Record: `benchmarks/results/{file}`.*"
+
+
+HEADS = {
+    "batch_size": "batch",
+    "gflops": "GFLOPs",
+    "images_per_second": "images/s",
+    "int8": "8 bits",
+    "peak_memory_mib": "peak MiB",
+    "vs_dense": "× dense",
+    "vs_random": "× random",
+}
+
+
+def _column(record: Mapping[str, Any], name: str) -> str:
+    value = record.get(name)
+    if value is None or value == "":
+        return "—"
+    if not isinstance(value, float):
+        return str(value)
+    low, high = record.get(f"{name}_low"), record.get(f"{name}_high")
+    digits = {"images_per_second": 1, "peak_memory_mib": 1, "gflops": 2}.get(name, 2 if low is None else 3)
+    interval = "" if low is None or math.isnan(low) else f" ({low:.{digits}f} … {high:.{digits}f})"
+    return f"{value:.{digits}f}{interval}"
+
+
+def _ahead_of_all(column: dict[str, Bits]) -> str | None:
+    best = max(column, key=lambda name: column[name].mean())
+    return best if all(ahead(column[best], column[name]) for name in column if name != best) else None
+
+
+def _cell(correct: Bits) -> str:
+    found = accuracy(correct)
+    seeds = f"<sup> ×{found.seeds}</sup>" if found.seeds > 1 else ""
+    return f"{found.value:.1f} ± {found.standard_error:.1f}{seeds}"
+
+
+def _place(name: str) -> tuple[float, str]:
+    if name == "calibrated":
+        return (1000.0, name)
+    return METHODS[name].sort_key if name in METHODS else find_method(name).sort_key
+
+
+def _label(name: str) -> str:
+    return name if name == "calibrated" else method_label(name)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    "top1": top1,
+    "less-random": less_random,
+    "calibration": calibration,
+    "bench": bench,
+    "scoring": scoring,
+    "statements": statements,
+}
+
+if __name__ == "__main__":
+    import sys
+
+    print(made(" ".join(sys.argv[1:])))  # noqa: T201
