@@ -14,6 +14,7 @@ from entropatch.criteria import (
     ClassAttention,
     ColumnNorm,
     Criterion,
+    EarlyExit,
     Halting,
     HeadDiversity,
     HeadSelector,
@@ -29,7 +30,7 @@ from entropatch.criteria import (
     ValueAttention,
     ValueNormAttention,
 )
-from entropatch.deciding import AboveZero, RemoveBetweenBlocks, ShareOfTotal, TowardsShare
+from entropatch.deciding import AboveZero, AtExits, RemoveBetweenBlocks, ShareOfTotal, TowardsShare
 from entropatch.entropy import renyi_entropy
 from entropatch.export import export
 from entropatch.image_schedules import SharedBudget, Threshold
@@ -39,6 +40,7 @@ from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Package, Pa
 from entropatch.regularisation import entropy_penalty
 from entropatch.sampling import InverseTransform
 from entropatch.schedule import CumulativeImportance, FloorRate, KeepRate, RemovePerBlock, Schedule
+from entropatch.segmenter import Segmenter
 from entropatch.surgery import (
     Trace,
     UnsupportedModelError,
@@ -56,6 +58,7 @@ from entropatch.version import __version__
 
 __all__ = [
     "AboveZero",
+    "AtExits",
     "AttEntropy",
     "BipartiteMerge",
     "BlockAttention",
@@ -64,6 +67,7 @@ __all__ = [
     "Criterion",
     "CumulativeImportance",
     "Drop",
+    "EarlyExit",
     "FloorRate",
     "Fuse",
     "Halting",
@@ -89,6 +93,7 @@ __all__ = [
     "Renyi",
     "RunningClassAttention",
     "Schedule",
+    "Segmenter",
     "ShareOfTotal",
     "SharedBudget",
     "SlowFast",

@@ -78,6 +78,19 @@ class AboveZeroEverywhere(AboveZero):
 
 
 @dataclass(frozen=True)
+class AtExits(AboveZero):
+    """`AboveZero` before the blocks at a half and two thirds of the depth, 6 and 8 of 12, so behind 5 and 7: DToP's
+    exits in a ViT-B (Tang et al. 2023)."""
+
+    @property
+    def label(self) -> str:
+        return ""
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return tuple(sorted({max(depth // 2, 1), max(2 * depth // 3, 1)} & set(range(depth))))
+
+
+@dataclass(frozen=True)
 class TowardsShare(AboveZero):
     """`AboveZero`, of a model that is trained to keep a share ρ^s of the batch's patches in the s-th reducing block.
 

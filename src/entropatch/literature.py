@@ -8,6 +8,7 @@ from __future__ import annotations
 from entropatch.criteria import (
     AttEntropy,
     ColumnNorm,
+    EarlyExit,
     Halting,
     HeadDiversity,
     HeadSelector,
@@ -17,7 +18,7 @@ from entropatch.criteria import (
     ValueAttention,
     ValueNormAttention,
 )
-from entropatch.deciding import AboveZeroEverywhere, RemoveBetweenBlocks, ShareOfTotal, TowardsShare
+from entropatch.deciding import AboveZeroEverywhere, AtExits, RemoveBetweenBlocks, ShareOfTotal, TowardsShare
 from entropatch.named_method import Method
 from entropatch.reductions import Package, Park, SlowFast
 from entropatch.sampling import InverseTransform
@@ -132,5 +133,19 @@ LITERATURE: tuple[Method, ...] = (
         FloorRate(),
         rank=77,
         compared=False,
+    ),
+)
+
+# For models that make maps; any other refuses them.
+FOR_MAPS: tuple[Method, ...] = (
+    Method(
+        "dtop",
+        "DToP",
+        "Keeps the patches of whose class an auxiliary head is not sure yet, and the surest few of each class.",
+        EarlyExit(),
+        schedule=AtExits(),
+        rank=82,
+        compared=False,
+        trained=True,
     ),
 )

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from entropatch.criteria import ClassAttention, Criterion, PerImageOrder, Product, Random, Renyi
 from entropatch.image_schedules import SharedBudget
-from entropatch.literature import LITERATURE
+from entropatch.literature import FOR_MAPS, LITERATURE
 from entropatch.named_method import Method, composed, is_composed
 from entropatch.reductions import BipartiteMerge, Drop, Fuse, Merge, Reduction
 from entropatch.schedule import KeepRate, RemovePerBlock, Schedule
@@ -156,6 +156,7 @@ _OWN: dict[str, Method] = {
             compared=False,  # what an image gives depends on its batch
         ),
         *LITERATURE,
+        *FOR_MAPS,
     )
 }
 for _method in _OWN.values():
@@ -212,10 +213,14 @@ def methods_text() -> str:
 
 
 def expanded_methods(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, each once; "all" is dense and every registered method, "training-free" those that need no training."""
+    """The names, each once; "all" is dense and every registered method, "training-free" those that need no training.
+
+    Neither group has methods that only models that make maps can have.
+    """
     found: list[str] = []
     for name in names:
-        group = [one for one, method in METHODS.items() if name == ALL or not method.trained]
+        ours = {one: method for one, method in METHODS.items() if not method.predicts}
+        group = [one for one, method in ours.items() if name == ALL or not method.trained]
         found += [DENSE, *group] if name in (ALL, TRAINING_FREE) else [name]
     return tuple(dict.fromkeys(found))
 

@@ -74,6 +74,11 @@ class Method:
         return self.needs_scores and not any(criterion.before for criterion, _ in self.parts)
 
     @property
+    def predicts(self) -> bool:
+        """Whether only a model that makes maps can have it; groups of methods are without it."""
+        return any(reduction.needs_scores and criterion.predicts for criterion, reduction in self.parts)
+
+    @property
     def order(self) -> float | None:
         """The order of the entropy that scores the patches; None for a method that uses no entropy."""
         return self.criterion.order if self.needs_scores and isinstance(self.criterion, Renyi) else None

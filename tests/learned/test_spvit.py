@@ -13,6 +13,9 @@ from small_towers import clip, pictures, torchvision_model
 
 import entropatch
 from entropatch import PruneConfig, UnsupportedModelError, method_loss, prune_
+from entropatch.bench.targets import meeting
+from entropatch.measure.budget import BudgetError
+from entropatch.measure.variants import Variant
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BLOCKS = (1, 2, 3)
@@ -148,3 +151,10 @@ def test_what_does_not_fit_is_refused() -> None:
         prune_(create("siglip"), method="spvit")
     with pytest.raises(UnsupportedModelError, match="no place of the grid"):
         prune_(create("rope mixed"), method="spvit")
+
+
+def test_its_cost_depends_on_its_weights_not_on_the_keep_rate() -> None:
+    model = create("deit")
+    images = photographs(model)
+    with pytest.raises(BudgetError, match="since its weights say how many patches stay"):
+        meeting(Variant("spvit", target=0.0016), model, images)

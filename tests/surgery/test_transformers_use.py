@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 import transformers as hf
@@ -174,16 +175,20 @@ def test_watch_flops_and_look_ask_the_adapter() -> None:
     assert fewer.by_operator["linear"] - tower.by_operator["linear"] in (head, head - 24 * 24)
 
 
+@pytest.mark.parametrize("setting", [{"keep_rate": 0.5, "order": 1.5}, {"method": "dynamicvit"}], ids=str)
 def test_saved_and_loaded_with_its_setting_as_its_documentation_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
 ) -> None:
-    model, inputs = pruned(VIT, keep_rate=0.5, order=1.5)
+    model, inputs = pruned(VIT, **setting)
+    learned = {name: parameter for name, parameter in model.named_parameters() if ".entropatch." in name}
+    for parameter in learned.values():
+        nn.init.normal_(parameter, std=0.3)
     monkeypatch.chdir(tmp_path)
     documented = inspect.getdoc(entropatch.pruning_config) or ""
     lines = [line.strip() for line in documented.splitlines() if line.startswith("    ")]
-    names = {"model": model, "entropatch": entropatch, "transformers": hf}
-    exec("\n".join(lines), names)
-    assert len(lines) == 4
+    assert len(lines) == 5
+    names = {"model": model, "entropatch": entropatch, "transformers": hf, "safetensors": safetensors}
+    exec("\n".join(lines if learned else lines[:4]), names)
     assert "entropatch" not in (tmp_path / "pruned/config.json").read_text()
     stock = hf.ViTForImageClassification.from_pretrained(tmp_path / "pruned")
     assert type(stock.vit) is hf.ViTModel

@@ -58,9 +58,9 @@ def calibrated(
     pruned alone, at a keep rate of 0.5 by every criterion of the registered methods that suits the model, the best
     ones mixed, with coverage, merged and fused, and at two more rates. Dynamic programming over these losses proposes
     schedules under the budget; they race, judged together on more and more images, against the registered methods at
-    the usual blocks and some drawn at random; the best are changed further: a block moved, another criterion, a
-    rate shifted, the budget kept. Passes share the blocks before their first difference. Part of the images is held
-    out for `Calibration.rows`, by which nothing is chosen.
+    the usual blocks, ToMe's merging in every block, and some drawn at random; the best are changed further: a block
+    moved, another criterion, a rate shifted, the budget kept. Passes share the blocks before their first difference.
+    Part of the images is held out for `Calibration.rows`, by which nothing is chosen.
 
     Args:
         model: a model `entropatch.prune_` supports, stock or pruned; on whatever device; left as it was found.
@@ -72,7 +72,8 @@ def calibrated(
         folder: where every loss is written down, so that a calibration that was cut off goes on; None for nowhere.
         on_step: told what is done, how many batches of it are done, and about how many there are.
         **settings: objective ("logits", "features" or "dense"; None for the first the model allows), blocks (None for
-            all but the first and the last), most_blocks (4), batch_size (32), held_out (⅓), effort (1; more looks
+            all but the first and the last), most_blocks (None for 4, or a few tokens
+            merged in every block), batch_size (32), held_out (⅓), effort (1; more looks
             longer) and seed (0). The same seed and images give the same answer, unless speed is measured.
 
     Returns:

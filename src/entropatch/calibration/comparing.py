@@ -9,6 +9,7 @@ from entropatch.calibration.finding import CHOSEN, DEFAULT, RANDOM, Row
 from entropatch.calibration.proposal import Choice, Cut, Cuts, config_of, cuts_of
 from entropatch.calibration.sensitivity import FLOOR
 from entropatch.calibration.spending import Spending
+from entropatch.calibration.spreading import LABELS, spread_within
 from entropatch.calibration.subject import Subject
 from entropatch.config import PruneConfig
 from entropatch.methods import compared_methods, find_method
@@ -43,12 +44,16 @@ def usual(subject: Subject) -> dict[str, tuple[str, Cuts]]:
 
 
 def compared(subject: Subject, spending: Spending, cuts: Cuts, budget: float) -> list[Row]:
-    """The chosen cuts, then what `usual` names, each with rates that meet the budget by the cost taken."""
+    """The chosen cuts, then what `usual` names and ToMe's, each at rates that meet the budget by the cost taken."""
     rows = [row(subject, spending, CHOSEN, "calibrated", cuts)]
     for name, (label, one) in usual(subject).items():
         met = spending.met_exactly(one, budget)
         if met is not None:
             rows.append(row(subject, spending, name, label, met))
+    for name, one in spread_within(spending, budget, range(subject.depth)).items():
+        met = spending.met_exactly(one, budget)
+        if met is not None:
+            rows.append(row(subject, spending, name, LABELS[name], met))
     return rows
 
 

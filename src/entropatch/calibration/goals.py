@@ -12,6 +12,7 @@ from entropatch.calibration.proposal import Cuts, config_of
 from entropatch.calibration.refining import Judged, Search
 from entropatch.calibration.sensitivity import Sensitivities
 from entropatch.calibration.spending import Spending
+from entropatch.calibration.spreading import spread_within
 from entropatch.calibration.subject import Subject
 
 DRAWN, ROUNDS, CHILDREN = 12, 10, 6  # at effort 1
@@ -69,9 +70,7 @@ class Finder:
         self.judge: Judge = subject.judge
         self._steps = adding(sensitivities)
         settings = subject.settings
-        self.search = Search(
-            subject.judge, sensitivities, spending, subject.choosing, settings.most_blocks, settings.seed
-        )
+        self.search = Search(subject.judge, sensitivities, spending, subject.choosing, settings.most, settings.seed)
 
     def find(self, goal: Goal) -> tuple[Cuts, float]:
         """The schedule, and the cost that it and what it is compared with must meet.
@@ -87,8 +86,10 @@ class Finder:
         return self._close(goal.drop)
 
     def proposals(self, budget: float, drawn: int) -> list[Cuts]:
-        """Schedules worth judging: those planned, the registered methods at the usual blocks, and some at random."""
-        most, blocks = self.subject.settings.most_blocks, self.sensitivities.blocks
+        """Schedules worth judging: those planned, the registered methods at the usual blocks, a few tokens merged in
+        every block unless that many are ruled out, and some at random."""
+        settings, blocks = self.subject.settings, self.sensitivities.blocks
+        most = settings.most
         asked: list[tuple[int, int | None]] = [(count, None) for count in range(min(2, most), most + 1)]
         asked += [(most, first) for first in blocks[: math.ceil(len(blocks) / 2)]]
         found = [
@@ -98,6 +99,9 @@ class Finder:
         ]
         known = [cuts for _, cuts in usual(self.subject).values() if not any(cut.choice.is_random for cut in cuts)]
         met = [self.spending.met(cuts, budget) for cuts in (*found, *known) if cuts]
+        if settings.most_blocks is None:
+            every = [blocks] if settings.blocks is not None else [blocks, range(self.subject.depth)]
+            met += [cuts for some in every for cuts in spread_within(self.spending, budget, some).values()]
         met += self.search.drawn(budget, drawn)
         return list(dict.fromkeys(cuts for cuts in met if cuts))
 
@@ -184,7 +188,7 @@ class Finder:
     def _unmet(self, budget: float) -> BudgetError:
         return BudgetError(
             f"the budget must be one that some setting meets, but got {self.spending.text(budget)}, and no pruning of "
-            f"{self.subject.settings.most_blocks} blocks at most of {self.sensitivities.blocks} does; ask for less, or "
+            f"{self.subject.settings.most} blocks at most of {self.sensitivities.blocks} does; ask for less, or "
             "allow more or earlier blocks."
         )
 

@@ -22,6 +22,7 @@ from entropatch.surgery import block_count, is_pruned, prune_, pruning_config, t
 from entropatch.surgery.state import pruned_part, pruning_of
 
 LEAST_IMAGES = 8
+MOST = 4
 
 # What is told while it runs: what is done, how much of it is done, and about how much there is.
 OnStep = Callable[[str, int, int], None]
@@ -33,7 +34,7 @@ class Settings:
 
     objective: str | None = None
     blocks: tuple[int, ...] | None = None
-    most_blocks: int = 4
+    most_blocks: int | None = None
     batch_size: int = 32
     held_out: float = 1 / 3
     effort: float = 1.0
@@ -44,6 +45,8 @@ class Settings:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, or None, but got {self.objective!r}.")
         for name, least in (("most_blocks", 1), ("batch_size", 1), ("seed", None)):
             value = getattr(self, name)
+            if value is None and name == "most_blocks":
+                continue
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TypeError(f"{name} must be a whole number, but got {value!r}.")
             if least is not None and value < least:  # pyright: ignore[reportOperatorIssue]
@@ -54,6 +57,11 @@ class Settings:
             raise ValueError(f"effort must be a number of at least 0, 1 being the usual, but got {self.effort}.")
         if self.blocks is not None:
             object.__setattr__(self, "blocks", check_blocks(sorted(set(_listed(self.blocks)))))
+
+    @property
+    def most(self) -> int:
+        """Blocks at most, of schedules that are put together."""
+        return MOST if self.most_blocks is None else self.most_blocks
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Settings:

@@ -31,6 +31,7 @@ COMMANDS: tuple[str, ...] = (
     "finetune",
     "report",
     "search",
+    "segment",
     "visualize",
 )
 

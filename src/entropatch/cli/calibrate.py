@@ -56,7 +56,9 @@ def calibrate(
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that may prune, 0-based, commas between; default all but the two ends.")
     ] = None,
-    most_blocks: Annotated[int, typer.Option(help="At most so many of them.", min=1)] = 4,
+    most_blocks: Annotated[
+        int | None, typer.Option(help="At most so many of them; default 4, or a few tokens merged in each.", min=1)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time; also of a timed call.", min=1)] = 32,
     effort: Annotated[float, typer.Option(help="2 looks twice as long, 0 refines nothing.", min=0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the images and the search.")] = 0,

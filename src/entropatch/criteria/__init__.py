@@ -15,6 +15,7 @@ from entropatch.criteria.att_entropy import AttEntropy
 from entropatch.criteria.base import Criterion
 from entropatch.criteria.class_attention import ClassAttention
 from entropatch.criteria.column_norm import ColumnNorm
+from entropatch.criteria.early_exit import EarlyExit
 from entropatch.criteria.halting import Halting
 from entropatch.criteria.head_diversity import HeadDiversity
 from entropatch.criteria.head_selector import HeadSelector
@@ -34,6 +35,7 @@ __all__ = [
     "ClassAttention",
     "ColumnNorm",
     "Criterion",
+    "EarlyExit",
     "Halting",
     "HeadDiversity",
     "HeadSelector",

@@ -22,6 +22,8 @@ class Criterion(Kind):
         remembers: whether it can score before a block's attention, by what it handed on from the blocks before.
         needs_projection: whether it asks for the attention's output projection, without which a model is refused.
         before: whether it scores the tokens as they enter a block, before its attention (`LearnedCriterion`).
+        predicts: whether it predicts a class for each patch, which becomes part of what a model that makes maps
+            returns; any other model is refused.
         knows_padding: whether padding beside an image's patches leaves their scores as they are; without, a model that
             fills up its images is refused.
     """
@@ -32,6 +34,7 @@ class Criterion(Kind):
     knows_padding: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     before: ClassVar[bool] = False
+    predicts: ClassVar[bool] = False
 
     @property
     def lacks(self) -> str | None:

@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-from entropatch.data.preprocessing import preprocessing_of
 from entropatch.export.subject import Subject
 from entropatch.extras import require
-from entropatch.models.pretrained import architecture
 
 KEY = "entropatch"
 
 
 def about(subject: Subject, **more: Any) -> dict[str, Any]:
     """What is written into a file: plain values that save as JSON."""
+    from entropatch.models.pretrained import architecture
     from entropatch.version import __version__
 
     config = subject.config
@@ -37,6 +36,8 @@ def about(subject: Subject, **more: Any) -> dict[str, Any]:
 
 def _preprocessing(subject: Subject) -> dict[str, Any]:
     """How images are prepared for the model, where it says so."""
+    from entropatch.data.preprocessing import preprocessing_of  # which needs Pillow
+
     own = preprocessing_of(subject.model)
     given = getattr(subject.model, "pretrained_cfg", None) if own is None else own.config
     known = ("mean", "std", "interpolation", "crop_pct", "crop_mode")

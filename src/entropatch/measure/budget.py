@@ -26,7 +26,8 @@ def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: floa
         target: the most there may be.
 
     Raises:
-        BudgetError: the target is not below the dense model, or below what the smallest rate needs.
+        BudgetError: the target is not below the dense model, or below what the smallest rate needs, or the rate changes
+            nothing.
     """
     if target >= dense:
         raise BudgetError(
@@ -37,6 +38,11 @@ def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: floa
         raise BudgetError(
             f"the budget must be one that some keep rate meets, but got {target:g} GFLOPs, and a keep rate of "
             f"{1 / GFLOPS_STEPS} still needs {least:.3f}; prune in earlier blocks, or raise it."
+        )
+    if gflops(1 - 1 / GFLOPS_STEPS) == least:
+        raise BudgetError(
+            f"no keep rate meets a budget of {target:g} GFLOPs: the method needs {least:.3f} at any, since its weights "
+            "say how many patches stay; train it for that cost, and give no target."
         )
     return largest(lambda rate: gflops(rate) <= target, GFLOPS_STEPS) / GFLOPS_STEPS
 

@@ -78,7 +78,8 @@ class Opening:
     ) -> list[Stream]:
         entering = self._entering(stream, stage.block)
         # Where a criterion changes what comes out, gradients pass through it at inference too.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or criterion.closes)):
+        changes = self.training or criterion.closes or criterion.predicts
+        with torch.set_grad_enabled(torch.is_grad_enabled() and changes):
             decision = criterion.decide(entering)
         shape = entering.patches.shape[0], stream.tokens.n
         scores = checked_scores(criterion, decision.scores, shape, "decide").detach()

@@ -84,6 +84,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     adapter = before.adapter if before else _find_adapter(target, model)
     adapter.refuse_parts(target)
     _refuse_setting(tower, adapter, config)
+    _refuse_predictions(model, config)
     adapter.refuse_setting(target, config)
     stages = _stages(target, adapter, config)
     _refuse_projections(target, adapter, stages)
@@ -206,6 +207,19 @@ def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None
             raise UnsupportedModelError(
                 f"reduction={reduction.kind!r} appends a token that stands at no place of the grid, but what follows "
                 f'this {type(model).__name__} reads its patches at their places; use reduction="drop".'
+            )
+
+
+def _refuse_predictions(model: nn.Module, config: PruneConfig) -> None:
+    """Raise UnsupportedModelError for a criterion that predicts patches on a model that makes no map of them."""
+    outer = getattr(model, "_orig_mod", model)
+    if getattr(outer, "makes_maps", False):
+        return
+    for criterion, reduction, _ in config.parts:
+        if criterion.predicts and reduction.needs_scores:
+            raise UnsupportedModelError(
+                f"{type(criterion).__name__} predicts a class for each patch, which becomes part of a map, but this "
+                f"{type(outer).__name__} makes none; build an entropatch.Segmenter around it and prune that."
             )
 
 

@@ -52,6 +52,8 @@ def to_grid(
             f"tokens must be the {expected} patch tokens of {batch} images that the trace saw last, but got shape "
             f"{tuple(tokens.shape)}; restore before the next forward pass."
         )
+    if expected == 0:  # no image has a token left, from which nothing could be gathered
+        return canvas
     return torch.where((places >= 0)[..., None], gather_tokens(tokens, places.clamp_min(0)), canvas)
 
 

@@ -289,6 +289,10 @@ def pruning_config(model: nn.Module) -> PruneConfig:
 
         model = transformers.AutoModelForImageClassification.from_pretrained("pruned")
         entropatch.prune_(model, entropatch.PruneConfig.load("pruned/entropatch.json"))
+
+    A method with weights of its own begins with new ones then; its trained ones are in the same checkpoint:
+
+        safetensors.torch.load_model(model, "pruned/model.safetensors")
     """
     return pruning_of(model).config
 

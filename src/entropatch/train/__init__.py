@@ -14,6 +14,8 @@ from entropatch.train.fine_tuning import Outcome, finetune
 from entropatch.train.recipe import RECIPES, Recipe, provenance
 from entropatch.train.run_folder import RunMismatchError
 from entropatch.train.runtime import Runtime
+from entropatch.train.segmentation import SegmentationOutcome, load_segmenter, segment
+from entropatch.train.segmentation_recipe import SegmentationRecipe
 from entropatch.train.summary import summarise
 
 __all__ = [
@@ -25,11 +27,15 @@ __all__ = [
     "Recipe",
     "RunMismatchError",
     "Runtime",
+    "SegmentationOutcome",
+    "SegmentationRecipe",
     "WeightsFileError",
     "finetune",
+    "load_segmenter",
     "load_weights",
     "provenance",
     "read_about",
     "save_weights",
+    "segment",
     "summarise",
 ]

@@ -42,8 +42,8 @@ class Progress:
         self.damaged = []
 
     def best(self) -> dict[str, Any]:
-        """The record of the epoch with the highest top-1; the earliest of equals."""
-        return max(self.history, key=lambda record: record["top1"])
+        """The record of the epoch with the highest top-1, or mean IoU; the earliest of equals."""
+        return max(self.history, key=lambda record: record["top1"] if "top1" in record else record["miou"])
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them; floats come back to the last bit."""
@@ -71,9 +71,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_record(value: Any) -> bool:
     named = ("damaged_training", "damaged_testing")
+    scores = ("miou",) if isinstance(value, dict) and "miou" in value else ("top1", "top5")
     return (
         isinstance(value, dict)
-        and all(_is_number(value.get(name)) for name in ("epoch", "top1", "top5", "seconds"))
+        and all(_is_number(value.get(name)) for name in ("epoch", *scores, "seconds"))
         and all(isinstance(value.get(name), list) for name in named)
     )
 
