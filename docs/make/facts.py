@@ -138,4 +138,5 @@ def known() -> dict[str, Facts]:
 
 
 if __name__ == "__main__":
+    FILE.unlink(missing_ok=True)  # a method may have changed under the same name
     FILE.write_text(json.dumps(known(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

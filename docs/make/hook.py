@@ -73,4 +73,13 @@ def recipe(_: str) -> str:
     return table(["setting", "default", "from"], rows, "---")
 
 
-MAKERS = {"methods": methods, "contributing": contributing, "numbers": numbers, "recipe": recipe}
+def others(_: str) -> str:
+    """Public names that the page of the API does not list under a subject."""
+    import entropatch
+
+    listed = (ROOT / "docs/api.md").read_text(encoding="utf-8").split()
+    names = [f"entropatch.{name}" for name in entropatch.__all__ if name != "__version__"]
+    return "\n\n".join(f"::: {name}" for name in names if name not in listed)
+
+
+MAKERS = {"methods": methods, "contributing": contributing, "numbers": numbers, "recipe": recipe, "others": others}

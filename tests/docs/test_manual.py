@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import facts
+import hook
 import methods_page
 import pytest
 import tables
@@ -83,6 +84,10 @@ def test_the_costs_are_still_those() -> None:
     written = facts.known()
     for name in ("random", "evit"):
         assert facts.gflops(METHODS[name], 0.7) == written[name]["gflops"]["0.7"]
+    models = facts.kinds()
+    for name in METHODS:
+        refused = {kind for kind, model in models.items() if facts.refusal(METHODS[name], model) is not None}
+        assert refused == set(written[name]["refusals"]), f"{name}; run: python docs/make/facts.py"
     assert round(written["dense"]["gflops"], 2) == 4.61
 
 
@@ -116,7 +121,7 @@ def test_the_readme_has_the_numbers_of_the_records() -> None:
 
 
 def test_every_public_name_is_documented() -> None:
-    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    page = hook.made((DOCS / "api.md").read_text(encoding="utf-8"))
     listed = re.findall(r"^::: entropatch\.(\S+)$", page, re.MULTILINE)
     assert sorted(listed) == sorted(set(entropatch.__all__) - {"__version__"})
     assert all(getattr(entropatch, name).__doc__ for name in listed)

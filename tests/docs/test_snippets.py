@@ -103,8 +103,9 @@ def test_methods_run() -> None:
         text = methods_page.section(method, {name: {"gflops": {}, "refusals": {}}})
         code = text.split("```python\n")[1].split("```")[0]
         model = create_model("deit_small_patch16_224", img_size=64)
-        exec(code, {"entropatch": entropatch, "model": model})
-        assert entropatch.pruning_config(model).named == method
+        names = {"entropatch": entropatch, "model": model}
+        exec(code, names)
+        assert entropatch.pruning_config(names.get("segmenter", model)).named == method
 
 
 @pytest.mark.usefixtures("folder")
