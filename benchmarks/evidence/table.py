@@ -148,7 +148,7 @@ def _marks(column: Column) -> dict[str, str]:
 
 
 def _place(name: str) -> tuple[float, str]:
-    return METHODS[name].sort_key if name in METHODS else (45.0, name)
+    return METHODS[name].sort_key if name in METHODS else (31.0 if name.startswith("tome") else 45.0, name)
 
 
 def _label(name: str) -> str:

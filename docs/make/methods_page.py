@@ -73,17 +73,26 @@ def overview(facts: dict[str, Facts]) -> str:
 def section(method: Method, facts: dict[str, Facts]) -> str:
     """One method."""
     found = facts[method.name]
-    rate = ", keep_rate=0.7" if method.takes_keep_rate else ""
     lines = [
         f"## {method.label} {{#{anchor(method.name)}}}",
         method.description,
-        f'```python\nentropatch.prune_(model, method="{method.name}"{rate})\n```',
+        f"```python\n{call(method)}\n```",
     ]
     if (PICTURES / f"{method.name}.webp").exists():
         text = f"What {method.label} keeps of two photographs after blocks 3, 6 and 9"
         lines.append(f"![{text}](pictures/methods/{method.name}.webp){{ .strip loading=lazy }}")
     lines += [*formulas(method), facts_list(method, found), *fails(method, found)]
     return "\n\n".join(lines)
+
+
+def call(method: Method) -> str:
+    """The lines that prune by it."""
+    rate = ", keep_rate=0.7" if method.takes_keep_rate else ""
+    if any(criterion.predicts for criterion, _ in method.parts):
+        return (
+            f'segmenter = entropatch.Segmenter(model, classes=21)\nentropatch.prune_(segmenter, method="{method.name}")'
+        )
+    return f'entropatch.prune_(model, method="{method.name}"{rate})'
 
 
 def formulas(method: Method) -> list[str]:

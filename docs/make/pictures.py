@@ -90,7 +90,7 @@ def accuracy_pictures() -> None:
             figure, axes = plt.subplots(1, len(DATA), figsize=(8, 3.4), sharex=True)
             for axis, (data, label) in zip(axes, DATA.items(), strict=True):
                 panel(axis, data)
-                axis.set(title=label, xlabel="keep rate at blocks 3, 6, 9 (calibrated: same cost)")
+                axis.set(title=label, xlabel="keep rate at blocks 3, 6, 9 (ToMe, calibrated: same cost)")
                 axis.spines[["top", "right"]].set_visible(False)
             axes[0].set_ylabel("top-1, %, without training")
             axes[0].legend(frameon=False, fontsize=8)
@@ -102,7 +102,7 @@ def accuracy_pictures() -> None:
 def panel(axis: Any, data: str) -> None:
     """One data set: a line per method, with one standard error to either side; dense as a line across."""
     shown = {"random": "#888888", "evit": "#d95f02", "shannon": "#1b9e77", "renyi-inf": "#3b82c4"}
-    shown["calibrated"] = "#c2338f"
+    shown |= {"tome": "#8d6e3f", "calibrated": "#c2338f"}
     found = runs(FREE)
     dense = accuracy(found[data, None]["dense"]).value
     axis.axhline(dense, color="#888888", linestyle=":", linewidth=1)

@@ -296,3 +296,38 @@ def test_with_a_budget_all_sets_stand_in_one_table():
     assert "| Shannon at 4, 8 | 0.5 | 85.50 ± 1.11 |" in "\n".join(text).replace("*", "")
     assert "| calibrated | 0.8/0.5 | 84.00 ± 1.16 |" in text
     assert "| Shannon at 4, 8 | +10.50" in "\n".join(text).replace("*", "")
+
+
+# ------------------------------------------------------------------------------------------------ groups of methods
+
+
+def test_of_a_group_what_cannot_be_tried_is_left_out_with_its_reason(weights, tmp_path, one_thread):  # noqa: F811
+    """Under half the multiply-adds ToMe, spread over few blocks, cannot go; nor can what takes no keep rate or needs
+    training. Named alone each is an error."""
+    said: list[str] = []
+    dense = gflops(free(weights), None)
+    names = ("dense", "random", "evit", "tome", "dynamicvit", "dtop", "shannon")
+    settings = free(weights, methods=names, keep_rates=None, target_gflops=0.6 * dense, leave_out=True)
+    found = search(settings, data(), tmp_path, runtime=CPU, on_text=said.append)
+    kept = {record["method"] for record in records(tmp_path)}
+    assert {"dense", "random", "shannon"} <= kept
+    assert "dynamicvit" not in kept
+    assert "dtop" not in kept
+    assert any(line.startswith("dynamicvit is left out: it does nothing good before") for line in said)
+    assert found.standing.finished == len(kept)
+    with pytest.raises(BudgetError, match="tome: the budget must be one that some keep rate meets"):
+        search(
+            free(weights, methods=("dense", "tome"), keep_rates=None, target_gflops=0.3 * dense),
+            data(), tmp_path / "alone", runtime=CPU,
+        )  # fmt: skip
+
+
+def test_where_images_keep_their_own_numbers_the_cost_is_that_of_test_images(weights, tmp_path, one_thread):  # noqa: F811
+    settings = free(weights, methods=("dense", "ats"), keep_rates=(0.5,))
+    search(settings, data(), tmp_path, runtime=CPU)
+    (record,) = [record for record in records(tmp_path) if record["method"] == "ats"]
+    (row,) = evaluate(
+        settings.spec.build(None, 16, strict=True), data(), {"ats": PruneConfig(method="ats", keep_rate=0.5)},
+        image_size=16,
+    )  # fmt: skip
+    assert record["gflops"] == pytest.approx(row["gflops"])

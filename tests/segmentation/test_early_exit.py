@@ -183,9 +183,11 @@ def test_the_auxiliary_heads_come_go_and_travel_with_the_method(tmp_path: Any) -
         assert {name.split(".")[2] for name in own} == {"3", "4"}
         save_weights(segmenter, tmp_path / "w.safetensors", {})
         assert torch.equal(copy.deepcopy(segmenter)(images), before)
+        trained = segmenter.backbone.entropatch["3"][1].weight
         unprune_(segmenter)
         assert not {name for name in segmenter.state_dict() if "entropatch" in name}
         prune_(segmenter, setting(float("inf")))
+        assert segmenter.backbone.entropatch["3"][1].weight is trained
         prune_(segmenter, setting())  # another threshold, the same weights
         assert torch.equal(segmenter(images), before)
         other = prune_(Segmenter(create("deit", depth=6), CLASSES).double().eval(), setting())

@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import data_of, entries, model_spec, named_methods, pairs, recipe_of, weights_about
+from entropatch.cli.options import (
+    data_of,
+    entries,
+    model_spec,
+    named_methods,
+    names_group,
+    pairs,
+    recipe_of,
+    weights_about,
+)
 from entropatch.cli.terminal import fail
 from entropatch.config import PruneConfig
 from entropatch.extras import require
@@ -147,6 +156,7 @@ def search(
             seeds=entries(seeds, int, "--seeds"),
             blocks=sets[0],
             more_blocks=sets[1:],
+            leave_out=methods is not None and names_group(methods),
             configs=_configs(config or []),
             recipe=_recipe(scope, recipe, pairs(setting or [], "--set"), about),
             target_gflops=target_gflops,

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from entropatch.config import PruneConfig
 from entropatch.data.base import DataSet
+from entropatch.data.loaders import evaluation_loader, evaluation_transform_of
 from entropatch.extras import require
 from entropatch.measure import Timing, count_flops, environment, time_interleaved
 from entropatch.measure.environment import load_average
@@ -90,6 +91,15 @@ class Experiment:
             model = self.settings.spec.build(None, size, strict=True, classes=self.data.classes)
         return model.to(self.device).eval()
 
+    @cached_property
+    def photographs(self) -> Tensor:
+        """The first sound test images, for settings under which each image keeps its own number of patches."""
+        transform = evaluation_transform_of(self.dense, self.settings.recipe.image_size)
+        for batch in evaluation_loader(self.data.test, transform, self.settings.batch_size):
+            if len(batch.labels):
+                return batch.images.to(self.device)
+        raise ValueError("no test image could be read, so that multiply-adds that depend on them cannot be counted.")
+
     def compared(self) -> dict[str, Any]:
         """What must be equal for results to be of one study: the settings, the weights, the data."""
         about = self.settings.compared() | {"data": dict(self.data.description)}
@@ -133,12 +143,16 @@ class Experiment:
         """10⁹ multiply-adds per image, by `count_flops`."""
         size = self.settings.recipe.image_size
         images = torch.zeros(1, 3, size, size, device=self.device)
+        if config is not None and config.schedule.per_image:
+            images = self.photographs
         return count_flops(pruned_copy(self.dense, config), images).total / 1e9
 
     def time(self, config: PruneConfig | None) -> dict[str, Timing]:
         """The setting and the dense model, timed in turns: {"dense": …, "this": …}; the same one for dense."""
         size, speed = self.settings.recipe.image_size, self.settings.speed
         images = torch.randn(speed.batch_size, 3, size, size, generator=torch.Generator().manual_seed(0))
+        if config is not None and config.schedule.per_image:
+            images = self.photographs.repeat(-(-speed.batch_size // len(self.photographs)), 1, 1, 1)[: speed.batch_size]
         images = images.to(self.device)
         variants = {DENSE: self.dense} | ({} if config is None else {"this": pruned_copy(self.dense, config)})
         runs = {name: (lambda model=model: model(images)) for name, model in variants.items()}

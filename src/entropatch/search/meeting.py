@@ -59,7 +59,13 @@ def keep_rates(
             return Point(method, rate, blocks=own).pruning(settings.blocks, settings.scope)
 
         key = method if own is None else f"{method} at {','.join(map(str, own))}"
-        found[method] = [] if method == DENSE else [_noted_or_met(settings, experiment, study, key, config)]
+        try:
+            found[method] = [] if method == DENSE else [_noted_or_met(settings, experiment, study, key, config)]
+        except BudgetError as error:
+            if not settings.leave_out:
+                raise
+            experiment.on_text(f"{key} is left out: {error}")
+            found[method] = []
     return found
 
 

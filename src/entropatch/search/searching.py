@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from entropatch.search.study import (
     sqlite_address,
     to_enqueue,
 )
+from entropatch.search.suitable import suitable
 from entropatch.search.worker import Standing, Worker, standing
 from entropatch.train import Runtime
 
@@ -127,6 +128,8 @@ def search(
     require_extras(settings.scope)
     with quiet():
         experiment = Experiment(settings, data, output, runtime, on_text)
+        if settings.leave_out:
+            settings = experiment.settings = replace(settings, methods=suitable(experiment))
         compared = experiment.compared()
         output.mkdir(parents=True, exist_ok=True)
         address = storage or sqlite_address(output / "search.db")

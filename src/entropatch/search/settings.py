@@ -39,6 +39,8 @@ class SearchSettings:
         seeds: of training; in the scope "training-free" of random pruning alone, the one method that depends on them.
         blocks: 0-based pruning blocks; None is ¼, ½ and ¾ of the depth.
         more_blocks: further sets of them, at which every method is tried too.
+        leave_out: whether a method that the model refuses, or that no keep rate brings to the target, is left out with
+            a line, as of a group of methods; an error otherwise.
         configs: settings given as wholes, by what they are to be called, each at its own cost; with a target all their
             keep rates ρ are moved to ρ^t, so that it is met. In the command line by the names of their files.
         recipe: of the fine-tuning runs. Its image_size and precision hold in both scopes.
@@ -64,6 +66,7 @@ class SearchSettings:
     batch_size: int = 64
     speed: Speed = field(default_factory=Speed)
     more_blocks: tuple[tuple[int, ...], ...] = ()
+    leave_out: bool = False
     configs: Mapping[str, PruneConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -135,7 +138,7 @@ class SearchSettings:
         if self.has_target and not self.configs and all(known_method(name) == DENSE for name in self.methods):
             raise ValueError("a target needs a method that prunes, but got dense alone.")
         fixed = [name for name in self.methods if name != DENSE and not takes_keep_rate(name)]
-        if self.has_target and fixed:
+        if self.has_target and fixed and not self.leave_out:
             raise ValueError(
                 f"a target is met by the keep rate, but {', '.join(fixed)} takes none; leave it out, or the target."
             )
