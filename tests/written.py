@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(DOCS / "make"))
 
 PAGES = tuple(sorted(DOCS.glob("*.md")))
 WITH_CODE = (ROOT / "README.md", *PAGES)  # CONTRIBUTING's snippets have a test of their own

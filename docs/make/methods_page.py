@@ -89,7 +89,9 @@ def call(method: Method) -> str:
     """The lines that prune by it."""
     rate = ", keep_rate=0.7" if method.takes_keep_rate else ""
     if any(criterion.predicts for criterion, _ in method.parts):
-        return f'segmenter = entropatch.Segmenter(model, classes=21)\nentropatch.prune_(segmenter, method="{method.name}")'
+        return (
+            f'segmenter = entropatch.Segmenter(model, classes=21)\nentropatch.prune_(segmenter, method="{method.name}")'
+        )
     return f'entropatch.prune_(model, method="{method.name}"{rate})'
 
 

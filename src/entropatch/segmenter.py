@@ -68,9 +68,10 @@ class Segmenter(nn.Module):
         if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
             raise ValueError(f"channels must be a whole number of at least 1, but got {channels!r}.")
         width = _width(backbone)
-        self.backbone, self.num_classes, self.head_kind = backbone, classes, head
-        self.channels = (channels or width) if head == "conv" else None
-        self.head = _head(width, classes, self.channels)
+        self.backbone: nn.Module = backbone
+        self.num_classes, self.head_kind = classes, head
+        self.channels: int | None = (channels or width) if head == "conv" else None
+        self.head: nn.Module = _head(width, classes, self.channels)
 
     def forward(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Logits (batch, classes, H, W) of images (batch, 3, H, W), of their size or of `size`, (H, W)."""

@@ -177,8 +177,12 @@ def segmentation_transform(
     return apply
 
 
-class TrainingMasks(Dataset):
+class TrainingMasks(Dataset[Any]):
     """Image and mask by (epoch, number), each with random numbers of its own, so that order and place do not matter."""
+
+    images: MaskedImages
+    transform: Transform
+    seed: int
 
     def __init__(self, images: MaskedImages, transform: Transform, seed: int):
         self.images, self.transform, self.seed = images, transform, seed
