@@ -490,8 +490,8 @@ def test_each_method_meets_the_budget_as_closely_as_it_can():
     """The rate found meets the budget, one ten-thousandth more does not, by models pruned and counted here."""
     import timm
 
-    methods, target = ("dense", "random", "evit", "tome", "renyi-2"), 0.0022
-    made = run_bench(settings(methods=methods, keep_rates=None, target_gflops=(target,), batch_sizes=(1, 2)))
+    methods, target = ("dense", "random", "evit", "tome"), 0.0022
+    made = run_bench(settings(methods=methods, keep_rates=None, target_gflops=(target,)))
     assert not made.failed
     images = torch.randn(1, 3, 48, 48)
     for record in made.records:
@@ -536,11 +536,13 @@ def test_budgets_that_make_no_sense_are_refused(changes, message):
         settings(**changes)
 
 
-def test_the_command_takes_a_budget_and_a_group(tmp_path):
+def test_the_command_takes_a_budget_and_a_group(tmp_path, monkeypatch):
+    few = {name: entropatch.methods.METHODS[name] for name in ("random", "ats", "dynamicvit")}
+    monkeypatch.setattr(entropatch.methods.METHODS, "_methods", few)
     command = ["bench", "--model", "test_vit", "--image-size", "48", "--methods", "training-free", "--batch-sizes", "1"]
     command += ["--target-gflops", "0.0022", "--repeats", "1", "--warmup", "0", "--output", str(tmp_path)]
     ran = CliRunner().invoke(app, command)
     assert ran.exit_code == 0, ran.output
     records = json.loads((tmp_path / "bench.json").read_text())["records"]
-    assert [record["method"] for record in records] == list(entropatch.methods.expanded_methods(["training-free"]))
+    assert [record["method"] for record in records] == ["dense", "random", "ats"]
     assert all(record["gflops"] <= 0.0022 for record in records[1:])
