@@ -19,6 +19,7 @@ import numpy as np
 from evidence import DATA, FREE, runs
 from facts import needs_training
 from PIL import Image
+from tables import SETTINGS
 
 from entropatch import figures
 from entropatch.data.images import cropped, sample_photographs, to_tensor
@@ -102,14 +103,14 @@ def accuracy_pictures() -> None:
 def panel(axis: Any, data: str) -> None:
     """One data set: a line per method, with one standard error to either side; dense as a line across."""
     shown = {"random": "#888888", "evit": "#d95f02", "shannon": "#1b9e77", "renyi-inf": "#3b82c4"}
-    shown |= {"tome": "#8d6e3f", "calibrated": "#c2338f"}
+    shown |= {"tome-falling": "#8d6e3f", "calibrated": "#c2338f"}
     found = runs(FREE)
     dense = accuracy(found[data, None]["dense"]).value
     axis.axhline(dense, color="#888888", linestyle=":", linewidth=1)
     for name, colour in shown.items():
         rates = sorted(rate for one, rate in found if one == data and rate and name in found[one, rate])
         tops = [accuracy(found[data, rate][name]) for rate in rates]
-        label = "calibrated" if name == "calibrated" else method_label(name)
+        label = SETTINGS.get(name) or method_label(name)
         values, errors = [one.value for one in tops], [one.standard_error for one in tops]
         axis.errorbar(rates, values, errors, marker="o", markersize=3, capsize=2, color=colour, label=label)
 
