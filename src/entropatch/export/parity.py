@@ -108,6 +108,7 @@ class Parity:
         lines.append(
             f"outputs: largest difference {self.outputs.difference:.1e}, batch sizes {sizes}; "
             f"largest output {self.outputs.largest:.1f}"
+            + ("" if self.outputs.largest else "; all are 0, as of an untrained head, so the outputs say nothing")
             + (f"; {self.agreeing:.1%} of the images with the same highest one" if self.lossy else "")
         )
         return lines
