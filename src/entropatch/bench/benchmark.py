@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -75,7 +75,8 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
         ExportedFiles(settings.int8) as files,
     ):
         model = _create(settings)
-        made = [_make(variant, model, settings) for variant in settings.variants()]
+        dense = cache(lambda: count_flops(model, _images(settings, 1)).total / 1e9)
+        made = [_make(variant, model, settings, dense) for variant in settings.variants()]
         for batch_size in settings.batch_sizes:
             images, reason = _attempt(lambda batch_size=batch_size: _images(settings, batch_size))
             group = [
@@ -138,12 +139,17 @@ def _autocast(settings: BenchSettings) -> AbstractContextManager[Any]:
     return torch.autocast(kind, dtype=DTYPES[settings.dtype]) if settings.amp else nullcontext()
 
 
-def _make(variant: Variant, model: nn.Module, settings: BenchSettings) -> tuple[Row, nn.Module | None]:
-    """The pruned model, and a row with what does not depend on the batch size; None and a note if it cannot be made."""
+def _make(
+    variant: Variant, model: nn.Module, settings: BenchSettings, dense: Callable[[], float]
+) -> tuple[Row, nn.Module | None]:
+    """The pruned model, and a row with what does not depend on the batch size; None and a note if it cannot be made.
+
+    `dense` gives the dense model's 10⁹ multiply-adds per image, where there is a budget.
+    """
     images = _images(settings, 1)
     if variant.target is not None:
         with _autocast(settings):
-            met, reason = _attempt(lambda: meeting(variant, model, images))
+            met, reason = _attempt(lambda: meeting(variant, model, images, dense()))
         if reason is not None:
             return Row(variant, notes=[reason]), None
         variant = met

@@ -12,13 +12,14 @@ from entropatch.measure.budget import rate_for_gflops
 from entropatch.measure.variants import Variant, pruned_copy
 
 
-def meeting(variant: Variant, model: nn.Module, images: Tensor) -> Variant:
+def meeting(variant: Variant, model: nn.Module, images: Tensor, dense: float) -> Variant:
     """The variant at the largest keep rate of four decimals whose multiply-adds are at most its target.
 
     Args:
         variant: with a target; its method takes a keep rate.
         model: dense.
         images: what multiply-adds are counted on, (batch, channels, H, W).
+        dense: 10⁹ multiply-adds per image of the dense model.
 
     Raises:
         BudgetError: no keep rate meets the target, or every one does.
@@ -31,5 +32,4 @@ def meeting(variant: Variant, model: nn.Module, images: Tensor) -> Variant:
         config = replace(variant, keep_rate=rate).config()
         return count_flops(pruned_copy(model, config), images).total / 1e9
 
-    dense = count_flops(model, images).total / 1e9
     return replace(variant, keep_rate=rate_for_gflops(gflops, dense, variant.target))

@@ -242,11 +242,13 @@ def _plain(name: str) -> str:
 
 def _counted_on(config: PruneConfig | None, batches: Iterable[Batch], image_size: int) -> Tensor:
     """What multiply-adds are counted on: where images keep different numbers of patches the first sound test images."""
-    if config is not None and config.schedule.per_image:
-        for batch in batches:
-            if len(batch.labels):
-                return batch.images
-    return torch.zeros(1, 3, image_size, image_size)
+    images = first_sound(batches) if config is not None and config.schedule.per_image else None
+    return torch.zeros(1, 3, image_size, image_size) if images is None else images
+
+
+def first_sound(batches: Iterable[Batch]) -> Tensor | None:
+    """The images of the first batch of which one could be read; None if none could."""
+    return next((batch.images for batch in batches if len(batch.labels)), None)
 
 
 def _record(

@@ -18,7 +18,7 @@ from entropatch.data.loaders import evaluation_loader, evaluation_transform_of
 from entropatch.extras import require
 from entropatch.measure import Timing, count_flops, environment, time_interleaved
 from entropatch.measure.environment import load_average
-from entropatch.measure.evaluation import AUTOCAST, class_places, evaluate
+from entropatch.measure.evaluation import AUTOCAST, class_places, evaluate, first_sound
 from entropatch.measure.timing import speed_ratio
 from entropatch.measure.variants import pruned_copy
 from entropatch.methods import DENSE
@@ -95,10 +95,17 @@ class Experiment:
     def photographs(self) -> Tensor:
         """The first sound test images, for settings under which each image keeps its own number of patches."""
         transform = evaluation_transform_of(self.dense, self.settings.recipe.image_size)
-        for batch in evaluation_loader(self.data.test, transform, self.settings.batch_size):
-            if len(batch.labels):
-                return batch.images.to(self.device)
-        raise ValueError("no test image could be read, so that multiply-adds that depend on them cannot be counted.")
+        images = first_sound(evaluation_loader(self.data.test, transform, self.settings.batch_size))
+        if images is None:
+            raise ValueError(
+                "no test image could be read, so that multiply-adds that depend on them cannot be counted."
+            )
+        return images.to(self.device)
+
+    @cached_property
+    def dense_gflops(self) -> float:
+        """10⁹ multiply-adds per image of the dense model."""
+        return self.gflops(None)
 
     def compared(self) -> dict[str, Any]:
         """What must be equal for results to be of one study: the settings, the weights, the data."""

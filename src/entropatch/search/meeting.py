@@ -104,7 +104,7 @@ def _met(
     """The largest keep rate that meets the budget, and what it was judged by."""
     if settings.target_gflops is not None:
         gflops = cache(lambda rate: experiment.gflops(config(rate)))
-        rate = rate_for_gflops(gflops, experiment.gflops(None), settings.target_gflops)
+        rate = rate_for_gflops(gflops, experiment.dense_gflops, settings.target_gflops)
         return {"keep_rate": rate, "gflops": gflops(rate)}
     assert settings.target_speedup is not None
 
