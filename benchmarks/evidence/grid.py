@@ -1,5 +1,6 @@
 """The paper's protocol on a classifier of photographs: every method at every keep rate, fine-tuned with the pruning
-active, and tested without any training.
+active, and tested without any training. Methods with weights of their own learn by their own loss beside the cross
+entropy, and where that has a teacher, from the dense classifier, as DynamicViT's recipe does.
 
     python benchmarks/evidence/grid.py --data imagenette --root FOLDER --weights CLASSIFIER --output RECORDS
 
@@ -24,22 +25,25 @@ import typer
 from pixels import packed, random_crops
 from torch import Tensor, nn
 
-from entropatch import PruneConfig, entropy_penalty, prune_
+from entropatch import PruneConfig, entropy_penalty, method_loss, prune_
 from entropatch.config import method_config
 from entropatch.criteria import Random
 from entropatch.data.batches import TrainingBatches
 from entropatch.data.loaders import data_config
 from entropatch.data.seeding import derived_seed, set_seeds
-from entropatch.measure import environment
+from entropatch.learning import learned_criterion
+from entropatch.measure import count_flops, environment
 from entropatch.models.checkpoint import save_weights
 from entropatch.models.spec import ModelSpec
 from entropatch.records.correct import packed as packed_bits
+from entropatch.surgery import is_pruned, pruning_config
 from entropatch.train.loss import TrainingLoss
 from entropatch.train.optimisation import optimizer_of, schedule_of
 from entropatch.train.recipe import Recipe
 
 METHODS = "random,evit,evit-drop,renyi-0.5,shannon,renyi-2,renyi-4,renyi-inf,class-renyi-2"
 TEST_BATCH = 256
+DISTILLATION = 0.5  # the weight in DynamicViT's recipe
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,16 @@ class Bench:
     def penalised(self, model: nn.Module) -> Any:
         return nullcontext() if self.entropy is None else entropy_penalty(model, **self.entropy)
 
+    def taught(self, model: nn.Module, config: PruneConfig | None) -> tuple[Any, nn.Module | None, Recipe]:
+        """What gathers a method's own loss, the dense classifier where that asks for one, and the recipe with it."""
+        criterion = learned_criterion(config)
+        if criterion is None:
+            return nullcontext(), None, self.recipe
+        if not criterion.teaches:
+            return method_loss(model), None, self.recipe
+        teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+        return method_loss(model, teacher), teacher, replace(self.recipe, distillation=DISTILLATION)
+
     def correct(self, model: nn.Module) -> Tensor:
         """Which test images are right, in float32: (images,), bool."""
         model.eval()
@@ -102,15 +116,16 @@ class Bench:
 
     def test(self, model: nn.Module, config: PruneConfig | None, seed: int) -> dict[str, Any]:
         """The accuracy under a setting, and which images were right."""
-        tested = chance(config, seed)
-        if tested is not None:
-            prune_(model, tested)
+        set_pruning(model, chance(config, seed))
         correct = self.correct(model)
-        return {
+        found = {
             "top1": 100 * correct.float().mean().item(),
             "images": len(correct),
             "correct": packed_bits(correct.numpy()),
         }
+        if config is not None and config.schedule.per_image:  # what its images cost is not in its setting
+            found["gflops"] = count_flops(model, self.pixels["test"][:TEST_BATCH].to(self.device)).total / 1e9
+        return found
 
     def train(
         self, model: nn.Module, seed: int, trained: PruneConfig | None, tested: PruneConfig | None
@@ -119,43 +134,52 @@ class Bench:
         recipe, images = self.recipe, self.pixels["train"]
         batches = TrainingBatches(len(images), recipe.batch_size, seed)
         steps = batches.steps_per_epoch
+        set_pruning(model, trained)  # before the optimizer, which must know weights that the method brings
+        own, teacher, recipe = self.taught(model, trained)
         optimizer = optimizer_of(model, recipe)
         schedule = schedule_of(optimizer, recipe, steps)
-        loss_of = TrainingLoss(recipe, int(self.pixels["train_labels"].max()) + 1)
+        loss_of = TrainingLoss(recipe, int(self.pixels["train_labels"].max()) + 1, teacher)
         config = data_config(model, recipe.image_size)
         mean, std = (torch.tensor(config[name], device=self.device).view(3, 1, 1) for name in ("mean", "std"))
-        for epoch in range(recipe.epochs):
-            model.train()
-            if trained is not None:
-                prune_(model, trained)
-            batches.start(epoch)
-            total = torch.zeros((), device=self.device)
-            for step, piece in enumerate(batches):
-                numbers = torch.tensor([number for _, number in piece])
-                set_seeds(derived_seed(seed, epoch, step, 1))
-                crops = random_crops(
-                    images[numbers].to(self.device), recipe.image_size, recipe.crop_scale, mean, std,
-                    torch.Generator().manual_seed(derived_seed(seed, epoch, step)),
-                )  # fmt: skip
-                labels = self.pixels["train_labels"][numbers].to(self.device)
-                schedule.step_update(epoch * steps + step)
-                crops, targets = loss_of.mix(crops, labels, derived_seed(seed, epoch, step, 0))
-                with self.autocast(), self.penalised(model) as penalty:
-                    loss = loss_of(model(crops), targets, crops)
-                    if penalty is not None:
-                        loss = loss + self.entropy_weight * penalty.value
-                loss.backward()
-                if recipe.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                total += loss.detach()
-            point = {"epoch": epoch + 1, "loss": round(float(total) / steps, 4)}
-            if self.curve or epoch + 1 == recipe.epochs // 2:
-                if tested is not None:
-                    prune_(model, tested)
-                point["top1"] = 100 * self.correct(model).float().mean().item()
-            yield point
+        with own as method:
+            for epoch in range(recipe.epochs):
+                model.train()
+                set_pruning(model, trained)
+                batches.start(epoch)
+                total = torch.zeros((), device=self.device)
+                for step, piece in enumerate(batches):
+                    numbers = torch.tensor([number for _, number in piece])
+                    set_seeds(derived_seed(seed, epoch, step, 1))
+                    crops = random_crops(
+                        images[numbers].to(self.device), recipe.image_size, recipe.crop_scale, mean, std,
+                        torch.Generator().manual_seed(derived_seed(seed, epoch, step)),
+                    )  # fmt: skip
+                    labels = self.pixels["train_labels"][numbers].to(self.device)
+                    schedule.step_update(epoch * steps + step)
+                    crops, targets = loss_of.mix(crops, labels, derived_seed(seed, epoch, step, 0))
+                    with self.autocast(), self.penalised(model) as penalty:
+                        loss = loss_of(model(crops), targets, crops)
+                        if penalty is not None:
+                            loss = loss + self.entropy_weight * penalty.value
+                        if method is not None:
+                            loss = loss + method.value(targets)
+                    loss.backward()
+                    if recipe.clip_norm is not None:
+                        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    total += loss.detach()
+                point = {"epoch": epoch + 1, "loss": round(float(total) / steps, 4)}
+                if self.curve or epoch + 1 == recipe.epochs // 2:
+                    set_pruning(model, tested)
+                    point["top1"] = 100 * self.correct(model).float().mean().item()
+                yield point
+
+
+def set_pruning(model: nn.Module, config: PruneConfig | None) -> None:
+    """Prune by a setting that is not the model's already; weights that the method brought stay."""
+    if config is not None and not (is_pruned(model) and pruning_config(model) == config):
+        prune_(model, config)
 
 
 def chance(config: PruneConfig | None, seed: int | None) -> PruneConfig | None:

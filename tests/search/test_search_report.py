@@ -71,7 +71,8 @@ def test_a_budget_that_needs_no_pruning_or_that_nothing_meets_is_refused():
 @pytest.mark.parametrize("steps", [2, 3, 10, 10_000])
 def test_bisection_finds_every_edge(steps):
     for edge in {0, 1, steps // 3, steps - 1}:
-        assert largest(lambda rate, edge=edge: round(rate * steps) <= edge, steps) == edge
+        for near in (None, 1, edge, edge + 1, steps // 2, steps - 1, steps):
+            assert largest(lambda rate, edge=edge: round(rate * steps) <= edge, steps, near) == edge
 
 
 def test_a_speedup_is_confirmed_by_a_fresh_measurement():

@@ -12,7 +12,7 @@ from entropatch.measure.budget import rate_for_gflops
 from entropatch.measure.variants import Variant, pruned_copy
 
 
-def meeting(variant: Variant, model: nn.Module, images: Tensor, dense: float) -> Variant:
+def meeting(variant: Variant, model: nn.Module, images: Tensor, dense: float, near: float | None = None) -> Variant:
     """The variant at the largest keep rate of four decimals whose multiply-adds are at most its target.
 
     Args:
@@ -20,6 +20,7 @@ def meeting(variant: Variant, model: nn.Module, images: Tensor, dense: float) ->
         model: dense.
         images: what multiply-adds are counted on, (batch, channels, H, W).
         dense: 10⁹ multiply-adds per image of the dense model.
+        near: a keep rate to begin with, such as another method's at this target.
 
     Raises:
         BudgetError: no keep rate meets the target, or every one does.
@@ -32,4 +33,4 @@ def meeting(variant: Variant, model: nn.Module, images: Tensor, dense: float) ->
         config = replace(variant, keep_rate=rate).config()
         return count_flops(pruned_copy(model, config), images).total / 1e9
 
-    return replace(variant, keep_rate=rate_for_gflops(gflops, dense, variant.target))
+    return replace(variant, keep_rate=rate_for_gflops(gflops, dense, variant.target, near))

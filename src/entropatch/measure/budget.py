@@ -14,7 +14,7 @@ class BudgetError(ValueError):
     """No keep rate meets the budget, or every one does."""
 
 
-def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: float) -> float:
+def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: float, near: float | None = None) -> float:
     """The largest keep rate of four decimals whose multiply-adds are at most `target`.
 
     GFLOPs(ρ) never falls as ρ grows, and is a step function of it, since counts of patches are whole. So at the rate
@@ -24,6 +24,7 @@ def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: floa
         gflops: 10⁹ multiply-adds per image at a keep rate.
         dense: those of the dense model.
         target: the most there may be.
+        near: a rate to begin with, such as another method's, which is often the same; found sooner then.
 
     Raises:
         BudgetError: the target is not below the dense model, or below what the smallest rate needs, or the rate changes
@@ -44,7 +45,8 @@ def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: floa
             f"no keep rate meets a budget of {target:g} GFLOPs: the method needs {least:.3f} at any, since its weights "
             "say how many patches stay; train it for that cost, and give no target."
         )
-    return largest(lambda rate: gflops(rate) <= target, GFLOPS_STEPS) / GFLOPS_STEPS
+    begin = None if near is None else round(near * GFLOPS_STEPS)
+    return largest(lambda rate: gflops(rate) <= target, GFLOPS_STEPS, begin) / GFLOPS_STEPS
 
 
 def rate_for_speedup(
@@ -92,12 +94,23 @@ def rate_for_speedup(
     )
 
 
-def largest(meets: Callable[[float], bool], steps: int) -> int:
+def largest(meets: Callable[[float], bool], steps: int, near: int | None = None) -> int:
     """The largest i in 1 … steps - 1 with meets(i / steps), by bisection; 0 if there is none.
 
-    `meets` holds up to some rate and not beyond. A rate of 1 is no pruning and not asked.
+    `meets` holds up to some rate and not beyond. A rate of 1 is no pruning and not asked. From `near` on, the bracket
+    is found by doubled steps first, so that an answer close to it takes few.
     """
     low, high = 0, steps
+    if near is not None and 0 < near < steps:
+        upwards, step = meets(near / steps), 1
+        low, high = (near, high) if upwards else (low, near)
+        while high - low > step:
+            middle = low + step if upwards else high - step
+            met = meets(middle / steps)
+            low, high = (middle, high) if met else (low, middle)
+            if met != upwards:
+                break
+            step *= 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if meets(middle / steps) else (low, middle)
