@@ -87,11 +87,12 @@ def sampled(mass: Tensor, points: int) -> Tensor:
     first = torch.where(unit > 0, unit, 1.0).amin(1, keepdim=True)
     even = torch.linspace(0 if points > 1 else 1, 1, points, dtype=unit.dtype, device=unit.device)
     at = (first + (1 - first) * even).contiguous()
-    above = torch.searchsorted(unit, at).clamp_max(unit.shape[1] - 1)
+    last = int(unit.shape[1]) - 1  # a tensor on the CPU where multiply-adds are counted by tracing
+    above = torch.searchsorted(unit, at).clamp_max(last)
     below = (above - 1).clamp_min(0)
     low, high = unit.gather(1, below), unit.gather(1, above)
     nearest = torch.searchsorted(unit, torch.where(at - low <= high - at, low, high).contiguous())
-    nearest = nearest.clamp_max(unit.shape[1] - 1)
+    nearest = nearest.clamp_max(last)
     # In numbers, since the tracer that counts multiply-adds knows no scatter of truths.
     mark = torch.zeros_like(mass).scatter(1, order.gather(1, nearest), 1.0)
     return torch.where(most > least, mark, 1.0) > 0  # equal sums, as of a single patch, sample nothing
