@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.config import PruneConfig, Stage
+from entropatch.methods import default_method
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
@@ -46,6 +47,11 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     with the highest importance stay, in raster order; prefix tokens always stay (arXiv 2604.03803). Parameters,
     buffers and state_dict keys do not change. `keep_rate=1.0` gives the stock model's output exactly. On a model that
     is pruned already only the setting changes: keywords replace the named fields, a config replaces all of them.
+
+    `order=2.0` alone is the paper's method. Where nothing says how to prune, as in `prune_(model, keep_rate=0.7)`,
+    patches are ranked by the class token's attention times exp(-H₂), the best of each 2 × 2 first, which was measured
+    best of what only drops patches (`method="class-renyi-2@2"`). On a model without a class token it is order 2, the
+    best of each 2 × 2 first; where patches have no known places on a grid, as in videos, order 2.
 
     A method with weights of its own, such as "dynamicvit", adds them as one module of the pruned part, "entropatch": on
     its device, of its type, in its state_dict, to be trained (`entropatch.method_loss`). They are drawn from a seed, or
@@ -80,8 +86,8 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
     tower, before = _as_found(model)
     target = tower.module
-    config = _settle(config, fields, before.config if before else PruneConfig())
     adapter = before.adapter if before else _find_adapter(target, model)
+    config = _settle(config, fields, _current(target, adapter, before, fields))
     adapter.refuse_parts(target)
     _refuse_setting(tower, adapter, config)
     _refuse_predictions(model, config)
@@ -164,6 +170,22 @@ def _refuse_unsound(unsound: Mapping[int, str], stages: Sequence[Stage | None]) 
     for block, wrong in sorted(unsound.items()):
         if block >= first:
             raise UnsupportedModelError(wrong)
+
+
+# Any of these says how to prune; the others only where, how much and how evenly.
+_SAYING_HOW = ("criterion", "order", "method", "reduction", "schedule", "r")
+
+
+def _current(model: nn.Module, adapter: Adapter, before: Pruning | None, fields: Mapping[str, Any]) -> PruneConfig:
+    """The setting that the keywords of `prune_` change: where they say how to prune, not one that nobody asked for."""
+    usual = PruneConfig(method=default_method(adapter.has_class_token(model), adapter.knows_places(model)))
+    says_how = any(fields.get(name) is not None for name in _SAYING_HOW)
+    if before is None:
+        return PruneConfig() if says_how else usual
+    config = before.config
+    if says_how and (config.parts, config.schedule) == (usual.parts, usual.schedule):
+        return PruneConfig(config.keep_rate, blocks=config.blocks, backend=config.backend)
+    return config
 
 
 def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneConfig) -> PruneConfig:
