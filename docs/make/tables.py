@@ -61,6 +61,21 @@ def less_random(tag: str, blocks: str = "paper", size: str = "196") -> str:
     return table(["less random", *(f"{DATA[data]} {rate:g}" for data, rate in keys)], rows)
 
 
+def penalty() -> str:
+    """Classifiers trained with and without the entropy penalty at 112 px, pruned at 0.5 without training for it."""
+    names = {"random": "random", "evit": "EViT", "shannon": "Shannon", "renyi-inf": "order ∞"}
+    rows = []
+    for data, label in DATA.items():
+        for arm in ("plain", "lower", "higher"):
+            found = runs(f"entropy-{arm}", size=112)
+            column = found[data, 0.5]
+            off = paired_difference(column["shannon"], column["random"], resamples=0)
+            gap = f"{off.value:+.1f} ± {off.standard_error:.1f}".replace("-", "−")
+            dense = _cell(found[data, None]["dense"])
+            rows.append([f"{label}, {arm}", dense, *(_cell(column[name]) for name in names), gap])
+    return table(["trained", "dense", *names.values(), "Shannon less random"], rows)
+
+
 def calibration() -> str:
     """What calibration chose under the multiply-adds of each keep rate, and its loss on images held out."""
     rows = []
@@ -191,6 +206,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "top1": top1,
     "less-random": less_random,
     "calibration": calibration,
+    "penalty": penalty,
     "bench": bench,
     "scoring": scoring,
     "statements": statements,

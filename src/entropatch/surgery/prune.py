@@ -87,7 +87,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     tower, before = _as_found(model)
     target = tower.module
     adapter = before.adapter if before else _find_adapter(target, model)
-    config = _settle(config, fields, _current(target, adapter, before, fields))
+    config = _settle(config, fields, target, adapter, before)
     adapter.refuse_parts(target)
     _refuse_setting(tower, adapter, config)
     _refuse_predictions(model, config)
@@ -172,23 +172,9 @@ def _refuse_unsound(unsound: Mapping[int, str], stages: Sequence[Stage | None]) 
             raise UnsupportedModelError(wrong)
 
 
-# Any of these says how to prune; the others only where, how much and how evenly.
-_SAYING_HOW = ("criterion", "order", "method", "reduction", "schedule", "r")
-
-
-def _current(model: nn.Module, adapter: Adapter, before: Pruning | None, fields: Mapping[str, Any]) -> PruneConfig:
-    """The setting that the keywords of `prune_` change: where they say how to prune, not one that nobody asked for."""
-    usual = PruneConfig(method=default_method(adapter.has_class_token(model), adapter.knows_places(model)))
-    says_how = any(fields.get(name) is not None for name in _SAYING_HOW)
-    if before is None:
-        return PruneConfig() if says_how else usual
-    config = before.config
-    if says_how and (config.parts, config.schedule) == (usual.parts, usual.schedule):
-        return PruneConfig(config.keep_rate, blocks=config.blocks, backend=config.backend)
-    return config
-
-
-def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneConfig) -> PruneConfig:
+def _settle(
+    config: PruneConfig | None, fields: dict[str, Any], model: nn.Module, adapter: Adapter, before: Pruning | None
+) -> PruneConfig:
     """The setting meant by the arguments of `prune_`."""
     if config is not None:
         if not isinstance(config, PruneConfig):
@@ -199,7 +185,22 @@ def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneCo
     known = list(PruneConfig.__dataclass_fields__)
     if unknown := sorted(set(fields) - set(known)):
         raise TypeError(f"prune_ takes the fields {', '.join(known)}, but got {', '.join(unknown)}.")
-    return current.changed(**fields)
+    usual = PruneConfig(method=default_method(adapter.has_class_token(model), adapter.knows_places(model)))
+    says_how = any(fields.get(name) is not None for name in _SAYING_HOW)
+    return _current(None if before is None else before.config, usual, says_how).changed(**fields)
+
+
+# Any of these says how to prune; the others only where, how much and how evenly.
+_SAYING_HOW = ("criterion", "order", "method", "reduction", "schedule", "r")
+
+
+def _current(config: PruneConfig | None, usual: PruneConfig, says_how: bool) -> PruneConfig:
+    """What keywords change: the model's setting or the usual one; if they say how, none that nobody asked for."""
+    if config is None:
+        return PruneConfig() if says_how else usual
+    if says_how and (config.parts, config.schedule) == (usual.parts, usual.schedule):
+        return PruneConfig(config.keep_rate, blocks=config.blocks, backend=config.backend)
+    return config
 
 
 def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None:
