@@ -31,7 +31,7 @@ def export(
         int | None, typer.Option(help="In pixels; default the file's; else 224, or the model's own.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help=f"{parameters.METHODS_HELP} Default: what the file was trained with, or renyi-2.")
+        str | None, typer.Option(help=f"{parameters.METHOD_HELP} Default: what the file was trained with, or renyi-2.")
     ] = None,
     keep_rate: Annotated[str, typer.Option(help="In (0, 1]; one, or one per block with commas between.")] = "0.7",
     blocks: parameters.Blocks = None,

@@ -71,6 +71,7 @@ METHODS_HELP = (
     f"Of {methods_text()}, and those of imported modules; NAME@2 keeps the best of each 2 × 2 patches first, NAME_NAME "
     f"is one for each block; or all, or training-free; commas between. {needs_text()}"
 )
+METHOD_HELP = f"One of {methods_text()}, or of imported modules; or one per block, commas between. {needs_text()}"
 COMPARED_HELP = f"dense,{','.join(compared_methods())} and compared ones of imported modules"
 PICTURED_HELP = f"of {methods_text().removeprefix('dense, ')}, or of imported modules; commas between. {needs_text()}"
 Imports = Annotated[
