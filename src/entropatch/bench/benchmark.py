@@ -76,7 +76,8 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
     ):
         model = _create(settings)
         dense = cache(lambda: count_flops(model, _images(settings, 1)).total / 1e9)
-        made = [_make(variant, model, settings, dense) for variant in settings.variants()]
+        rates: dict[float, float] = {}  # of each target the last that was found, near which another method's is
+        made = [_make(variant, model, settings, dense, rates) for variant in settings.variants()]
         for batch_size in settings.batch_sizes:
             images, reason = _attempt(lambda batch_size=batch_size: _images(settings, batch_size))
             group = [
@@ -140,19 +141,20 @@ def _autocast(settings: BenchSettings) -> AbstractContextManager[Any]:
 
 
 def _make(
-    variant: Variant, model: nn.Module, settings: BenchSettings, dense: Callable[[], float]
+    variant: Variant, model: nn.Module, settings: BenchSettings, dense: Callable[[], float], rates: dict[float, float]
 ) -> tuple[Row, nn.Module | None]:
     """The pruned model, and a row with what does not depend on the batch size; None and a note if it cannot be made.
 
-    `dense` gives the dense model's 10⁹ multiply-adds per image, where there is a budget.
+    Where there is a budget, `dense` gives the dense model's 10⁹ multiply-adds per image, and `rates` the last keep rate
+    that met each target; one that is found is noted there.
     """
     images = _images(settings, 1)
-    if variant.target is not None:
+    if (target := variant.target) is not None:
         with _autocast(settings):
-            met, reason = _attempt(lambda: meeting(variant, model, images, dense()))
+            met, reason = _attempt(lambda: meeting(variant, model, images, dense(), rates.get(target)))
         if reason is not None:
             return Row(variant, notes=[reason]), None
-        variant = met
+        variant, rates[target] = met, met.keep_rate
     row = Row(variant)
     config = variant.config(backend=settings.backend)
     pruned, reason = _attempt(lambda: pruned_copy(model, config))
