@@ -408,6 +408,15 @@ def test_bench_table_shows_notes_and_backends_only_where_there_are_some():
     assert noted[1][-1] == "out of memory"
 
 
+def test_long_notes_stand_below_the_table_once_each():
+    long = "each image keeps its own number, so cost and speed are those of random images and weights"
+    notes = ["", long, "out of memory", "GFLOPs not counted: RuntimeError: tracer", long]
+    table, below = bench_table([record("evit", 0.5, note=note) for note in notes]).split("\n\n")
+    assert [row[-1] for row in rows_of(table)[1:]] == ["", "[1]", "out of memory", "[2]", "[1]"]
+    assert below == f"- [1] {long}\n- [2] {notes[3]}\n"
+    assert max(map(len, table.splitlines())) <= 140
+
+
 # --------------------------------------------------------------------------------------------------- the command
 
 
