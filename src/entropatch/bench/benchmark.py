@@ -16,6 +16,7 @@ from entropatch.bench.rows import Record, Row, ratios_asked, records_of, settled
 from entropatch.bench.runtimes import COMPILE, EXPORTED, ExportedFiles, versions
 from entropatch.bench.settings import DTYPES, BenchSettings
 from entropatch.bench.targets import meeting
+from entropatch.error_text import one_line
 from entropatch.export.subject import BACKEND
 from entropatch.extras import require
 from entropatch.measure import Flops, count_flops, environment, peak_memory, time_interleaved
@@ -117,7 +118,7 @@ def _of_timm(settings: BenchSettings) -> nn.Module:
             model = timm.create_model(settings.model, pretrained=False, img_size=settings.image_size)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise ValueError(
-            f"timm cannot make the model {settings.model!r} at {settings.image_size} px: {_first_line(error)}"
+            f"timm cannot make the model {settings.model!r} at {settings.image_size} px: {one_line(error, first=True)}"
         ) from error
     patches = getattr(model, "patch_embed", None)
     patch = max(getattr(patches, "patch_size", (1,)))
@@ -275,11 +276,7 @@ def _release() -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return "out of memory"
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
+    return f"{type(error).__name__}: {one_line(error, first=True)}"
 
 
 def _about(settings: BenchSettings) -> dict[str, Any]:
