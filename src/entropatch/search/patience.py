@@ -149,7 +149,7 @@ def unreachable(error: BaseException) -> str | None:
         found = found.__cause__
     if found is None:
         return None
-    text = one_line(found.orig, first=True)
+    text = one_line(found.orig or found, first=True)
     lite = type(found.orig).__module__.startswith("sqlite3")
     away = ("locked" in text or "busy" in text) if lite else isinstance(found, OperationalError)
     return text if away or found.connection_invalidated else None
