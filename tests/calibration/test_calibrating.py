@@ -34,6 +34,7 @@ def _few() -> Iterator[None]:
     two = [Renyi(1.0), entropatch.ClassAttention()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrating, "offered_criteria", lambda has_class_token: two[: 1 + has_class_token])
+        patch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit", "shannon"])
         yield
 
 
