@@ -168,6 +168,7 @@ def test_a_calibration_of_the_page_is_the_library_s_and_joins_the_menu(
 ) -> None:
     monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda _: [Renyi(1.0), Renyi(2.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
+    monkeypatch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})
     told: list[tuple[str, int, int]] = []
     settings: dict[str, Any] = {"effort": 0.0, "blocks": (1, 4), "most_blocks": 1}
     extra = [photograph(5)]
