@@ -71,7 +71,9 @@ class Break(nn.Module):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("compile_blocks", [compile_in_place, pytest.param(compile_as_wrappers, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "compile_blocks", [compile_in_place, pytest.param(compile_as_wrappers, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["deit", pytest.param("dinov3", marks=pytest.mark.slow)])
 def test_one_blocks_compiled_code_does_not_serve_another(name, compile_blocks):
     model = pruned(name)
@@ -315,7 +317,11 @@ def test_gradient_checkpointing_in_one_graph(name, method):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"method": "renyi-2"}, *(pytest.param({"method": name}, marks=pytest.mark.slow) for name in ("evit", "tome")), {"r": 4}],
+    [
+        {"method": "renyi-2"},
+        *(pytest.param({"method": name}, marks=pytest.mark.slow) for name in ("evit", "tome")),
+        {"r": 4},
+    ],
 )
 def test_export_with_a_dynamic_batch(setting):
     model = entropatch.prune_(create("deit"), PruneConfig(**setting))
