@@ -93,7 +93,7 @@ def plain_error(q: Tensor, k: Tensor, order: float, prefix: int, expected: Tenso
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("order", under_the_interpreter(ORDERS, 0.5, 1.0, 1.001, 2.0, math.inf))
+@pytest.mark.parametrize("order", under_the_interpreter(ORDERS, 1.0, 1.001, 2.0, math.inf))
 @pytest.mark.parametrize("dtype", under_the_interpreter(DTYPES, torch.float32))
 def test_output_and_entropy_match_the_float64_twin(backend: str, order: float, dtype: torch.dtype) -> None:
     for shape in SHAPES:
