@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,13 @@ from entropatch import Criterion, Reduction, Schedule
 settings.register_profile("entropatch", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "entropatch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collections_look_at_what_is_new() -> None:
+    """Accelerate and others collect garbage at every turn, which took longer the more the tests before had loaded."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

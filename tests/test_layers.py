@@ -52,7 +52,7 @@ print(json.dumps([sorted(set(sys.modules) - before), torch.cuda.is_initialized()
     assert not cuda_started
 
 
-@pytest.mark.parametrize("first", ["entropatch", "torch.utils.flop_counter"])
+@pytest.mark.parametrize("first", ["entropatch", pytest.param("torch.utils.flop_counter", marks=pytest.mark.slow)])
 def test_flop_counters_know_the_operators_whichever_is_imported_first(first: str) -> None:
     code = f"""
 import sys

@@ -163,9 +163,14 @@ def test_few_images_are_seen_in_crops_and_many_as_they_are() -> None:
     assert views([]) == []
 
 
-def test_a_calibration_of_the_page_is_the_library_s_and_joins_the_menu(explorer: Explorer) -> None:
+def test_a_calibration_of_the_page_is_the_library_s_and_joins_the_menu(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda _: [Renyi(1.0), Renyi(2.0)])
+    monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
+    monkeypatch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})
     told: list[tuple[str, int, int]] = []
-    settings: dict[str, Any] = {"effort": 0.0, "blocks": (1, 4, 6), "most_blocks": 2}
+    settings: dict[str, Any] = {"effort": 0.0, "blocks": (1, 4), "most_blocks": 1}
     extra = [photograph(5)]
     label, html = explorer.calibrate("m", SHARE, 0.6, pictures=extra, on_step=lambda *one: told.append(one), **settings)
     assert label == "Calibrated: 60% of the GFLOPs"

@@ -295,9 +295,9 @@ def test_every_compiled_row_has_graphs_of_its_own(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend=counter, **options))
     # Dynamo's own patch: undoing monkeypatch.setattr would delete the setting for every later test.
     with torch._dynamo.config.patch(recompile_limit=1):
-        result = run_bench(settings(methods=("dense", "random", "renyi-2"), compile=True, repeats=1, warmup=0))
+        result = run_bench(settings(methods=("dense", "renyi-2"), compile=True, repeats=1, warmup=0))
     assert not result.failed
-    assert counter.frame_count == len(result.records) == 3
+    assert counter.frame_count == len(result.records) == 2
 
 
 def test_a_row_that_cannot_be_compiled_says_so(monkeypatch):
@@ -495,11 +495,12 @@ def test_table_3_from_the_command(monkeypatch, tmp_path):
 # -------------------------------------------------------------------------------------------- at one cost
 
 
-def test_each_method_meets_the_budget_as_closely_as_it_can():
+@pytest.mark.parametrize("more", [(), pytest.param(("tome", "renyi-2"), marks=pytest.mark.slow)])
+def test_each_method_meets_the_budget_as_closely_as_it_can(more):
     """The rate found meets the budget, one ten-thousandth more does not, by models pruned and counted here."""
     import timm
 
-    methods, target = ("dense", "random", "evit", "tome"), 0.0022
+    methods, target = ("dense", "random", "evit", *more), 0.0022
     made = run_bench(settings(methods=methods, keep_rates=None, target_gflops=(target,)))
     assert not made.failed
     images = torch.randn(1, 3, 48, 48)
@@ -566,13 +567,14 @@ def test_budgets_that_make_no_sense_are_refused(changes, message):
         settings(**changes)
 
 
-def test_the_command_takes_a_budget_and_a_group(tmp_path, monkeypatch):
-    few = {name: entropatch.methods.METHODS[name] for name in ("random", "ats", "dynamicvit")}
+@pytest.mark.parametrize("more", [(), pytest.param(("ats",), marks=pytest.mark.slow)])
+def test_the_command_takes_a_budget_and_a_group(tmp_path, monkeypatch, more):
+    few = {name: entropatch.methods.METHODS[name] for name in ("random", *more, "dynamicvit")}
     monkeypatch.setattr(entropatch.methods.METHODS, "_methods", few)
     command = ["bench", "--model", "test_vit", "--image-size", "48", "--methods", "training-free", "--batch-sizes", "1"]
     command += ["--target-gflops", "0.0022", "--repeats", "1", "--warmup", "0", "--output", str(tmp_path)]
     ran = CliRunner().invoke(app, command)
     assert ran.exit_code == 0, ran.output
     records = json.loads((tmp_path / "bench.json").read_text())["records"]
-    assert [record["method"] for record in records] == ["dense", "random", "ats"]
+    assert [record["method"] for record in records] == ["dense", "random", *more]
     assert all(record["gflops"] <= 0.0022 for record in records[1:])

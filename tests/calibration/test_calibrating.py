@@ -34,6 +34,8 @@ def _few() -> Iterator[None]:
     two = [Renyi(1.0), entropatch.ClassAttention()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrating, "offered_criteria", lambda has_class_token: two[: 1 + has_class_token])
+        patch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit", "shannon"])
+        patch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})  # those of `test_spreading`
         yield
 
 
@@ -196,14 +198,16 @@ def test_a_calibration_that_was_cut_off_goes_on(tmp_path: Path, found: tuple[Any
         calibrated(create("deit"), images(), Goal(gflops=budget), folder=folder, **QUICK)
 
 
-def test_the_least_cost_within_a_loss() -> None:
+@pytest.mark.parametrize("drops", [(0.1,), pytest.param((0.5, 0.01), marks=pytest.mark.slow)], ids=str)
+def test_the_least_cost_within_a_loss(drops: tuple[float, ...]) -> None:
     model = create("deit")
-    loose, tight = (calibrated(model, images(), Goal(drop=drop), **QUICK) for drop in (0.5, 0.01))
+    results = [calibrated(model, images(), Goal(drop=drop), **QUICK) for drop in drops]
     order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
-    for result, drop in ((loose, 0.5), (tight, 0.01)):
+    for result, drop in zip(results, drops, strict=True):
         pruned: Any = entropatch.prune_(create("deit"), keep_rate=1.0)
         assert Judge(pruned, [images()[order[6:]]], "logits", Ledger(None, {})).loss(result.config, [0]) <= drop
-    assert loose.rows[0].cost < tight.rows[0].cost < gflops(model)
+    costs = [*(result.rows[0].cost for result in results), gflops(model)]
+    assert costs == sorted(set(costs))
 
 
 def test_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

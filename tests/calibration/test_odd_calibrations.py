@@ -30,6 +30,7 @@ def few_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is odd is so with two criteria as with all."""
     monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda _: [Renyi(1.0), Renyi(2.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
+    monkeypatch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})
 
 
 def vit(**fields: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from small_models import create, photographs
 
 import entropatch
-from entropatch import BipartiteMerge, PruneConfig
+from entropatch import BipartiteMerge, PruneConfig, Renyi
 from entropatch.calibration import Goal, calibrated
 from entropatch.calibration.proposal import config_of
 from entropatch.calibration.spreading import LABELS, spread, spread_within
@@ -64,7 +64,9 @@ def test_both_meet_the_budget_with_as_few_as_they_can() -> None:
     assert spread_within(costly, 0.5, [3]) == {}  # a single block cannot
 
 
-def test_a_calibration_stands_beside_tome_and_may_choose_it() -> None:
+def test_a_calibration_stands_beside_tome_and_may_choose_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda _: [Renyi(2.0)])
+    monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["tome"])
     model = create("deit")
     images = torch.cat([photographs(model, batch=4) for _ in range(6)]) + torch.randn(24, 1, 1, 1)
     dense = count_flops(model, images[:1]).total / 1e9

@@ -105,9 +105,18 @@ def run(*arguments, status=0):
 
 
 def afresh(*arguments):
-    """The command in a process of its own, which knows nothing of what was imported here."""
-    line = [sys.executable, "-m", "entropatch.cli", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
+    """The command as a process runs it in which the module was not imported."""
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        known = {name: method for name, method in methods.METHODS._methods.items() if name != "key-norm"}
+        patch.setattr(methods.METHODS, "_methods", known)
+        for family in (Criterion, Reduction):
+            others = {
+                kind: {name: one for name, one in classes.items() if one.__module__ != NAME}
+                for kind, classes in family._known.items()
+            }
+            patch.setattr(family, "_known", others)
+        patch.delitem(sys.modules, NAME, raising=False)
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def records(path: Path) -> list[dict]:
@@ -163,7 +172,7 @@ def test_search_tries_it_and_its_study_says_what_it_needs(here, weights, one_thr
     before = (here / "out/search.json").read_bytes()
     for line in (study, [*study, "--report"]):
         other = afresh(*line)
-        assert other.returncode in (1, 2), other.stderr
+        assert other.exit_code in (1, 2), other.stderr
         assert "the study 'search' has the method key-norm, which no imported module registers" in other.stderr
     assert (here / "out/search.json").read_bytes() == before
 
@@ -221,7 +230,7 @@ def test_finetune_trains_with_it_and_evaluate_knows_the_run(here, one_thread):
     shown = run("evaluate", *MINE, "--weights", "run/final.safetensors", *QUICK)
     assert "as trained: Key norm, 0.7" in shown.stdout
     again = afresh(*[part for part in line if part not in MINE])
-    assert again.returncode == 2
+    assert again.exit_code == 2
     assert "import the module that registers it first (on the command line: --import my_module)" in again.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -168,7 +169,21 @@ def test_the_app_shows_the_program_that_loads_the_model(here: Path) -> None:
     assert "--library open_clip needs --model" in shown.output
 
 
-@pytest.mark.parametrize("which", [TORCHVISION, pytest.param(OPEN_CLIP, marks=pytest.mark.slow)], ids=" ".join)
+@pytest.mark.parametrize("which", [TORCHVISION, OPEN_CLIP], ids=" ".join)
+def test_what_is_exported(here: Path, which: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(sys.modules["entropatch.export"], "export", lambda *parts, **options: given.extend(parts))
+    run("export", "model.pt2", *which, "--images", "picture.png", "--keep-rate", "0.5")
+    model, images, path = given
+    assert (images.shape, path) == ((1, 3, 48, 48), Path("model.pt2"))
+    assert entropatch.pruning_config(model).keep_rate == 0.5
+    with torch.no_grad(), entropatch.trace(model) as trace:
+        model(images)
+    assert trace.counts == [9, 5, 3, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [TORCHVISION, OPEN_CLIP], ids=" ".join)
 def test_export(here: Path, which: tuple[str, ...]) -> None:
     run("export", "model.pt2", *which, "--images", "picture.png", "--keep-rate", "0.5")
     about = about_file(here / "model.pt2")
@@ -180,6 +195,7 @@ def test_export(here: Path, which: tuple[str, ...]) -> None:
 
 def test_calibrate(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda has_class_token: [Renyi(1.0)])
+    monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
     (here / "pictures").mkdir()
     for i in range(9):
         with Image.open(here / "picture.png") as picture:

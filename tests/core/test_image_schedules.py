@@ -247,14 +247,14 @@ def test_settings_survive_json(fields: dict[str, Any]) -> None:
 def test_the_mean_cost_meets_the_budget(schedule: Any) -> None:
     pytest.importorskip("fvcore")
     model = create("deit")
-    images = varied(24)
+    images = varied(8)
     config = calibrate_threshold(model, images, keep_rate=0.6, order=2.0, blocks=(0, 1, 2), schedule=schedule)
     assert type(config.schedule) is type(schedule)
     assert not entropatch.surgery.is_pruned(model)
     fixed = count_flops(entropatch.prune_(model, keep_rate=0.6, order=2.0, blocks=(0, 1, 2)), images[:1]).total
     entropatch.prune_(model, config)
     alone = [count_flops(model, image[None]).total for image in images]
-    assert 0.93 * fixed < sum(alone) / 24 <= fixed
+    assert 0.93 * fixed < sum(alone) / 8 <= fixed
     assert len(set(alone)) > 1
 
 

@@ -143,7 +143,7 @@ def test_images_that_keep_different_numbers_count_alike() -> None:
         torch.testing.assert_close(mean, torch.stack([one.means[block] for one in alone]).mean(0))
 
 
-@pytest.mark.parametrize("target", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("target", [pytest.param(0.3, marks=pytest.mark.slow), 0.6, 0.95])
 @pytest.mark.parametrize("side", ["both", "above", "below"])
 def test_training_reaches_the_target(target: float, side: str) -> None:
     model, x = vit().float().train(), images(4).float()

@@ -116,6 +116,7 @@ def test_openvino_runs_it(written: Any) -> None:
     assert np.abs(compiled([images.numpy()])[compiled.outputs[0]] - expected).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_tome_and_a_lone_image(tmp_path: Path) -> None:
     model = create("deit", depth=2)
     entropatch.prune_(model, method="tome", r=4)

@@ -49,6 +49,12 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param.removesuffix(" on workers")
 
 
+def under_the_interpreter(cases: list, *quick: object) -> list:
+    """Triton's interpreter is slow: there all but the quick cases are slow tests. Elsewhere all are quick."""
+    every = not IN_CHILD
+    return [case if every or case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 def on_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streaming gives blocks to three threads of its own, however small they are."""
     monkeypatch.setattr(streaming, "number_of_workers", lambda device: 3)
@@ -87,8 +93,8 @@ def plain_error(q: Tensor, k: Tensor, order: float, prefix: int, expected: Tenso
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", under_the_interpreter(ORDERS, 1.0, 1.001, 2.0, math.inf))
+@pytest.mark.parametrize("dtype", under_the_interpreter(DTYPES, torch.float32))
 def test_output_and_entropy_match_the_float64_twin(backend: str, order: float, dtype: torch.dtype) -> None:
     for shape in SHAPES:
         prefix = shape[-1]
@@ -114,7 +120,7 @@ NEAR_ONE = [0.8, 0.9, 1.1, 1.24, *(1 - t for t in DISTANCES), *(1 + t for t in D
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("order", NEAR_ONE)
+@pytest.mark.parametrize("order", under_the_interpreter(NEAR_ONE, 0.9, 1.1, 1 - 1e-6, 1 + 0.015))
 def test_orders_next_to_one_are_exact_for_peaked_and_flat_rows(backend: str, order: float) -> None:
     """Even, nearly even, ordinary, peaked rows, and a few keys above a crowd at distance log m, against decimals."""
     m = 100
@@ -139,7 +145,7 @@ def test_a_prefix_token_that_takes_all_attention_costs_the_entropy_nothing(backe
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("order", [1e-300, *ORDERS, 1e300])
+@pytest.mark.parametrize("order", under_the_interpreter([1e-300, *ORDERS, 1e300], 1e-300, 1.0, 40.0, 1e300))
 def test_finite_for_logits_of_ten_thousand(backend: str, order: float) -> None:
     q = torch.tensor([100.0, -100.0, 1.0, 0.0]).reshape(1, 1, 4, 1).expand(-1, -1, -1, 16) / 4
     k = torch.tensor([100.0, 100.0, 99.9921875, -100.0]).reshape(1, 1, 4, 1).expand(-1, -1, -1, 16) / 4
@@ -151,8 +157,8 @@ def test_finite_for_logits_of_ten_thousand(backend: str, order: float) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("order", [0.5, 0.9, 1.0, 1.2, 2.0, math.inf])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", under_the_interpreter([0.5, 0.9, 1.0, 1.2, 2.0, math.inf], 0.5, 1.0))
+@pytest.mark.parametrize("dtype", under_the_interpreter([torch.float32, torch.bfloat16], torch.bfloat16))
 def test_a_key_bias_matches_the_float64_twin(backend: str, order: float, dtype: torch.dtype) -> None:
     """Sizes for one image and padding for the next; an image that has no patch key is even and spoils no other."""
     for batch, heads, n, width, prefix in [(3, 2, 70, 24, 1), (3, 1, 33, 16, 5), (3, 2, 40, 8, 0)]:
@@ -172,7 +178,7 @@ def test_a_key_bias_matches_the_float64_twin(backend: str, order: float, dtype: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("order", [0.5, 0.9, 1.0, 1.001, 2.0, math.inf])
+@pytest.mark.parametrize("order", under_the_interpreter([0.5, 0.9, 1.0, 1.001, 2.0, math.inf], 0.5, 1.0))
 def test_gradients_match_those_of_the_float64_reference(backend: str, order: float) -> None:
     """Of output and entropy together, by every input; and of each alone."""
     inputs = [x.requires_grad_() for x in (*tokens((2, 2, 40, 16, 3), torch.float32), torch.randn(2, 40))]
@@ -342,9 +348,22 @@ if not IN_CHILD:
         TRITON is not None and TRITON < (3, 6) and NUMPY >= (2, 4),
         reason="before 3.6 Triton's interpreter does not run on NumPy 2.4",
     )
-    def test_triton_under_its_interpreter() -> None:
+    @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+    def test_triton_under_its_interpreter(which: str) -> None:
         environment = os.environ | {"TRITON_INTERPRET": "1"}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", __file__]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore",
+            "-m",
+            which,
+            __file__,
+        ]
         command.append(str(Path(__file__).with_name("test_head_mean.py")))
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout[-4000:]

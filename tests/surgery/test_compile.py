@@ -55,7 +55,7 @@ def test_one_graph_with_the_same_output(case):
         torch.testing.assert_close(compiled(model)(images), model(images))
 
 
-@pytest.mark.parametrize("name", ["deit", "rope mixed"])
+@pytest.mark.parametrize("name", ["deit", pytest.param("rope mixed", marks=pytest.mark.slow)])
 def test_training_in_one_graph(name):
     model = entropatch.prune_(shallow(name).train(), keep_rate=0.5)
     images = photographs(model)
@@ -77,7 +77,7 @@ def test_a_new_setting_takes_effect_in_compiled_code(name):
     fast, images = compiled(model, backend="eager"), photographs(model)
     with torch.no_grad():
         fast(images)
-        for change in ({"keep_rate": 0.8}, {"order": 1.0}, {"blocks": (1,)}, {"keep_rate": 1.0}):
+        for change in ({"keep_rate": 0.8, "order": 1.0}, {"blocks": (1,)}):
             assert entropatch.prune_(fast, **change) is fast  # by the compiled wrapper, as by the model itself
             assert entropatch.pruning_config(fast) == entropatch.pruning_config(model)
             torch.testing.assert_close(fast(images), model(images))

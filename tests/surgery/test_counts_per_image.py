@@ -320,6 +320,7 @@ def test_scores_that_are_infinite_or_no_numbers(criterion: Unbounded, kept: int)
     assert trace.counts == [25, kept]
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_in_a_compiled_model() -> None:
     torch.compiler.reset()
     model = pruned("deit").train()
