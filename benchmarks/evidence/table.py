@@ -39,10 +39,18 @@ class Entry:
 
     runs: dict[int, Bits] = field(default_factory=dict)
     config: dict[str, Any] | None = None
+    counted: float | None = None  # 10⁹ multiply-adds, where images have numbers of their own
 
     @property
     def correct(self) -> Bits:
         return np.stack([self.runs[seed] for seed in sorted(self.runs)])
+
+    def beside(self, other: Entry) -> tuple[Bits, Bits]:
+        """The runs of both of the seeds that both have; all of them where there are none."""
+        seeds = sorted(set(self.runs) & set(other.runs))
+        if not seeds:
+            return self.correct, other.correct
+        return np.stack([self.runs[seed] for seed in seeds]), np.stack([other.runs[seed] for seed in seeds])
 
 
 Column = dict[str, Entry]  # by method
@@ -79,7 +87,7 @@ def records(folder: Path) -> dict[tuple[Any, ...], Column]:
             trained = line["seed"] is not None
             key = (line["data"], line["size"], line["tag"], line["blocks"], trained, line["keep_rate"])
             entry = found[key][line["name"]]
-            entry.config = line["config"]
+            entry.config, entry.counted = line["config"], line.get("gflops")
             entry.runs[line["seed"] if trained else 0] = unpacked(line["correct"], line["images"])
     return found
 
@@ -116,11 +124,11 @@ def _section(key: tuple[Any, ...], columns: dict[float | None, Column], dense: E
             top.append(f"**{value}**" if mark == "**" else value + mark)
             line = {
                 "key": key, "name": name, "keep_rate": rate, "top1": found.value, "seeds": found.seeds,
-                "standard_error": found.standard_error, "gflops": _gflops(entry.config, size),
+                "standard_error": found.standard_error, "gflops": _spent(entry, size),
             }  # fmt: skip
             chance = columns[rate].get("random")
             if chance is not None and name != "random":
-                off = paired_difference(entry.correct, chance.correct)
+                off = paired_difference(*entry.beside(chance))
                 gap.append(f"{off.value:+.2f} ± {off.standard_error:.2f}")
                 line |= {
                     "to_random": off.value,
@@ -143,7 +151,7 @@ def _section(key: tuple[Any, ...], columns: dict[float | None, Column], dense: E
 def _marks(column: Column) -> dict[str, str]:
     """Bold for what is ahead of all others; where nothing is, a star for the best and what cannot be told from it."""
     best = max(column, key=lambda name: column[name].correct.mean())
-    level = [name for name, entry in column.items() if name != best and not ahead(column[best].correct, entry.correct)]
+    level = [name for name, entry in column.items() if name != best and not ahead(*column[best].beside(entry))]
     return {best: "**"} if not level else dict.fromkeys((best, *level), " \\*")
 
 
@@ -175,8 +183,12 @@ def _gflops(config: dict[str, Any] | None, size: int) -> float:
     return _COSTS[known]
 
 
+def _spent(entry: Entry, size: int) -> float:
+    return _gflops(entry.config, size) if entry.counted is None else entry.counted
+
+
 def _cost(entry: Entry | None, size: int) -> str:
-    return "" if entry is None else f"{_gflops(entry.config, size):.2f}"
+    return "" if entry is None else f"{_spent(entry, size):.2f}"
 
 
 if __name__ == "__main__":

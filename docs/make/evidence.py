@@ -20,15 +20,29 @@ FREE, TRAINED = "free", "grid"
 
 
 @cache
-def runs(tag: str, blocks: str = "paper") -> dict[tuple[str, float | None], dict[str, Bits]]:
+def runs(tag: str, blocks: str = "paper", size: int = 196) -> dict[tuple[str, float | None], dict[str, Bits]]:
     """By data set and keep rate, (seeds, images) of each method; the keep rate of dense is None."""
+    found = by_seed(tag, blocks, size)
+    return {key: {name: np.stack(list(by.values())) for name, by in one.items()} for key, one in found.items()}
+
+
+def paired(a: dict[Any, Bits], b: dict[Any, Bits]) -> tuple[Bits, Bits]:
+    """The runs of two methods of the seeds that both have; all of them where there are none, as without training."""
+    seeds = [seed for seed in a if seed in b]
+    one, other = ([by[seed] for seed in seeds] if seeds else list(by.values()) for by in (a, b))
+    return np.stack(one), np.stack(other)
+
+
+@cache
+def by_seed(tag: str, blocks: str, size: int) -> dict[tuple[str, float | None], dict[str, dict[Any, Bits]]]:
+    """As `runs`, the images of each seed; None is the seed without training."""
     found: dict[tuple[str, float | None], dict[str, dict[Any, Bits]]] = defaultdict(lambda: defaultdict(dict))
     for file in sorted((RESULTS / "evidence/records").glob("*.jsonl")):
         for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-            if line["tag"] == tag and line["size"] == 196 and line["blocks"] in ("", blocks):
+            if line["tag"] == tag and line["size"] == size and line["blocks"] in ("", blocks):
                 bits = unpacked(line["correct"], line["images"])
                 found[line["data"], line["keep_rate"]][line["name"]][line["seed"]] = bits
-    return {key: {name: np.stack(list(by.values())) for name, by in one.items()} for key, one in found.items()}
+    return found
 
 
 @cache

@@ -26,12 +26,13 @@ from entropatch.data.images import cropped, sample_photographs, to_tensor
 from entropatch.demo.settings import OVERVIEW, DemoSettings
 from entropatch.figures.pixels import remaining
 from entropatch.look.inspection import inspect_image, pruning_stages, stage_config
-from entropatch.methods import METHODS, method_label
+from entropatch.methods import METHODS, default_method, method_label
 from entropatch.models.encoder import encoder_name, load_encoder
 from entropatch.records.uncertainty import accuracy
 
 DOCS = Path(__file__).parents[1]
 FOLDER = DOCS / "pictures"
+USUAL = default_method(class_token=True)  # what `prune_` does where nothing says how
 BLOCKS, RATE, SIDE, GAP = (3, 6, 9), 0.7, 168, 6
 SHOWN = ("cat", "rocket")  # of scikit-image, in the public domain
 
@@ -103,14 +104,14 @@ def accuracy_pictures() -> None:
 def panel(axis: Any, data: str) -> None:
     """One data set: a line per method, with one standard error to either side; dense as a line across."""
     shown = {"random": "#888888", "evit": "#d95f02", "shannon": "#1b9e77", "renyi-inf": "#3b82c4"}
-    shown |= {"tome-falling": "#8d6e3f", "calibrated": "#c2338f"}
+    shown |= {USUAL: "#7b4fb5", "tome-falling": "#8d6e3f", "calibrated": "#c2338f"}
     found = runs(FREE)
     dense = accuracy(found[data, None]["dense"]).value
     axis.axhline(dense, color="#888888", linestyle=":", linewidth=1)
     for name, colour in shown.items():
         rates = sorted(rate for one, rate in found if one == data and rate and name in found[one, rate])
         tops = [accuracy(found[data, rate][name]) for rate in rates]
-        label = SETTINGS.get(name) or method_label(name)
+        label = "prune_ alone" if name == USUAL else SETTINGS.get(name) or method_label(name)
         values, errors = [one.value for one in tops], [one.standard_error for one in tops]
         axis.errorbar(rates, values, errors, marker="o", markersize=3, capsize=2, color=colour, label=label)
 

@@ -13,7 +13,9 @@ Everything is computed in float32, or in float64 for float64 input. These functi
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,12 +177,18 @@ def finite_bias(key_bias: Tensor, dtype: torch.dtype) -> Tensor:
     return key_bias.to(dtype).clamp_min(max(NO_KEY, torch.finfo(dtype).min))
 
 
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast turned off where the tensor is; on "meta", where PyTorch knows no autocast, there is nothing to do."""
+    kind = tensor.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
 def attention_logits(q: Tensor, k: Tensor, scale: float, key_bias: Tensor | None = None) -> Tensor:
     """scale · q·kᵀ in float32 or wider, also under autocast: (…, n, d), (…, m, d) -> (…, n, m).
 
     `key_bias`, (batch, m) for q and k of (batch, heads, …), is added to every logit of its key; -inf counts as -1e30.
     """
     dtype = working_dtype(q)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         logits = (q.to(dtype) * scale) @ k.to(dtype).transpose(-2, -1)
         return logits if key_bias is None else logits + finite_bias(key_bias, dtype)[:, None, None]

@@ -185,6 +185,18 @@ def find_method(name: str) -> Method:
     return renyi_method(parse_order(order))
 
 
+def default_method(class_token: bool, places: bool = True) -> str:
+    """The method that `prune_` takes where nothing says how to prune: measured best of those that only drop patches.
+
+    Args:
+        class_token: whether the model has a class token.
+        places: whether each of its patches stands at a known place of a grid of two dimensions.
+    """
+    if not places:
+        return PAPER_METHOD
+    return "class-renyi-2@2" if class_token else "renyi-2@2"
+
+
 def is_known(name: str) -> bool:
     """Whether `find_method` finds a method of that name."""
     try:
@@ -203,7 +215,7 @@ def parse_order(text: str) -> float:
     return Renyi(order).order
 
 
-DEFAULT_METHOD = renyi_method(Renyi().order).name  # what `prune_` does when told nothing
+PAPER_METHOD = renyi_method(Renyi().order).name  # what `PruneConfig` says when told nothing
 
 
 def methods_text() -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
-from entropatch.entropy import check_order
+from entropatch.entropy import check_order, without_autocast
 from entropatch.surgery import block_count, watch
 from entropatch.tokens import Tokens
 
@@ -70,7 +70,7 @@ class EntropyPenalty:
         return value
 
     def _look(self, attention: BlockAttention, tokens: Tokens) -> None:
-        with torch.autocast(attention.q.device.type, enabled=False):
+        with without_autocast(attention.q):
             entropy = attention.entropy(self._order).float()
         if self._heads is not None:
             if max(self._heads) >= entropy.shape[1]:

@@ -25,7 +25,7 @@ Arrays = dict[str, dict[str, np.ndarray]]
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     model = create("deit", depth=3)
-    entropatch.prune_(model, keep_rate=0.7, blocks=(0, 1))
+    entropatch.prune_(model, keep_rate=0.7, blocks=(0, 1), order=2.0)
     return subject_of(model, photographs(model, 4))
 
 

@@ -99,7 +99,7 @@ def test_the_grid_is_in_raster_order_when_it_is_not_square():
     images = photographs(model)
     (first, _) = pruning_stages(model, images, PruneConfig(keep_rate=0.5, blocks=(1,)))
     assert first.kept.shape == (1, 3, 5)
-    with entropatch.trace(entropatch.prune_(model, keep_rate=0.5, blocks=(1,))) as trace, torch.no_grad():
+    with entropatch.trace(entropatch.prune_(model, keep_rate=0.5, blocks=(1,), order=2.0)) as trace, torch.no_grad():
         model(images)
     expected = np.zeros(15, dtype=bool)
     expected[trace.kept[0][0].numpy()] = True

@@ -280,7 +280,7 @@ def test_a_tower_built_sequence_first(gradients: bool) -> None:
         assert torch.equal(pruned.visual(pictures()), expected)
         with entropatch.trace(pruned):
             assert torch.equal(pruned.visual(pictures()), expected)
-    entropatch.prune_(pruned.double(), **SETTING)
+    entropatch.prune_(pruned.double(), order=2.0, **SETTING)
     twin = open_clip_twin(dense.double().visual, pictures(dtype=torch.float64), STAGES, renyi(2.0))
     torch.testing.assert_close(pruned.visual(pictures(dtype=torch.float64)), twin.output, atol=1e-10, rtol=0)
 

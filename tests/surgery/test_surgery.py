@@ -109,7 +109,7 @@ def test_pruning_again_changes_the_setting_only():
     assert entropatch.pruning_config(model) == PruneConfig(keep_rate=0.8)
     assert counts(model, images) == [25, 20, 16, 13]
     assert classes(model) == after_surgery
-    fresh = entropatch.prune_(create("deit"), keep_rate=0.8)
+    fresh = entropatch.prune_(create("deit"), keep_rate=0.8, order=2.0)
     assert torch.equal(output(model, images), output(fresh, images))
 
 
@@ -563,11 +563,18 @@ def test_the_check_does_not_depend_on_autocast():
         entropatch.prune_(model, keep_rate=0.5)
 
 
-def test_a_model_without_values_is_pruned_by_shape():
+@pytest.mark.parametrize(
+    ("fields", "patches"), [({}, 25), ({"order": 2.0}, 25), ({"method": "evit"}, 27), ({"method": "value-norm"}, 25)]
+)
+def test_a_model_without_values_is_pruned_by_shape(fields, patches):
     with torch.device("meta"):
         model = timm.create_model("deit_tiny_patch16_224")
-        entropatch.prune_(model, keep_rate=0.5)
-        assert model.forward_features(torch.empty(1, 3, 224, 224)).shape == (1, 1 + 25, 192)
+        entropatch.prune_(model, keep_rate=0.5, **fields)
+        assert model.forward_features(torch.empty(1, 3, 224, 224)).shape == (
+            1,
+            1 + patches,
+            192,
+        )
 
 
 def test_parts_changed_by_hand_count_as_they_are():

@@ -185,7 +185,7 @@ def test_prune_and_unprune_change_classes_only() -> None:
     assert entropatch.tower_name(model) == "encoder"
     assert entropatch.prune_(model, keep_rate=0.5) is model
     assert entropatch.tower_name(model) == "encoder"
-    assert entropatch.pruning_config(model) == entropatch.PruneConfig(keep_rate=0.5)
+    assert entropatch.pruning_config(model) == entropatch.PruneConfig(keep_rate=0.5, method="class-renyi-2@2")
     assert list(model.state_dict()) == list(stock.state_dict())
     assert type(model) is VisionTransformer
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

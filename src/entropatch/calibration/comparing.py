@@ -12,7 +12,7 @@ from entropatch.calibration.spending import Spending
 from entropatch.calibration.spreading import LABELS, spread_within
 from entropatch.calibration.subject import Subject
 from entropatch.config import PruneConfig
-from entropatch.methods import compared_methods, find_method
+from entropatch.methods import compared_methods, default_method, find_method
 from entropatch.schedule import KeepRate, default_blocks
 
 CURVE = (0.35, 0.5, 0.65, 0.8)  # costs of the curve beside the budget, as shares of the dense model's
@@ -23,7 +23,7 @@ def usual(subject: Subject) -> dict[str, tuple[str, Cuts]]:
     """Label and cuts, by name, of random, the default and each method that comparisons show, at the usual blocks."""
     blocks: tuple[int, ...] = default_blocks(subject.depth)
     labels: dict[str, str] = {RANDOM: "random", DEFAULT: "the default"}
-    default = cuts_of(PruneConfig(), subject.depth)
+    default = cuts_of(PruneConfig(method=default_method(subject.has_class_token)), subject.depth)
     found: dict[str, Cuts] = {
         RANDOM: tuple(Cut(block, FLOOR, _ANY) for block in blocks),
         DEFAULT: tuple(replace(cut, rate=_ANY) for cut in default),

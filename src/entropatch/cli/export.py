@@ -31,7 +31,10 @@ def export(
         int | None, typer.Option(help="In pixels; default the file's; else 224, or the model's own.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help=f"{parameters.METHOD_HELP} Default: what the file was trained with, or renyi-2.")
+        str | None,
+        typer.Option(
+            help=f"{parameters.METHOD_HELP} Default: what the file was trained with, or what prune_ does alone."
+        ),
     ] = None,
     keep_rate: Annotated[str, typer.Option(help="In (0, 1]; one, or one per block with commas between.")] = "0.7",
     blocks: parameters.Blocks = None,
@@ -106,16 +109,19 @@ def _network(
     import json
 
     from entropatch.config import PruneConfig
-    from entropatch.methods import DEFAULT_METHOD
+    from entropatch.methods import PAPER_METHOD
     from entropatch.surgery import prune_
 
     size = image_size or about.get("image_size", 224 if spec.library == "timm" else None)
     network = spec.build(None, size, strict=True, say=partial(typer.echo, err=True)).eval()
     if method is None and config is None and about.get("prune"):
-        setting: PruneConfig | None = PruneConfig.from_json(json.dumps(about["prune"]))
-    else:
-        setting = pruning(method or DEFAULT_METHOD, keep_rate, blocks, config)
-    return network if setting is None else prune_(network, setting)
+        return prune_(network, PruneConfig.from_json(json.dumps(about["prune"])))
+    setting = pruning(method or PAPER_METHOD, keep_rate, blocks, config)
+    if setting is None:
+        return network
+    if method is None and config is None:  # how is left to `prune_`
+        return prune_(network, keep_rate=setting.keep_rate, blocks=setting.blocks)
+    return prune_(network, setting)
 
 
 def _images(model: nn.Module, paths: list[Path] | None, limit: int) -> Tensor:

@@ -83,7 +83,7 @@ def pruning(
 
     Each is one value, or one for each block with commas between.
     """
-    from entropatch.methods import DEFAULT_METHOD, DENSE, parse_order
+    from entropatch.methods import DENSE, PAPER_METHOD, parse_order
 
     if config is not None:
         return PruneConfig.load(config)
@@ -91,7 +91,7 @@ def pruning(
         return None
     fields: dict[str, Any] = {"keep_rate": _one_or_each(keep_rate, float, "--keep-rate")}
     if orders is not None:
-        if method != DEFAULT_METHOD:
+        if method != PAPER_METHOD:
             raise ValueError(f"--order names the entropy that scores, and so does --method {method}; give one of them.")
         fields["order"] = _one_or_each(orders, parse_order, "--order")
     else:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from entropatch.attention import BlockAttention
 from entropatch.criteria.base import Criterion
+from entropatch.entropy import without_autocast
 
 
 class _ClassWeighted(Criterion):
@@ -74,7 +75,7 @@ def projected_norms(attention: BlockAttention, dtype: torch.dtype) -> Tensor:
     By the Gram matrix of each head's part, W_O^h W_O^hᵀ, which is d × d: ‖v W‖² = v W Wᵀ vᵀ.
     """
     values, heads = attention.v.to(dtype), attention.v.shape[1]
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values):
         # As in nn.Linear, columns of the weight are inputs: head h has the h-th of `heads` equal parts of them.
         parts = attention.output_projection().to(dtype).unflatten(1, (heads, -1))
         gram = torch.einsum("whd,whe->hde", parts, parts)

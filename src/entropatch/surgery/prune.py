@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.config import PruneConfig, Stage
+from entropatch.methods import default_method
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
@@ -46,6 +47,11 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     with the highest importance stay, in raster order; prefix tokens always stay (arXiv 2604.03803). Parameters,
     buffers and state_dict keys do not change. `keep_rate=1.0` gives the stock model's output exactly. On a model that
     is pruned already only the setting changes: keywords replace the named fields, a config replaces all of them.
+
+    `order=2.0` alone is the paper's method. Where nothing says how to prune, as in `prune_(model, keep_rate=0.7)`,
+    patches are ranked by the class token's attention times exp(-H₂), the best of each 2 × 2 first, which was measured
+    best of what only drops patches (`method="class-renyi-2@2"`). On a model without a class token it is order 2, the
+    best of each 2 × 2 first; where patches have no known places on a grid, as in videos, order 2.
 
     A method with weights of its own, such as "dynamicvit", adds them as one module of the pruned part, "entropatch": on
     its device, of its type, in its state_dict, to be trained (`entropatch.method_loss`). They are drawn from a seed, or
@@ -80,8 +86,8 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
     tower, before = _as_found(model)
     target = tower.module
-    config = _settle(config, fields, before.config if before else PruneConfig())
     adapter = before.adapter if before else _find_adapter(target, model)
+    config = _settle(config, fields, target, adapter, before)
     adapter.refuse_parts(target)
     _refuse_setting(tower, adapter, config)
     _refuse_predictions(model, config)
@@ -166,7 +172,9 @@ def _refuse_unsound(unsound: Mapping[int, str], stages: Sequence[Stage | None]) 
             raise UnsupportedModelError(wrong)
 
 
-def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneConfig) -> PruneConfig:
+def _settle(
+    config: PruneConfig | None, fields: dict[str, Any], model: nn.Module, adapter: Adapter, before: Pruning | None
+) -> PruneConfig:
     """The setting meant by the arguments of `prune_`."""
     if config is not None:
         if not isinstance(config, PruneConfig):
@@ -177,7 +185,22 @@ def _settle(config: PruneConfig | None, fields: dict[str, Any], current: PruneCo
     known = list(PruneConfig.__dataclass_fields__)
     if unknown := sorted(set(fields) - set(known)):
         raise TypeError(f"prune_ takes the fields {', '.join(known)}, but got {', '.join(unknown)}.")
-    return current.changed(**fields)
+    usual = PruneConfig(method=default_method(adapter.has_class_token(model), adapter.knows_places(model)))
+    says_how = any(fields.get(name) is not None for name in _SAYING_HOW)
+    return _current(None if before is None else before.config, usual, says_how).changed(**fields)
+
+
+# Any of these says how to prune; the others only where, how much and how evenly.
+_SAYING_HOW = ("criterion", "order", "method", "reduction", "schedule", "r")
+
+
+def _current(config: PruneConfig | None, usual: PruneConfig, says_how: bool) -> PruneConfig:
+    """What keywords change: the model's setting or the usual one; if they say how, none that nobody asked for."""
+    if config is None:
+        return PruneConfig() if says_how else usual
+    if says_how and (config.parts, config.schedule) == (usual.parts, usual.schedule):
+        return PruneConfig(config.keep_rate, blocks=config.blocks, backend=config.backend)
+    return config
 
 
 def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None:

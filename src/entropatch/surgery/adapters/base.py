@@ -131,6 +131,11 @@ class Adapter(ABC):
     def has_class_token(self, model: Any) -> bool:
         return model.cls_token is not None
 
+    def knows_places(self, model: nn.Module) -> bool:
+        """Whether each patch stands at a known place of a grid of two dimensions, whatever the input."""
+        dropout = getattr(model, "patch_drop", None)  # timm's
+        return dropout is None or isinstance(dropout, nn.Identity)
+
     def is_rotary(self, model: nn.Module) -> bool:
         """Whether positions are in the attention of every block, so that an appended token has none."""
         return False

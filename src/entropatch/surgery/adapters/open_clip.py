@@ -205,6 +205,9 @@ class OpenClipAdapter(Adapter):
     def num_prefix_tokens(self, model: Any) -> int:
         return 1
 
+    def knows_places(self, model: Any) -> bool:
+        return isinstance(model.patch_dropout, nn.Identity)
+
     def has_class_token(self, model: Any) -> bool:
         return True
 

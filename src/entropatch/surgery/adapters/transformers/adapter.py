@@ -21,6 +21,9 @@ from entropatch.surgery.errors import UnsupportedModelError
 MINIMUM = (5, 20)  # the first release that is tested; in older ones layers and hooks lie elsewhere
 
 
+PADDED = ("Padded", "Tiled")  # towers that fill up their images
+
+
 class TransformersAdapter(Adapter):
     library = "transformers"
     container = "layers"
@@ -139,7 +142,7 @@ class TransformersAdapter(Adapter):
             )
 
     def refuse_setting(self, model: Any, config: PruneConfig) -> None:
-        if _of(model).tower not in ("Padded", "Tiled"):
+        if _of(model).tower not in PADDED:
             return
         if unaware := [criterion for criterion, _, _ in config.parts if not criterion.knows_padding]:
             raise UnsupportedModelError(
@@ -156,6 +159,10 @@ class TransformersAdapter(Adapter):
 
     def num_prefix_tokens(self, model: Any) -> int:
         return _of(model).prefix(model.config)
+
+    def knows_places(self, model: Any) -> bool:
+        family = _of(model)
+        return family.tower not in PADDED and family.heads != "Video"
 
     def has_class_token(self, model: Any) -> bool:
         return self.num_prefix_tokens(model) > 0
