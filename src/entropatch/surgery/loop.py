@@ -21,8 +21,9 @@ from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.detour import detoured, rejoined
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.opening import Opening, unparked
+from entropatch.surgery.reduced import Reduced
 from entropatch.surgery.split_block import SplitBlock
-from entropatch.surgery.state import ATTRIBUTE, PREFIX, Pruning, Recorder, Reduced, Watch
+from entropatch.surgery.state import ATTRIBUTE, PREFIX, Pruning, Recorder, Watch
 from entropatch.surgery.streams import Stream, leaving, regrouped
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens
