@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from small_models import create, photographs
 from small_transformers import CASES
 
 from entropatch import PruneConfig, prune_, pruning_config, trace
+from entropatch.calibration.comparing import usual
+from entropatch.calibration.finding import DEFAULT
 from entropatch.methods import DENSE, default_method, find_method
 
 WITH, WITHOUT, PAPER = "class-renyi-2@2", "renyi-2@2", "renyi-2"
@@ -98,7 +101,33 @@ def test_a_setting_that_was_asked_for_stays_where_only_the_rate_changes() -> Non
     assert pruning_config(prune_(model, keep_rate=0.5)) == PruneConfig(0.5, order=1.0)
     prune_(model, coverage=2)
     assert pruning_config(prune_(model, order=2.0)) == PruneConfig(0.5, order=2.0, coverage=2)
+    for explicit in ({"method": WITH}, {"criterion": find_method(WITH).criterion, "coverage": 2}):
+        prune_(model, **explicit)
+        assert pruning_config(prune_(model, reduction="merge")) == PruneConfig(
+            0.5, criterion=find_method(WITH).criterion, coverage=2, reduction="merge"
+        )
+    prune_(model, PruneConfig(0.5, method=WITH))
+    assert pruning_config(prune_(model, reduction="merge")).coverage == 2
     assert pruning_config(prune_(model, PruneConfig(0.4))) == PruneConfig(0.4, order=2.0)  # a config says all
+
+
+@pytest.mark.parametrize("name", ["deit", "siglip"])
+@pytest.mark.parametrize("coverage", [None, 2, 3])
+def test_of_the_default_only_what_was_asked_for_stays(name: str, coverage: int | None) -> None:
+    model = prune_(create(name), keep_rate=0.6)
+    prune_(model, coverage=coverage)
+    prune_(model, keep_rate=0.5)
+    assert pruning_config(prune_(model, order=1.0)) == PruneConfig(0.5, order=1.0, coverage=coverage)
+    model = prune_(prune_(create(name)), coverage=coverage)
+    assert pruning_config(prune_(model, r=3)) == PruneConfig(r=3, coverage=coverage)
+    model = prune_(create(name), order=2.0, coverage=2)  # asked for, although it is what one of them gets anyway
+    assert pruning_config(prune_(model, order=1.0)) == PruneConfig(order=1.0, coverage=2)
+
+
+def test_it_is_what_calibration_compares_with() -> None:
+    subject: Any = SimpleNamespace(depth=12, has_class_token=True, knows_places=False)
+    _, (cut, *_) = usual(subject)[DEFAULT]
+    assert (cut.choice.criterion, cut.choice.coverage) == (find_method(PAPER).criterion, None)
 
 
 def test_the_names_are_those_of_methods() -> None:

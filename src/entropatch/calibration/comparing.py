@@ -23,7 +23,7 @@ def usual(subject: Subject) -> dict[str, tuple[str, Cuts]]:
     """Label and cuts, by name, of random, the default and each method that comparisons show, at the usual blocks."""
     blocks: tuple[int, ...] = default_blocks(subject.depth)
     labels: dict[str, str] = {RANDOM: "random", DEFAULT: "the default"}
-    default = cuts_of(PruneConfig(method=default_method(subject.has_class_token)), subject.depth)
+    default = cuts_of(PruneConfig(method=default_method(subject.has_class_token, subject.knows_places)), subject.depth)
     found: dict[str, Cuts] = {
         RANDOM: tuple(Cut(block, FLOOR, _ANY) for block in blocks),
         DEFAULT: tuple(replace(cut, rate=_ANY) for cut in default),

@@ -86,7 +86,7 @@ class Subject:
         judge: tells the losses.
         choosing, holding: numbers of its batches to choose by, and of those held out.
         blocks: those that may reduce.
-        depth, patches, prefix, has_class_token, objective: of the model and what is minimised.
+        depth, patches, prefix, has_class_token, knows_places, objective: of the model and what is minimised.
         first: the first batch, on the model's device.
     """
 
@@ -94,6 +94,7 @@ class Subject:
     settings: Settings
     prefix: int
     has_class_token: bool
+    knows_places: bool
 
     def __init__(
         self, model: nn.Module, images: Any, settings: Settings, folder: str | Path | None, on_step: OnStep | None
@@ -136,6 +137,7 @@ class Subject:
         part: Any = pruned_part(model)
         adapter = pruning_of(model).adapter
         self.prefix, self.has_class_token = adapter.num_prefix_tokens(part), adapter.has_class_token(part)
+        self.knows_places = adapter.knows_places(part)
         self.first: Tensor = shares[0].to(parameter.device)
         prune_(model, PruneConfig(keep_rate=0.5, blocks=(0,)))
         try:

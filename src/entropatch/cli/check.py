@@ -74,7 +74,7 @@ def check(
 
     Prints, for each block, the AUROC of low entropy, of other methods' scores such as EViT's class attention, and of
     the pixel deviation (how far a patch's colour is from the whole image's, without any model); 0.5 is chance, below it
-    the sign is reversed. Then a verdict on each order, and on the default one of prune_: whether the blocks that would
+    the sign is reversed. Then a verdict on each order, and on order 2: whether the blocks that would
     prune can be trusted, and which are better. A patch is foreground if at least half of it is, by the mask.
 
     Each order proposes the blocks where it marks the foreground best, none that is not above chance by more than the

@@ -71,7 +71,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         model: a stock model of a library that an adapter knows, such as a timm `VisionTransformer`; what is not
             understood is refused, and the message lists what is. Prune before `torch.compile` and before wrapping. To
             change the setting later pass the pruned model, its wrapper, or a model that holds it.
-        config: a complete setting; or None, and its fields as keywords.
+        config: a complete setting, which is order 2 where it was told nothing; or None, and keywords.
         **fields: fields of `PruneConfig` (keep_rate, criterion, blocks, reduction, schedule, coverage, backend), and
             its short forms: `method="evit"`, `order=2.0`, `r=13`.
 
@@ -87,7 +87,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
     tower, before = _as_found(model)
     target = tower.module
     adapter = before.adapter if before else _find_adapter(target, model)
-    config = _settle(config, fields, target, adapter, before)
+    config, unasked = _settle(config, fields, target, adapter, before)
     adapter.refuse_parts(target)
     _refuse_setting(tower, adapter, config)
     _refuse_predictions(model, config)
@@ -109,7 +109,7 @@ def prune_(model: nn.Module, config: PruneConfig | None = None, **fields: Any) -
         raise
     observers = before.observers if before else Observers()
     # Past nn.Module's own __setattr__: it is no parameter, no buffer and no module.
-    vars(target)[ATTRIBUTE] = Pruning(config, adapter, stages, observers, tower.reads, unsound)
+    vars(target)[ATTRIBUTE] = Pruning(config, adapter, stages, observers, tower.reads, unsound, unasked)
     if before is None and target is not model:
         logger.info("%s: .%s is pruned (%s).", type(model).__name__, tower_name(model), type(target).__name__)
     return model
@@ -172,35 +172,35 @@ def _refuse_unsound(unsound: Mapping[int, str], stages: Sequence[Stage | None]) 
             raise UnsupportedModelError(wrong)
 
 
+# Any of these says how to prune; the others only where, how much and how evenly.
+_SAYING_HOW = ("criterion", "order", "method", "reduction", "schedule", "r")
+
+
 def _settle(
     config: PruneConfig | None, fields: dict[str, Any], model: nn.Module, adapter: Adapter, before: Pruning | None
-) -> PruneConfig:
-    """The setting meant by the arguments of `prune_`."""
+) -> tuple[PruneConfig, frozenset[str]]:
+    """The setting meant by the arguments of `prune_`, and which of its fields nobody asked for."""
     if config is not None:
         if not isinstance(config, PruneConfig):
             raise TypeError(f"config must be a PruneConfig, but got {config!r}; name the field, as in keep_rate=0.7.")
         if fields:
             raise TypeError(f"give prune_ a config or its fields as keywords, not both; got {sorted(fields)} as well.")
-        return config
+        return config, frozenset()
     known = list(PruneConfig.__dataclass_fields__)
     if unknown := sorted(set(fields) - set(known)):
         raise TypeError(f"prune_ takes the fields {', '.join(known)}, but got {', '.join(unknown)}.")
-    usual = PruneConfig(method=default_method(adapter.has_class_token(model), adapter.knows_places(model)))
     says_how = any(fields.get(name) is not None for name in _SAYING_HOW)
-    return _current(None if before is None else before.config, usual, says_how).changed(**fields)
-
-
-# Any of these says how to prune; the others only where, how much and how evenly.
-_SAYING_HOW = ("criterion", "order", "method", "reduction", "schedule", "r")
-
-
-def _current(config: PruneConfig | None, usual: PruneConfig, says_how: bool) -> PruneConfig:
-    """What keywords change: the model's setting or the usual one; if they say how, none that nobody asked for."""
-    if config is None:
-        return PruneConfig() if says_how else usual
-    if says_how and (config.parts, config.schedule) == (usual.parts, usual.schedule):
-        return PruneConfig(config.keep_rate, blocks=config.blocks, backend=config.backend)
-    return config
+    if before is not None:
+        current, unasked = before.config, before.unasked
+        if says_how and unasked:
+            asked: dict[str, Any] = {} if "coverage" in unasked else {"coverage": current.coverage}
+            current = PruneConfig(current.keep_rate, blocks=current.blocks, backend=current.backend, **asked)
+    elif says_how:
+        current, unasked = PruneConfig(), frozenset[str]()
+    else:
+        usual = default_method(adapter.has_class_token(model), adapter.knows_places(model))
+        current, unasked = PruneConfig(method=usual), frozenset(("criterion", "coverage"))
+    return current.changed(**fields), frozenset() if says_how else unasked - set(fields)
 
 
 def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None:

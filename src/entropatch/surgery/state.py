@@ -166,6 +166,7 @@ class Pruning:
         observers: the traces and watches open on the model.
         reads: what is read of its tokens afterwards: one of `entropatch.surgery.adapters.base.READS`.
         unsound: what is wrong with blocks that must not be given fewer tokens, by their index.
+        unasked: fields of the setting that nobody asked for, so that they go once it is said how to prune.
         followers: the criteria that follow each block, by its index, each after its `Criterion.state_key`.
         parker: the last stage whose tokens wait until the last block; None if none's do.
         closer: the criterion that changes the tokens behind the last block; None if none does.
@@ -177,6 +178,7 @@ class Pruning:
     observers: Observers
     reads: str = "pooled"
     unsound: Mapping[int, str] = field(default_factory=dict)
+    unasked: frozenset[str] = frozenset()
     followers: tuple[Mapping[str, Criterion], ...] = field(init=False, repr=False, compare=False)
     parker: Stage | None = field(init=False, repr=False, compare=False)
     closer: LearnedCriterion | None = field(init=False, repr=False, compare=False)
