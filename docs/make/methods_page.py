@@ -88,7 +88,7 @@ def section(method: Method, facts: dict[str, Facts]) -> str:
 def call(method: Method) -> str:
     """The lines that prune by it."""
     rate = ", keep_rate=0.7" if method.takes_keep_rate else ""
-    if any(criterion.predicts for criterion, _ in method.parts):
+    if method.predicts:
         return (
             f'segmenter = entropatch.Segmenter(model, classes=21)\nentropatch.prune_(segmenter, method="{method.name}")'
         )
@@ -120,11 +120,11 @@ def facts_list(method: Method, found: Facts) -> str:
 
 def needs(method: Method) -> str:
     """What the model must have, and what the method reads beyond one block's queries and keys."""
-    found = []
+    model = {"a `Segmenter`": method.predicts, "a class token": method.needs_class_token}
+    found = [text for text, wanted in model.items() if wanted]
     for criterion, reduction in method.parts:
         asked = reduction.needs_scores
         wants = {
-            "a class token": reduction.needs_class_token or (asked and criterion.needs_class_token),
             "the attention's output projection": asked and criterion.needs_projection,
             "a look at every block before the one that prunes": asked and bool(criterion.followed),
             "`calibrate` before it scores": asked and criterion.lacks is not None,

@@ -224,6 +224,19 @@ def methods_text() -> str:
     return ", ".join((DENSE, *named, "renyi-<order>"))
 
 
+def needs_text() -> str:
+    """What methods ask for, in sentences that follow `methods_text`: training, a class token, a model that makes maps.
+
+    Empty where none asks for anything.
+    """
+    needs = {
+        "Need training": [name for name, method in METHODS.items() if method.trained],
+        "Need a class token": [name for name, method in METHODS.items() if method.needs_class_token],
+        "In a Segmenter only": [name for name, method in METHODS.items() if method.predicts],
+    }
+    return " ".join(f"{what}: {', '.join(names)}." for what, names in needs.items() if names)
+
+
 def expanded_methods(names: Iterable[str]) -> tuple[str, ...]:
     """The names, each once; "all" is dense and every registered method, "training-free" those that need no training.
 

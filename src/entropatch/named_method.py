@@ -74,6 +74,14 @@ class Method:
         return self.needs_scores and not any(criterion.before for criterion, _ in self.parts)
 
     @property
+    def needs_class_token(self) -> bool:
+        """Whether a model without a class token is refused."""
+        return any(
+            reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
+            for criterion, reduction in self.parts
+        )
+
+    @property
     def predicts(self) -> bool:
         """Whether only a model that makes maps can have it; groups of methods are without it."""
         return any(reduction.needs_scores and criterion.predicts for criterion, reduction in self.parts)

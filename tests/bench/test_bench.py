@@ -408,6 +408,15 @@ def test_bench_table_shows_notes_and_backends_only_where_there_are_some():
     assert noted[1][-1] == "out of memory"
 
 
+def test_long_notes_stand_below_the_table_once_each():
+    long = "each image keeps its own number, so cost and speed are those of random images and weights"
+    notes = ["", long, "out of memory", "GFLOPs not counted: RuntimeError: tracer", long]
+    table, below = bench_table([record("evit", 0.5, note=note) for note in notes]).split("\n\n")
+    assert [row[-1] for row in rows_of(table)[1:]] == ["", "[1]", "out of memory", "[2]", "[1]"]
+    assert below == f"- [1] {long}\n- [2] {notes[3]}\n"
+    assert max(map(len, table.splitlines())) <= 140
+
+
 # --------------------------------------------------------------------------------------------------- the command
 
 
@@ -510,6 +519,27 @@ def test_each_method_meets_the_budget_as_closely_as_it_can(more):
         assert record["vs_random"] is not None  # though their keep rates differ
     assert len({record["keep_rate"] for record in made.records}) > 2
     assert "budget" in bench_table(made.records).splitlines()[0]
+
+
+def test_a_keep_rate_is_the_same_found_from_another_method_s_or_from_nothing(monkeypatch):
+    """By costs that are simple formulas of the keep rate; with fewer counts."""
+    powers, counted = {"random": 1.0, "shannon": 1.0, "evit": 1.02, "renyi-inf": 1.3}, []
+    targets = (0.0022, 0.0017)
+    monkeypatch.setattr("entropatch.bench.targets.pruned_copy", lambda model, config: config)
+
+    def cost(config: Any, images: torch.Tensor) -> Any:
+        counted.append(config)
+        return SimpleNamespace(total=0.003e9 * config.keep_rate ** powers[config.named.name])
+
+    monkeypatch.setattr("entropatch.bench.targets.count_flops", cost)
+    chosen = settings(methods=tuple(powers), keep_rates=None, target_gflops=targets, repeats=1, warmup=0)
+    found = {(r["method"], r["target_gflops"]): r["keep_rate"] for r in run_bench(chosen).records}
+    assert len(found) == 8
+    few, images = len(counted), torch.zeros(1)
+    for (method, target), rate in found.items():
+        alone = Variant(method, target=target)
+        assert bench_run.meeting(alone, torch.nn.Identity(), images, 0.003).keep_rate == rate
+    assert few < 0.85 * (len(counted) - few)
 
 
 def test_a_budget_that_a_method_cannot_meet_is_a_note():

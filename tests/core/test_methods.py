@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import pytest
+import timm
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,8 @@ from entropatch import (
     Random,
     RemovePerBlock,
     Renyi,
+    UnsupportedModelError,
+    prune_,
     register_method,
 )
 from entropatch.config import method_config
@@ -29,6 +32,7 @@ from entropatch.methods import (
     find_method,
     method_label,
     methods_text,
+    needs_text,
     parse_order,
     pictured_methods,
     renyi_method,
@@ -113,6 +117,30 @@ def test_a_method_of_one_s_own_is_offered_where_its_rank_says(registry):
     ]
     assert pictured_methods((2.0, 1.0)) == ["own", "evit", "renyi-2", "shannon"]
     assert methods_text().startswith("dense, hidden, random, own, evit")
+    assert "Need a class token: hidden, own, evit, " in needs_text()
+
+
+def test_what_methods_need_is_said(registry):
+    assert needs_text().splitlines() == [
+        "Need training: dynamicvit, cropr, a-vit, spvit, dtop. Need a class token: evit, evit-drop, class-renyi-2, "
+        "head-variance, head-mad, value-norm, running-class, ats, evo-vit, dynamicvit, a-vit, spvit. "
+        "In a Segmenter only: dtop."
+    ]
+    METHODS._methods = {"random": METHODS["random"]}
+    assert needs_text() == ""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_who_needs_a_class_token_is_refused_without_one(name):
+    """What is said of a method is what `prune_` does: with mean pooling, and no class token, it refuses."""
+    shape = {"img_size": 32, "embed_dim": 24, "depth": 4, "num_heads": 3}
+    model = timm.create_model("vit_tiny_patch16_224", **shape, class_token=False, global_pool="avg")
+    try:
+        prune_(model, method=name)
+        refused = ""
+    except UnsupportedModelError as error:
+        refused = str(error)
+    assert METHODS[name].needs_class_token == ("class token" in refused)
 
 
 def test_what_a_method_is_follows_from_its_parts():

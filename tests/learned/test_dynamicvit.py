@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import reference_methods
 import torch
-import torch.nn.functional as F
 from small_models import awaken, create, photographs
+from taught_twin import apart_from, assert_alike, handed_over, hard_share, train_pass
 
 import entropatch
 from entropatch import KeepPredictor, PruneConfig, UnsupportedModelError, method_loss, prune_
@@ -59,38 +59,17 @@ def test_counts_are_cut_off_as_in_the_released_code() -> None:
     assert ShareOfTotal().count(Site(0, 0, 1, (1, 100), 25, 25, 0.01), None) == 0  # the loop leaves one
 
 
-def train_pass(model: Any, images: torch.Tensor, teacher: Any = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    torch.manual_seed(7)
-    with method_loss(model, teacher) as own:
-        logits = model(images)
-        if teacher is not None:
-            with torch.no_grad():
-                teacher(images)
-        return logits, own.terms()
-
-
 @pytest.mark.parametrize("name", ["deit", "deit distilled"])
 def test_training_is_the_slow_twin(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits, both losses and all gradients, with the Gumbel noise of the run handed to the twin."""
-    noise: list[torch.Tensor] = []
-
-    def gumbel(logits: torch.Tensor, hard: bool, dim: int) -> torch.Tensor:
-        drawn = -torch.empty_like(logits).exponential_().log()
-        noise.append(drawn)
-        soft = (logits + drawn).softmax(dim)
-        return F.one_hot(soft.argmax(dim), 2) - soft.detach() + soft
-
-    monkeypatch.setattr(F, "gumbel_softmax", gumbel)
+    noise = handed_over(monkeypatch)
     teacher = create(name).double()
     model = pruned(name).train()
     images = photographs(model).double()
     logits, terms = train_pass(model, images, teacher)
-    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
-    ((logits * weights).sum() + terms["ratio"] + terms["tokens"]).backward()
-    own = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     twin = pruned(name)
     parts, stock = predictors(twin), entropatch.unprune_(twin)
-    expected, ratio, apart, counts = [], 0, 0, 0
+    expected, ratio, apart = [], 0, []
     for i, image in enumerate(images):
         shares: list[Any] = []
 
@@ -104,33 +83,16 @@ def test_training_is_the_slow_twin(name: str, monkeypatch: pytest.MonkeyPatch) -
             after = []
             for j, d in enumerate(counted):
                 log_shares = part.score(torch.cat((z[j, :half], overall))).log_softmax(0)
-                soft = (log_shares + noise[len(shares)][i, j]).softmax(0)
-                hard = 1.0 if soft[0] > soft[1] else 0.0
-                after.append(d * (hard - soft[0].detach() + soft[0]))
+                after.append(d * hard_share(log_shares, noise[len(shares)][i, j]))
             shares.append(sum(after) / len(after))
             return after
 
         tokens, counted = reference_methods.masked_pass(stock, image[None], decide)
         expected.append(stock.forward_head(tokens)[0])
         ratio = ratio + sum((0.7 ** (s + 1) - share) ** 2 for s, share in enumerate(shares)) / 3 / len(images)
-        with torch.no_grad():
-            taught = teacher.forward_features(image[None])  # pyright: ignore[reportCallIssue]
-        prefix = stock.num_prefix_tokens
-        for j, d in enumerate(counted):
-            if d > 0.5:
-                apart = apart + (tokens[0, prefix + j] - taught[0, prefix + j]).square().mean()
-                counts += 1
-    twin_logits = torch.stack(expected)
-    twin_terms = {"ratio": 2 * ratio, "tokens": 0.5 * apart / counts}
-    torch.testing.assert_close(logits, twin_logits)
-    for key, value in twin_terms.items():
-        torch.testing.assert_close(terms[key].double(), value, rtol=1e-5, atol=1e-7)
-    ((twin_logits * weights).sum() + twin_terms["ratio"] + twin_terms["tokens"]).backward()
-    compared = {n: p.grad for n, p in stock.named_parameters() if p.grad is not None}
-    compared |= {f"entropatch.{b}.{n}": p.grad for b, part in parts.items() for n, p in part.named_parameters()}
-    assert own.keys() == compared.keys()
-    for key, value in own.items():
-        torch.testing.assert_close(value, compared[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: key + text)
+        apart += apart_from(teacher, image, tokens, counted, stock.num_prefix_tokens)
+    losses = {"ratio": 2 * ratio, "tokens": 0.5 * sum(apart) / len(apart)}
+    own = assert_alike(model, logits, terms, stock, parts, torch.stack(expected), losses)
     assert all(own[f"entropatch.{block}.embed.1.weight"].abs().max() > 0 for block in BLOCKS)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import reference_methods
 import torch
-import torch.nn.functional as F
 from small_models import awaken, create, photographs
 from small_towers import clip, pictures, torchvision_model
+from taught_twin import apart_from, assert_alike, handed_over, hard_share, train_pass
 
 import entropatch
-from entropatch import PruneConfig, UnsupportedModelError, method_loss, prune_
+from entropatch import PruneConfig, UnsupportedModelError, prune_
 from entropatch.bench.targets import meeting
 from entropatch.measure.budget import BudgetError
 from entropatch.measure.variants import Variant
@@ -49,61 +49,29 @@ def test_inference_is_the_slow_twin(name: str) -> None:
 
 
 def test_training_is_the_slow_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise: list[torch.Tensor] = []
-
-    def gumbel(logits: torch.Tensor, hard: bool, dim: int) -> torch.Tensor:
-        drawn = -torch.empty_like(logits).exponential_().log()
-        noise.append(drawn)
-        soft = (logits + drawn).softmax(dim)
-        return F.one_hot(soft.argmax(dim), 2) - soft.detach() + soft
-
-    monkeypatch.setattr(F, "gumbel_softmax", gumbel)
+    noise = handed_over(monkeypatch)
     teacher: Any = create("deit").double()
     model = pruned().train()
     images = photographs(model).double()
-    torch.manual_seed(3)
-    with method_loss(model, teacher) as own:
-        logits = model(images)
-        with torch.no_grad():
-            teacher(images)
-        terms = own.terms()
-    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
-    ((logits * weights).sum() + sum(terms.values())).backward()
-    found = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
-    model.eval()
-    parts, stock = selectors(model), entropatch.unprune_(model)
-    for part in (stock, *parts.values()):
-        part.zero_grad()
-    outputs, each, apart, count = [], [], 0.0, 0
+    logits, terms = train_pass(model, images, teacher)
+    twin = pruned()
+    parts, stock = selectors(twin), entropatch.unprune_(twin)
+    outputs, each, apart = [], [], []
     for i, image in enumerate(images):
 
         def drawn(stage: int, j: int, log_shares: torch.Tensor, i: int = i) -> torch.Tensor:
-            soft = (log_shares + noise[stage][i, j]).softmax(0)
-            return (1.0 if soft[0] > soft[1] else 0.0) - soft[0].detach() + soft[0]
+            return hard_share(log_shares, noise[stage][i, j])
 
         output, tokens, _, shares, counted = reference_methods.packaging_pass(stock, image[None], parts, drawn)
         outputs.append(output[0])
         each.append(shares)
-        with torch.no_grad():
-            taught = teacher.forward_features(image[None])
-        for j, d in enumerate(counted):
-            if d > 0.5:
-                apart, count = apart + (tokens[0, 1 + j] - taught[0, 1 + j]).square().mean(), count + 1
-    expected = torch.stack(outputs)
-    torch.testing.assert_close(logits, expected)
+        apart += apart_from(teacher, image, tokens, counted, 1)
     means = [sum(shares) / len(each) for shares in zip(*each, strict=True)]
-    losses: dict[str, Any] = {
+    losses = {
         "ratio": 2 * sum((0.7 ** (s + 1) - mean) ** 2 for s, mean in enumerate(means)) / 3,
-        "tokens": 0.5 * apart / count,
+        "tokens": 0.5 * sum(apart) / len(apart),
     }
-    for key, value in losses.items():
-        torch.testing.assert_close(terms[key].double(), value, rtol=1e-5, atol=1e-7)
-    ((expected * weights).sum() + sum(losses.values())).backward()
-    for key, grad in found.items():
-        names = key.split(".")
-        of = parts[int(names[1])] if names[0] == "entropatch" else stock
-        twin = of.get_parameter(".".join(names[2:]) if names[0] == "entropatch" else key).grad
-        torch.testing.assert_close(grad, twin, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: key + text)
+    found = assert_alike(model, logits, terms, stock, parts, torch.stack(outputs), losses)
     assert all(found[f"entropatch.{block}.voice.0.weight"].abs().max() > 0 for block in BLOCKS)
 
 

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from entropatch.records.tables import markdown_table, write_records
+from entropatch.records.tables import footnotes, markdown_table, write_records
 
 
 def cells(table: str) -> list[list[str]]:
@@ -98,3 +98,11 @@ def test_nothing_is_written_when_a_value_cannot_be(tmp_path):
     with pytest.raises(TypeError):
         write_records([{"value": object()}], tmp_path, "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_long_texts_become_footnotes():
+    cells, below = footnotes(["", None, "a" * 24, "b" * 25, "c\n" * 15, "b" * 25])
+    assert cells == ["", None, "a" * 24, "[1]", "[2]", "[1]"]
+    assert below == f"- [1] {'b' * 25}\n- [2] {' '.join('c' * 15)}\n"
+    assert footnotes(["short"]) == (["short"], "")
+    assert footnotes(["short"], longest=4) == (["[1]"], "- [1] short\n")

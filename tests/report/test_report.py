@@ -22,6 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
+import entropatch
 from entropatch.bench import BenchSettings, run_bench
 from entropatch.cli import app
 from entropatch.cli import report as _command  # noqa: F401  # registers the command
@@ -570,11 +571,12 @@ def test_whatever_is_damaged_is_shown_or_named_in_a_line(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = png(tmp_path / "curve.png")
-    monkeypatch.setattr("entropatch.report.finetune_runs.save_figure", lambda figure, path: tmp_path / "curve.png")
+    monkeypatch.setattr("entropatch.report.training_files.save_figure", lambda figure, path: tmp_path / "curve.png")
     runs = {
         "demo": demo_folder(tmp_path / "demo"),
         "check": check_folder_of_records(tmp_path / "check"),
         "run": seed_run(tmp_path / "run", 0, [40.0, 50.0, 45.0]),
+        "segment": segment_run(tmp_path / "segment"),
     }
     machine = runs["run"] / "machine.json"
     machine.write_text(json.dumps(MACHINE))
@@ -615,7 +617,7 @@ def test_what_is_no_run_is_refused_with_what_is_supported(tmp_path: Path) -> Non
     (tmp_path / "text.md").write_text("# x")
     seed_run(tmp_path / "several" / "first", 0, [50.0])
     for name in ("empty", "list.json", "text.md", "missing", "several"):
-        with pytest.raises(ReportError, match=r"finetune, search") as error:
+        with pytest.raises(ReportError, match=r"finetune, segment, calibrate, search") as error:
             read_run(tmp_path / name)
         assert str(error.value).startswith(str(tmp_path / name))
     with pytest.raises(ReportError, match=r"It has the folders first: name those\."):
@@ -624,6 +626,76 @@ def test_what_is_no_run_is_refused_with_what_is_supported(tmp_path: Path) -> Non
         read_run(tmp_path / "several" / "first" / "run.json")
     with pytest.raises(ReportError, match=r"at least one run"):
         write_report([], tmp_path / "report.html")
+
+
+def segment_run(folder: Path, finished: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    settings = {"task": "segmentation", "entropatch": "0.1.0", "data": {"name": "mask-folder"}, "recipe": {"epochs": 2}}
+    settings |= {"prune": json.loads(entropatch.PruneConfig(method="dtop", blocks=(6,)).to_json()), "seed": 3}
+    settings |= {"segmenter": {"classes": 11, "head": "linear"}, "about": {"model": {"name": "test_vit"}}}
+    (folder / "run.json").write_text(json.dumps(settings))
+    epoch = {"loss": 2.0, "miou": 40.0, "miou_se": 1.25, "patches_left": 12.0, "seconds": 30.0}
+    lines = [json.dumps({"epoch": i + 1, **epoch}) + "\n" for i in range(1 + finished)]
+    (folder / "epochs.jsonl").write_text("".join(lines))
+    if finished:
+        (folder / "result.json").write_text('{"miou": 40.0}')
+        record = {"name": "DToP", "miou": 40.0, "miou_se": 1.25, "to_dense": -0.5, "to_dense_se": 0.2}
+        write_records([record], folder, "segment", title="Segmentation", about=MACHINE)
+    return folder
+
+
+def test_a_segmentation_has_its_training_and_what_it_was_tested_at(tmp_path: Path) -> None:
+    run = read_run(segment_run(tmp_path / "run"))
+    assert (run.kind, run.title) == ("segment", "test_vit on mask-folder, DToP, blocks 6")
+    training, tested = run.tables
+    assert training.rows == (("seed 3", "finished", "2.0000", "40.00 ± 1.25", "12.0", "1.0"),)
+    assert tested.columns == ("setting", "mIoU %", "− dense")
+    assert tested.rows == (("DToP", "40.00 ± 1.25", "-0.50 ± 0.20"),)
+    assert [picture.name for picture in run.pictures] == ["training curves"]
+    assert run.machine["hardware"] == "a CPU"
+    page = Page(write_report([tmp_path / "run"], tmp_path / "report.html"))
+    assert ["DToP", "40.00 ± 1.25", "-0.50 ± 0.20"] in [row for table in page.tables for row in table]
+
+
+def test_a_segmentation_at_work_says_how_far_it_is(tmp_path: Path) -> None:
+    run = read_run(segment_run(tmp_path / "run", finished=False))
+    assert run.findings == ("Not finished: 1 epochs are done.",)
+    assert run.tables[0].rows[0][1] == "after epoch 1 of 2"
+    (tmp_path / "run/epochs.jsonl").write_text('{"epoch": 1, "loss": 2.0, "miou": "high"}\n')
+    with pytest.raises(ReportError, match=r"epochs\.jsonl: damaged: line 1: miou must be a number, but is 'high'"):
+        read_run(tmp_path / "run")
+    (tmp_path / "run/run.json").write_text('{"task": "segmentation", "data": 1}')
+    with pytest.raises(ReportError, match=r"run\.json: damaged: .* data must be an object"):
+        read_run(tmp_path / "run")
+
+
+def test_a_calibration_has_its_setting_and_each_finding_once(tmp_path: Path) -> None:
+    about = {"made by": "entropatch calibrate", "verdict": "It beats random.", **MACHINE}
+    record = {"label": "calibrated", "name": "calibrated", "part": "budget", "cost": 3.0, "loss": 0.1, "pruning": "…"}
+    write_records([record], tmp_path, "calibration", about=about)
+    write_records([{"block": 3, "loss": 0.1}], tmp_path, "single-blocks", about=about)
+    entropatch.PruneConfig(keep_rate=0.5).save(tmp_path / "calibrated.json")
+    run = read_run(tmp_path)
+    assert (run.kind, run.findings) == ("calibrate", ("It beats random.",))
+    assert list(run.texts) == ["calibrated.json"]
+    assert [table.caption for table in run.tables] == ["calibration", "single-blocks"]
+
+
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        ((), "it is empty;"),
+        (("calibrating.json", "losses.jsonl"), "it is a calibration that is not finished; start the same command"),
+        (("search.db",), "it is a search that has no report yet"),
+        (("config.json", "model.safetensors"), "it is a model of transformers"),
+        (("a", "b", "c", "d", "e"), "it is a folder of a, b, c and 2 more;"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_called_by_what_it_is(files: tuple[str, ...], what: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ReportError, match=re.escape(what)):
+        read_run(tmp_path)
 
 
 def test_only_reports_are_replaced(tmp_path: Path) -> None:

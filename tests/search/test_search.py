@@ -18,6 +18,7 @@ from entropatch import PruneConfig
 from entropatch.cli import app
 from entropatch.config import method_config
 from entropatch.measure import Timing, count_flops
+from entropatch.measure.budget import rate_for_gflops
 from entropatch.measure.evaluation import Speed, evaluate
 from entropatch.records.correct import read_correct
 from entropatch.search import SearchSettings, StudyMismatchError, Teamwork, search
@@ -204,6 +205,13 @@ def test_a_budget_in_gflops_is_met_to_the_patch(weights, tmp_path, one_thread, m
     timed_by_keep_rate(monkeypatch)  # what is not faster than dense would be passed over, and here chance says so
     target = 0.0018
     settings = free(weights, methods=("dense", "evit", "shannon"), target_gflops=target)
+    near = []
+
+    def noting(*arguments):
+        near.append(arguments[-1])
+        return rate_for_gflops(*arguments)
+
+    monkeypatch.setattr("entropatch.search.meeting.rate_for_gflops", noting)
     search(settings, data(), tmp_path, runtime=CPU)
     model = settings.spec.build(None, 16, strict=True)
 
@@ -218,6 +226,7 @@ def test_a_budget_in_gflops_is_met_to_the_patch(weights, tmp_path, one_thread, m
         assert found[method]["gflops"] == gflops(method, rate) <= target
         assert gflops(method, round(rate + 0.0001, 4)) > target
     assert found["evit"]["keep_rate"] < found["shannon"]["keep_rate"]  # its fused token costs too
+    assert near == [None, found["evit"]["keep_rate"]]
     chosen = PruneConfig.load(tmp_path / "recommended.json")
     best = max(("evit", "shannon"), key=lambda method: found[method]["top1"])
     assert found[best]["top1"] == max(r["top1"] for m, r in found.items() if r["keep_rate"] == chosen.keep_rate)

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from entropatch.app.answering import Said, compare, output
-from entropatch.app.calibrating import MOST_IMAGES, found_label, goal_of, method_of_config, result_html, views
+from entropatch.app.calibrating import MOST_IMAGES, found_label, goal_of, result_html, views
+from entropatch.app.setting import Setting
 from entropatch.attention import BlockAttention
 from entropatch.calibration import calibrated
 from entropatch.config import PruneConfig
@@ -26,8 +27,8 @@ from entropatch.data.views import cropping_note
 from entropatch.look.inspection import Stages, pruning_stages
 from entropatch.look.observation import observe
 from entropatch.measure import count_flops, time_interleaved
-from entropatch.measure.variants import Variant, pruned_copy
-from entropatch.methods import Method, find_method, renyi_method
+from entropatch.measure.variants import pruned_copy
+from entropatch.methods import Method, renyi_method
 from entropatch.models.card import card_of
 from entropatch.models.class_names import class_names
 from entropatch.schedule import default_blocks
@@ -37,35 +38,6 @@ from entropatch.surgery import block_count, prune_
 UPLOAD, MOST_UPLOADS = "upload:/", 16
 
 Load = Callable[[str], "tuple[nn.Module, str]"]
-
-
-@dataclass(frozen=True)
-class Setting(Variant):
-    """A method and a keep rate that were chosen on the page; one that takes none has none.
-
-    `given` is a whole setting in place of both, which `method` is then the label of. Raises ValueError for an unknown
-    method or a rate out of range.
-    """
-
-    given: PruneConfig | None = None
-
-    def __post_init__(self) -> None:
-        if self.given is not None:
-            return
-        if not find_method(self.method).takes_keep_rate:
-            object.__setattr__(self, "keep_rate", None)
-        self.pruning()
-
-    def pruning(self) -> PruneConfig:
-        """What is pruned."""
-        config = self.given or self.config()
-        assert config is not None
-        return config
-
-    @property
-    def shown(self) -> Method:
-        """The method, or the setting as if it were one."""
-        return find_method(self.method) if self.given is None else method_of_config(self.given, self.method)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from entropatch.app import calibration_part, panels
 from entropatch.app.answering import said_html
-from entropatch.app.explorer import Explorer, Setting, shown_name
+from entropatch.app.explorer import Explorer, shown_name
+from entropatch.app.setting import Setting
 from entropatch.data.images import load_image, printable
 from entropatch.methods import METHODS, find_method, pictured_methods, renyi_method
 

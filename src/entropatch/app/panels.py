@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from entropatch.app.as_code import config_code
-from entropatch.app.explorer import Latency, Seen, Setting
+from entropatch.app.explorer import Latency, Seen
+from entropatch.app.setting import Setting
 from entropatch.config import PruneConfig
 from entropatch.criteria import ClassAttention
 from entropatch.figures.patches import count_text

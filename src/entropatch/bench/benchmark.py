@@ -16,6 +16,7 @@ from entropatch.bench.rows import Record, Row, ratios_asked, records_of, settled
 from entropatch.bench.runtimes import COMPILE, EXPORTED, ExportedFiles, versions
 from entropatch.bench.settings import DTYPES, BenchSettings
 from entropatch.bench.targets import meeting
+from entropatch.error_text import one_line
 from entropatch.export.subject import BACKEND
 from entropatch.extras import require
 from entropatch.measure import Flops, count_flops, environment, peak_memory, time_interleaved
@@ -76,7 +77,8 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
     ):
         model = _create(settings)
         dense = cache(lambda: count_flops(model, _images(settings, 1)).total / 1e9)
-        made = [_make(variant, model, settings, dense) for variant in settings.variants()]
+        rates: dict[float, float] = {}  # of each target the last that was found, near which another method's is
+        made = [_make(variant, model, settings, dense, rates) for variant in settings.variants()]
         for batch_size in settings.batch_sizes:
             images, reason = _attempt(lambda batch_size=batch_size: _images(settings, batch_size))
             group = [
@@ -116,7 +118,7 @@ def _of_timm(settings: BenchSettings) -> nn.Module:
             model = timm.create_model(settings.model, pretrained=False, img_size=settings.image_size)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise ValueError(
-            f"timm cannot make the model {settings.model!r} at {settings.image_size} px: {_first_line(error)}"
+            f"timm cannot make the model {settings.model!r} at {settings.image_size} px: {one_line(error, first=True)}"
         ) from error
     patches = getattr(model, "patch_embed", None)
     patch = max(getattr(patches, "patch_size", (1,)))
@@ -140,19 +142,20 @@ def _autocast(settings: BenchSettings) -> AbstractContextManager[Any]:
 
 
 def _make(
-    variant: Variant, model: nn.Module, settings: BenchSettings, dense: Callable[[], float]
+    variant: Variant, model: nn.Module, settings: BenchSettings, dense: Callable[[], float], rates: dict[float, float]
 ) -> tuple[Row, nn.Module | None]:
     """The pruned model, and a row with what does not depend on the batch size; None and a note if it cannot be made.
 
-    `dense` gives the dense model's 10⁹ multiply-adds per image, where there is a budget.
+    Where there is a budget, `dense` gives the dense model's 10⁹ multiply-adds per image, and `rates` the last keep rate
+    that met each target; one that is found is noted there.
     """
     images = _images(settings, 1)
-    if variant.target is not None:
+    if (target := variant.target) is not None:
         with _autocast(settings):
-            met, reason = _attempt(lambda: meeting(variant, model, images, dense()))
+            met, reason = _attempt(lambda: meeting(variant, model, images, dense(), rates.get(target)))
         if reason is not None:
             return Row(variant, notes=[reason]), None
-        variant = met
+        variant, rates[target] = met, met.keep_rate
     row = Row(variant)
     config = variant.config(backend=settings.backend)
     pruned, reason = _attempt(lambda: pruned_copy(model, config))
@@ -273,11 +276,7 @@ def _release() -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return "out of memory"
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
+    return f"{type(error).__name__}: {one_line(error, first=True)}"
 
 
 def _about(settings: BenchSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from entropatch.bench.rows import Record
 from entropatch.bench.settings import BenchSettings
 from entropatch.criteria import ClassAttention
 from entropatch.methods import DENSE, find_method
-from entropatch.records.tables import markdown_table
+from entropatch.records.tables import footnotes, markdown_table
 from entropatch.reductions import Fuse
 from entropatch.schedule import KeepRate
 
@@ -40,7 +40,7 @@ COLUMNS = {
 
 
 def bench_table(records: Sequence[Record]) -> str:
-    """The records as a Markdown table; columns of backends, intervals and notes are left out when empty."""
+    """The records as a Markdown table, long notes below; columns of backends, intervals and notes only where needed."""
     records = [
         dict(record) | {f"{key}_interval": _interval(record, key) for key in ("vs_dense", "vs_random", "vs_torch")}
         for record in records
@@ -53,7 +53,13 @@ def bench_table(records: Sequence[Record]) -> str:
     formats = {"gflops": ".2f", "images_per_second": ".1f", "p50_ms": ".2f", "p95_ms": ".2f"}
     formats |= {"vs_torch": ".2f", "difference": ".1e", "vs_dense": ".2f", "vs_random": ".3f", "peak_memory_mib": ".1f"}
     rows = [[_format(record.get(key), formats.get(key, "")) for key in shown] for record in records]
-    return markdown_table(list(shown.values()), rows)
+    below = ""
+    if "note" in shown:
+        place = list(shown).index("note")
+        notes, below = footnotes([record.get("note") for record in records])
+        for row, note in zip(rows, notes, strict=True):
+            row[place] = note
+    return markdown_table(list(shown.values()), rows) + (f"\n{below}" if below else "")
 
 
 def _interval(record: Record, key: str) -> str | None:

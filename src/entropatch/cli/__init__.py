@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from entropatch.cli.spelling import Commands
 from entropatch.cli.terminal import show_what_can_be_shown
 
-app: typer.Typer = typer.Typer(
+app: typer.Typer = Commands(
     name="entropatch",
     help="Prune, compare and inspect Vision Transformers by attention entropy.",
     no_args_is_help=True,

@@ -40,7 +40,7 @@ def bench(
         str, typer.Option(help="What computes entropies: auto, reference, streaming or triton.")
     ] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Every row through torch.compile, as one graph.")] = False,
-    runtime: Annotated[
+    runtimes: Annotated[
         str | None,
         typer.Option(
             help="Of torch, compile, onnxruntime, openvino, commas between: exported files beside PyTorch, on the CPU."
@@ -94,7 +94,7 @@ def bench(
             until_interval=until_interval,
             most_rounds=most_rounds,
             bar=bar,
-            runtimes=() if runtime is None else entries(runtime, str, "--runtime"),
+            runtimes=() if runtimes is None else entries(runtimes, str, "--runtimes"),
             int8=int8,
         )
         if table is not None:

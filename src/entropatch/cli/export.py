@@ -33,7 +33,7 @@ def export(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"{parameters.METHODS_HELP} Default: what the file was trained with, or what prune_ does alone."
+            help=f"{parameters.METHOD_HELP} Default: what the file was trained with, or what prune_ does alone."
         ),
     ] = None,
     keep_rate: Annotated[str, typer.Option(help="In (0, 1]; one, or one per block with commas between.")] = "0.7",

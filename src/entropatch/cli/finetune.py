@@ -13,7 +13,7 @@ from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, model_spec, pairs, pruning, recipe_of, with_options
 from entropatch.cli.terminal import fail
 from entropatch.extras import require
-from entropatch.methods import PAPER_METHOD, methods_text
+from entropatch.methods import PAPER_METHOD
 
 if TYPE_CHECKING:
     from entropatch.config import PruneConfig
@@ -35,9 +35,7 @@ def finetune(
     weights: parameters.StartWeights = "pretrained",
     drop_path: parameters.DropPath = 0.1,
     model_arg: parameters.ModelArguments = None,
-    method: Annotated[
-        str, typer.Option(help=f"One of {methods_text()}, or of imported modules; or one per block, commas between.")
-    ] = PAPER_METHOD,
+    method: Annotated[str, typer.Option(help=parameters.METHOD_HELP)] = PAPER_METHOD,
     order: parameters.Orders = None,
     coverage: parameters.Coverage = None,
     keep_rate: Annotated[str, typer.Option(help="In (0, 1]; or one per block, commas between.")] = "0.7",

@@ -9,7 +9,7 @@ import typer
 
 from entropatch.cli.imports import import_modules
 from entropatch.data.registry import data_text
-from entropatch.methods import compared_methods, methods_text
+from entropatch.methods import compared_methods, methods_text, needs_text
 
 TimmModel = Annotated[
     str | None,
@@ -69,10 +69,11 @@ GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing",
 SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.")]
 METHODS_HELP = (
     f"Of {methods_text()}, and those of imported modules; NAME@2 keeps the best of each 2 × 2 patches first, NAME_NAME "
-    "is one for each block; or all, or training-free; commas between."
+    f"is one for each block; or all, or training-free; commas between. {needs_text()}"
 )
+METHOD_HELP = f"One of {methods_text()}, or of imported modules; or one per block, commas between. {needs_text()}"
 COMPARED_HELP = f"dense,{','.join(compared_methods())} and compared ones of imported modules"
-PICTURED_HELP = f"of {methods_text().removeprefix('dense, ')}, or of imported modules; commas between."
+PICTURED_HELP = f"of {methods_text().removeprefix('dense, ')}, or of imported modules; commas between. {needs_text()}"
 Imports = Annotated[
     list[str] | None,
     typer.Option(

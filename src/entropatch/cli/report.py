@@ -16,8 +16,8 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders, or single .json files, of demo, bench, evaluate, check, figures, finetune, search or "
-            "visualize.",
+            help="Folders, or single .json files, of demo, bench, evaluate, check, figures, finetune, segment, "
+            "calibrate, search or visualize.",
             metavar="RUN...",
         ),
     ],

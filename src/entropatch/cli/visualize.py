@@ -36,20 +36,16 @@ def visualize(
     library: parameters.Library = "timm",
     weights: parameters.Checkpoint = None,
     image_size: parameters.ImageSize = None,
-    order: Annotated[
+    orders: Annotated[
         list[str] | None,
         typer.Option(
-            "--order",
-            "--orders",
             help="Rényi orders in (0, inf], commas between; 1 is Shannon. Default: 2",
             metavar="O[,O]...",
         ),
     ] = None,
-    method: Annotated[
+    methods: Annotated[
         list[str] | None,
         typer.Option(
-            "--method",
-            "--methods",
             help=f"Methods to show beside them, {parameters.PICTURED_HELP} Default: "
             f"{','.join(pictured_methods((1.0,)))} and compared ones of imported modules, as far as the model allows.",
             metavar="M[,M]...",
@@ -75,14 +71,16 @@ def visualize(
 
     try:
         files = image_files(images)
-        names = method_names(_entries(method or pictured_methods((1.0,))), _entries(order or DEFAULT_ORDERS), keep_rate)
+        names = method_names(
+            _entries(methods or pictured_methods((1.0,))), _entries(orders or DEFAULT_ORDERS), keep_rate
+        )
         check_scale(scale)
     except ValueError as error:
         fail("visualize", error, 2)
     drawer = _prepare(
         partial(load_model, model, weights=weights, image_size=image_size, library=library, on_message=say),
         names,
-        method is not None,
+        methods is not None,
         keep_rate,
         scale,
         output,

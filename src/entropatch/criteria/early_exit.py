@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from entropatch.criteria.keep_predictor import weight
-from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Making, Seen, drawn_
+from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Making, Seen, drawn_, weight
 from entropatch.schedule import number
 
 EXIT = "exit"  # what states are called, with the block

@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from entropatch.criteria.keep_predictor import weight
-from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Seen
+from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Seen, weight
 from entropatch.schedule import number
 
 SUM, CLASS_SUM, OUTPUT, PONDER = "halting", "halting of the class token", "class output", "ponder"

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from entropatch.criteria.keep_predictor import token_loss, weight
-from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Making, Seen, drawn_
+from entropatch.criteria.learned import Decision, Entering, Making, Note, drawn_
+from entropatch.criteria.taught import TaughtCriterion
 
 ALWAYS = 2.0  # the score of a package token, above any patch's
 
 
 @dataclass(frozen=True)
-class HeadSelector(LearnedCriterion):
+class HeadSelector(TaughtCriterion):
     """SPViT's token selector (Kong et al. 2022): a patch stays while its score is above 0.
 
     Before a pruning block, of its n patch tokens, cut into the H heads of the block's attention, x_j^h of width
@@ -49,18 +49,6 @@ class HeadSelector(LearnedCriterion):
         seed: of the weights it starts from.
     """
 
-    needs_class_token: ClassVar[bool] = True
-    teaches: ClassVar[bool] = True
-    recipe: ClassVar[str | None] = "dynamicvit"
-
-    ratio_weight: float = 2.0
-    token_weight: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("ratio_weight", "token_weight"):
-            object.__setattr__(self, name, weight(name, getattr(self, name)))
-
     @property
     def label(self) -> str:
         return "selected by the heads"
@@ -91,13 +79,9 @@ class HeadSelector(LearnedCriterion):
             note={"kept": now[:, : entering.total]},
         )
 
-    def losses(self, seen: Seen) -> dict[str, Tensor]:
-        apart = [note.share - note.values["kept"].float().mean() for note in seen.notes]
-        ratio = torch.stack(apart).square().mean() if apart else seen.tokens.new_zeros((), dtype=torch.float32)
-        terms = {"ratio": self.ratio_weight * ratio}
-        if self.token_weight:
-            terms["tokens"] = self.token_weight * token_loss(seen)
-        return terms
+    def ratio(self, note: Note) -> Tensor:
+        """ρ^s - mean over images and patches D̂^s."""
+        return note.share - note.values["kept"].float().mean()
 
     def mass(self, scores: Tensor) -> Tensor:
         """Each patch's s_j0, divided by the sum over the tokens."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Making, Seen, drawn_
-from entropatch.schedule import number
+from entropatch.criteria.learned import Decision, Entering, Making, Note, drawn_
+from entropatch.criteria.taught import TaughtCriterion
 
 
 @dataclass(frozen=True)
-class KeepPredictor(LearnedCriterion):
+class KeepPredictor(TaughtCriterion):
     """DynamicViT's prediction module (Rao et al. 2021); large = keep.
 
     Before a pruning block, of its n patch tokens x_i of width D, with D̂ the decisions so far (all 1 at first):
@@ -47,18 +47,6 @@ class KeepPredictor(LearnedCriterion):
         seed: of the weights it starts from.
     """
 
-    needs_class_token: ClassVar[bool] = True
-    teaches: ClassVar[bool] = True
-    recipe: ClassVar[str | None] = "dynamicvit"
-
-    ratio_weight: float = 2.0
-    token_weight: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("ratio_weight", "token_weight"):
-            object.__setattr__(self, name, weight(name, getattr(self, name)))
-
     @property
     def label(self) -> str:
         return "predicted"
@@ -76,11 +64,9 @@ class KeepPredictor(LearnedCriterion):
         now = kept * F.gumbel_softmax(log_shares.float(), hard=True, dim=-1)[..., 0].to(kept.dtype)
         return Decision(scores.detach().float(), entering.masked(now), note={"kept": now})
 
-    def losses(self, seen: Seen) -> dict[str, Tensor]:
-        terms = {"ratio": self.ratio_weight * ratio_loss(seen)}
-        if self.token_weight:
-            terms["tokens"] = self.token_weight * token_loss(seen)
-        return terms
+    def ratio(self, note: Note) -> Tensor:
+        """ρ^s - mean over patches D̂^s, of each image."""
+        return note.share - note.values["kept"].float().mean(1)
 
     def mass(self, scores: Tensor) -> Tensor:
         """Each patch's probability to be kept, divided by the sum over the patches."""
@@ -112,36 +98,3 @@ class Predictor(nn.Module):
         number = counted.sum(1, keepdim=True).clamp(min=0.5)
         overall = (rest * counted).sum(1, keepdim=True) / number
         return self.score(torch.cat((local, overall.expand_as(rest)), dim=-1)).log_softmax(-1)
-
-
-def ratio_loss(seen: Seen) -> Tensor:
-    """1/S Σ_s mean over images (ρ^s - mean over patches D̂^s)²."""
-    if not seen.notes:  # a keep rate of 1
-        return seen.tokens.new_zeros((), dtype=torch.float32)
-    terms = [(note.share - note.values["kept"].float().mean(1)).square().mean() for note in seen.notes]
-    return torch.stack(terms).mean()
-
-
-def token_loss(seen: Seen) -> Tensor:
-    """The mean squared difference to the teacher's tokens, over channels and the patches that count at the end."""
-    if seen.taught is None:
-        raise ValueError("the loss of tokens asks for a teacher: a dense model of the same shape, or token_weight=0.")
-    prefix, own = seen.num_prefix_tokens, seen.tokens.float()
-    if seen.taught.shape != own.shape:
-        raise ValueError(
-            f"the teacher's tokens must have the shape of the model's, {tuple(own.shape)}, but have "
-            f"{tuple(seen.taught.shape)}; use the dense model itself, or token_weight=0."
-        )
-    apart = (own - seen.taught.float())[:, prefix:].square().mean(2)
-    if seen.mask is None:
-        return apart.mean()
-    counted = (seen.mask[:, prefix:] > 0.5).to(apart.dtype)
-    return (apart * counted).sum() / counted.sum().clamp(min=1)
-
-
-def weight(name: str, value: Any) -> float:
-    """The weight of a term of a loss. Raises TypeError, ValueError for what is none."""
-    value = number(name, value)
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a weight of at least 0, but got {value!r}.")
-    return value

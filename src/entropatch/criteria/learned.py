@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from entropatch.attention import BlockAttention
 from entropatch.criteria.base import Criterion
+from entropatch.schedule import number
 
 
 @dataclass(frozen=True)
@@ -210,3 +211,11 @@ def drawn_(module: nn.Module) -> nn.Module:
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
     return module
+
+
+def weight(name: str, value: Any) -> float:
+    """The weight of a term of a loss. Raises TypeError, ValueError for what is none."""
+    value = number(name, value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a weight of at least 0, but got {value!r}.")
+    return value

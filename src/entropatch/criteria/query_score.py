@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from entropatch.criteria.keep_predictor import weight
-from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Making, Seen, drawn_
+from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Making, Seen, drawn_, weight
 
 
 @dataclass(frozen=True)

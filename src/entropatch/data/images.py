@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from entropatch.data.preprocessing import preprocessing_of
+from entropatch.error_text import one_line
 from entropatch.extras import require
 
 # A picture longer than this is first cut to its middle: a 1×20000 strip scaled to 224 px on its short side would take
@@ -289,5 +290,4 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 def _one_line(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return one_line(error.strerror if isinstance(error, OSError) and error.strerror else error)

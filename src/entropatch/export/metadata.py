@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from entropatch.error_text import one_line
 from entropatch.export.subject import Subject
 from entropatch.extras import require
 
@@ -77,5 +78,5 @@ def _from_onnx(path: Path) -> str | None:
     try:
         properties = onnx.load(str(path), load_external_data=False).metadata_props
     except Exception as error:  # protobuf raises its own
-        raise ValueError(f"{path} is no ONNX file: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is no ONNX file: {one_line(error, first=True)}") from error
     return next((entry.value for entry in properties if entry.key == KEY), None)

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 # Beside the colour, for print.
 _STYLES = ("-", "--", "-.", ":")
-_PANELS = {"loss": "training loss", "top1": "top-1 accuracy (%)"}
+_PANELS = {"loss": "training loss", "top1": "top-1 accuracy (%)", "miou": "mIoU (%)"}
 
 
-def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "") -> Figure:
-    """Training loss and top-1 accuracy after each epoch, one line per run.
+def training_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "", accuracy: str = "top1"
+) -> Figure:
+    """Training loss and accuracy after each epoch, one line per run.
 
     Args:
-        histories: by the run's name, one record per epoch with the keys epoch, loss and top1 (percent), as
-            epochs.jsonl of a fine-tuning run holds them.
+        histories: by the run's name, one record per epoch with the keys epoch, loss and `accuracy` (percent), as
+            epochs.jsonl of a run holds them.
+        accuracy: "top1", or "miou" of maps.
         title: a line above, taken literally.
 
     Raises:
@@ -39,9 +42,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, tit
             shown_title = shortened(title, 90)
             how = {"fontfamily": families_for(shown_title), "fontsize": TITLE, "weight": "bold", "parse_math": False}
             figure.suptitle(shown_title, x=0.015, ha="left", **how)
-        panels = figure.subplots(1, len(_PANELS), squeeze=False)[0]
-        for axes, (key, label) in zip(panels, _PANELS.items(), strict=True):
-            _draw(axes, shown, key, label)
+        panels = figure.subplots(1, 2, squeeze=False)[0]
+        for axes, key in zip(panels, ("loss", accuracy), strict=True):
+            _draw(axes, shown, key, _PANELS[key])
         if len(shown) > 1:
             fonts = {"size": SMALL, "family": families_for("".join(shown))}
             panels[-1].legend(prop=fonts, frameon=False, labelcolor=INK)

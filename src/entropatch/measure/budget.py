@@ -98,7 +98,7 @@ def largest(meets: Callable[[float], bool], steps: int, near: int | None = None)
     """The largest i in 1 … steps - 1 with meets(i / steps), by bisection; 0 if there is none.
 
     `meets` holds up to some rate and not beyond. A rate of 1 is no pruning and not asked. From `near` on, the bracket
-    is found by doubled steps first, so that an answer close to it takes few.
+    is found by steps that grow eightfold first, so that an answer close to it takes few, and a far one few more.
     """
     low, high = 0, steps
     if near is not None and 0 < near < steps:
@@ -110,7 +110,7 @@ def largest(meets: Callable[[float], bool], steps: int, near: int | None = None)
             low, high = (middle, high) if met else (low, middle)
             if met != upwards:
                 break
-            step *= 2
+            step *= 8
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if meets(middle / steps) else (low, middle)

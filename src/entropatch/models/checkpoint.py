@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from entropatch.error_text import one_line
 from entropatch.records.files import replacing
 from entropatch.surgery import set_loaded
 from entropatch.surgery.registry import tower_of
@@ -123,7 +124,7 @@ def _header(path: Path) -> dict[str, Any]:
         or any(name in noted and not isinstance(noted[name], kind) for name, kind in kinds.items())
         or (isinstance(names, dict) and not isinstance(names.get("name", ""), str))
     ):
-        raise WeightsFileError(f"{path} is damaged: its header says {_shortened(str(noted))}.")
+        raise WeightsFileError(f"{path} is damaged: its header says {one_line(str(noted), longest=200)}.")
     return noted
 
 
@@ -139,11 +140,7 @@ def _load_pickled(path: Path) -> Any:
 
 def _one_line(error: Exception) -> str:
     text = str(error).rpartition("WeightsUnpickler error: ")[2]  # before it PyTorch says how to load it all the same
-    return _shortened(" ".join(text.split()) or type(error).__name__).rstrip(".")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 200 else text[:199] + "…"
+    return one_line(text if text.strip() else error, longest=200).rstrip(".")
 
 
 def fill(

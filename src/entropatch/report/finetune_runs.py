@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entropatch.config import PruneConfig
-from entropatch.figures import save_figure
-from entropatch.figures.curves import training_curves
-from entropatch.look.naming import data_label, pruning_label, rates_text
 from entropatch.records.tables import plus_minus
 from entropatch.records.uncertainty import binomial
 from entropatch.report.cells import MISSING, flat, joined, make_table, shown
-from entropatch.report.content import Picture, Run, Table, load_json, reading
-from entropatch.report.pictures import read_picture
+from entropatch.report.content import Run, Table, load_json, reading
+from entropatch.report.training_files import MOST, check_number, curves_of, data_text, pruning_text, read_epochs, short
 from entropatch.train.fine_tuning import Outcome, is_outcome
 from entropatch.train.summary import summarise
 
 COLUMNS = ("run", "state", "loss", "top-1 %", "top-5 %", "best top-1 %", "best epoch", "images/s", "minutes", "damaged")
 # In run.json, and of no use to a reader: what follows from other entries.
 LEFT_OUT = ("about", "entropatch", "seed")
-MOST = 10**15  # that a number of a run may be
 
 
 @dataclass(frozen=True)
@@ -53,10 +46,10 @@ def read_finetune(folder: Path) -> Run:
     return Run(
         path=folder,
         kind="finetune",
-        title=f"{_model(settings)} on {_data(settings)}, {_pruning(settings)}",
+        title=f"{_model(settings)} on {data_text(settings)}, {pruning_text(settings)}",
         findings=tuple(_findings(runs)),
         tables=(_table(runs),),
-        pictures=tuple(_curves(runs)),
+        pictures=tuple(curves_of({f"seed {run.settings.get('seed')}": run.history for run in runs})),
         settings={"seed": seeds, **facts},
         machine={"entropatch": shown(settings.get("entropatch"))} | joined({run.name: run.machine for run in runs}),
     )
@@ -70,7 +63,7 @@ def _run_folders(folder: Path) -> list[Path]:
 def _read(folder: Path) -> _SeedRun:
     settings = reading(folder / "run.json", lambda path: _settings(load_json(path)))
     epochs, outcome, machine = folder / "epochs.jsonl", folder / "result.json", folder / "machine.json"
-    history = reading(epochs, _records) if epochs.exists() else []
+    history = reading(epochs, read_epochs) if epochs.exists() else []
     result = reading(outcome, lambda path: _outcome(load_json(path))) if outcome.exists() else None
     if result is not None:
         result["folder"] = str(folder)  # it may have moved
@@ -82,30 +75,10 @@ def _settings(settings: Any) -> dict[str, Any]:
     if not isinstance(settings, dict) or not {"model", "data", "recipe"} <= set(settings):
         raise ValueError("not the settings of a fine-tuning run")
     if not isinstance(settings["recipe"], dict):
-        raise ValueError(f"its recipe must be an object, but is {_short(settings['recipe'])}")
-    _pruning(settings)  # all that is read of it later
+        raise ValueError(f"its recipe must be an object, but is {short(settings['recipe'])}")
+    pruning_text(settings)  # all that is read of it later
     flat(settings)
     return settings
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [_record(number, line) for number, line in enumerate(lines, 1)]
-
-
-def _record(number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-        if not isinstance(record, dict) or not {"epoch", "loss", "top1"} <= set(record):
-            raise ValueError("not the record of an epoch")
-        for key in ("epoch", "loss", "top1", *({"top5", "seconds", "images_per_second"} & set(record))):
-            _check_number(key, record[key])
-        for key in {"damaged_training", "damaged_testing"} & set(record):
-            if not isinstance(record[key], list):
-                raise ValueError(f"{key} must be a list, but is {_short(record[key])}")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {number}: {error}") from error
-    return record
 
 
 def _outcome(result: Any) -> dict[str, Any]:
@@ -113,7 +86,7 @@ def _outcome(result: Any) -> dict[str, Any]:
         raise ValueError("not the outcome of a fine-tuning run")
     for key in set(result) - {"folder"}:
         if (key, result[key]) != ("images", None):
-            _check_number(key, result[key])
+            check_number(key, result[key])
     return result
 
 
@@ -121,19 +94,6 @@ def _machine(machine: Any) -> dict[str, str]:
     if not isinstance(machine, dict):
         raise ValueError("not a description of a machine")
     return {key: shown(value) for key, value in machine.items() if value is not None}
-
-
-def _check_number(key: str, value: Any) -> None:
-    """JSON has numbers too long for any arithmetic, and knows no type; NaN and infinity pass, as a run may diverge."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{key} must be a number, but is {_short(value)}")
-    if abs(value) > MOST and math.isfinite(value):
-        raise ValueError(f"{key} is out of range")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _table(runs: list[_SeedRun]) -> Table:
@@ -200,42 +160,6 @@ def _findings(runs: list[_SeedRun]) -> list[str]:
     return lines
 
 
-def _curves(runs: list[_SeedRun]) -> list[Picture]:
-    histories = {f"seed {run.settings.get('seed')}": run.history for run in runs if run.history}
-    if not histories:
-        return []
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = read_picture(save_figure(training_curves(histories), Path(folder) / "training curves.svg"))
-    return [replace(drawn, original=None)]
-
-
 def _model(settings: Mapping[str, Any]) -> str:
     model = settings["model"]
     return str(model.get("kind", "?")) if isinstance(model, Mapping) else str(model)
-
-
-def _data(settings: Mapping[str, Any]) -> str:
-    data = settings["data"]
-    return data_label(data) if isinstance(data, Mapping) else str(data)
-
-
-def _pruning(settings: Mapping[str, Any]) -> str:
-    """The method and keep rate; a criterion that is not known here by its own words."""
-    prune = settings.get("prune")
-    if not isinstance(prune, Mapping):
-        return "dense"
-    try:
-        config = PruneConfig.from_json(json.dumps(prune))
-        rate = f", keep rate {rates_text(config.keep_rate)}" if config.schedule.uses_keep_rate else ""
-        return pruning_label(config) + rate
-    except (ValueError, TypeError):
-        given = prune.get("criterion") or {}
-        named = " → ".join(_criterion(dict(one)) for one in (given if isinstance(given, list) else [given]))
-        fused = ", fused" if prune.get("reduction") == "fuse" else ""
-        return f"{named}{fused}, keep rate {shown(prune.get('keep_rate'))}"
-
-
-def _criterion(fields: dict[str, Any]) -> str:
-    name = fields.pop("name", "?")
-    arguments = ", ".join(f"{key} {shown(value)}" for key, value in fields.items())
-    return f"{name} ({arguments})" if arguments else f"{name}"

@@ -16,6 +16,8 @@ from entropatch.report.pictures import choose_pictures, read_picture
 # A record of one of these commands has all of the keys; the first that fits counts.
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bench", ("vs_random", "peak_memory_mib")),
+    ("segment", ("name", "miou", "to_dense")),
+    ("calibrate", ("part", "cost", "pruning")),
     ("search", ("trial", "top1", "gflops")),
     ("evaluate", ("name", "top1", "damaged")),
     ("check", ("label", "block", "auroc")),
@@ -25,6 +27,7 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 MACHINE = ("device", "hardware", "cpu", "cores", "threads", "omp_num_threads", "omp_wait_policy", "cpu_capability")
 MACHINE += ("python", "torch", "cuda", "timm", "entropatch", "platform", "date")
 MACHINE += ("torchvision", "scikit-learn", "scikit-image", "matplotlib")
+SETTINGS = ("recommended.json", "calibrated.json")  # what a run found, for `prune_`
 # Entries that say what came out: those that begin so, and some with their names before them.
 FINDINGS = ("comparison", "verdict", "recommended", "additivity")
 NAMED_FINDINGS = ("keep rate ", "Spearman")
@@ -79,7 +82,7 @@ def read_records_folder(folder: Path, most_pictures: int) -> Run | None:
         path=folder,
         kind=first.kind,
         title=", ".join(dict.fromkeys(run.title for run in runs.values())),
-        findings=tuple(text for run in runs.values() for text in run.findings),
+        findings=tuple(dict.fromkeys(text for run in runs.values() for text in run.findings)),
         tables=tuple(
             replace(table, caption=stem) if several else table for stem, run in runs.items() for table in run.tables
         ),
@@ -132,9 +135,9 @@ def _title(markdown: Path) -> str | None:
 
 
 def _texts(files: Sequence[Path], runs: Mapping[str, Run]) -> dict[str, str]:
-    """Tables in a layout of their own, and the recommended setting: what lies there beside the records."""
+    """Tables in a layout of their own, and the setting that was found: what lies there beside the records."""
     wanted = [file for file in files if file.suffix == ".md" and file.stem not in runs]
-    wanted += [file for file in files if file.name == "recommended.json"]
+    wanted += [file for file in files if file.name in SETTINGS]
     return {file.name: reading(file, lambda path: path.read_text(encoding="utf-8")) for file in wanted}
 
 

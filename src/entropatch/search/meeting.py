@@ -90,7 +90,8 @@ def _noted_or_met(
     if key not in noted:
         experiment.on_text(f"{key}: the keep rate that meets the budget")
         try:
-            found = _met(settings, experiment, key, config)
+            last = next(iter(noted.values()), {})  # the one found last stands first
+            found = _met(settings, experiment, key, config, last.get("keep_rate"))
         except BudgetError as error:
             raise BudgetError(f"{key}: {error}") from error
         noted = {key: found, **noted_rates(study)}  # one found elsewhere meanwhile stays
@@ -99,12 +100,16 @@ def _noted_or_met(
 
 
 def _met(
-    settings: SearchSettings, experiment: Experiment, key: str, config: Callable[[float], PruneConfig | None]
+    settings: SearchSettings,
+    experiment: Experiment,
+    key: str,
+    config: Callable[[float], PruneConfig | None],
+    near: float | None,
 ) -> dict[str, Any]:
-    """The largest keep rate that meets the budget, and what it was judged by."""
+    """The largest keep rate that meets the budget, and what it was judged by; multiply-adds from near another's on."""
     if settings.target_gflops is not None:
         gflops = cache(lambda rate: experiment.gflops(config(rate)))
-        rate = rate_for_gflops(gflops, experiment.dense_gflops, settings.target_gflops)
+        rate = rate_for_gflops(gflops, experiment.dense_gflops, settings.target_gflops, near)
         return {"keep_rate": rate, "gflops": gflops(rate)}
     assert settings.target_speedup is not None
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from entropatch.error_text import one_line
 from entropatch.extras import require
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def unreachable(error: BaseException) -> str | None:
         found = found.__cause__
     if found is None:
         return None
-    text = str(found.orig).strip().partition("\n")[0]
+    text = one_line(found.orig or found, first=True)
     lite = type(found.orig).__module__.startswith("sqlite3")
     away = ("locked" in text or "busy" in text) if lite else isinstance(found, OperationalError)
     return text if away or found.connection_invalidated else None

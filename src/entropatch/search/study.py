@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropatch.config import PruneConfig
+from entropatch.error_text import one_line
 from entropatch.extras import require
 from entropatch.measure.variants import takes_keep_rate
 from entropatch.methods import DENSE, is_known
@@ -103,7 +104,7 @@ def open_storage(
             # Two workers that make the tables at once trip over each other; the later finds them made.
             if attempt == 7:
                 where = f" {address}" if lite else ""  # other addresses may hold a password
-                raise ValueError(f"the storage{where} could not be opened: {_first_line(error)}") from error
+                raise ValueError(f"the storage{where} could not be opened: {one_line(error, first=True)}") from error
             time.sleep(0.1 * 2**attempt)
         except ImportError as error:
             raise ImportError(
@@ -289,7 +290,3 @@ def trials_by_point(trials: Iterable[FrozenTrial]) -> dict[Point, list[FrozenTri
         if point is not None and (trial.state != TrialState.COMPLETE or is_complete(trial)):
             found.setdefault(point, []).append(trial)
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from entropatch.config import Stage
 from entropatch.reductions import SlowFast
 from entropatch.surgery.outcome import covered, site_of
-from entropatch.surgery.state import NO_BACKEND, Reduced
+from entropatch.surgery.reduced import NO_BACKEND, Reduced
 from entropatch.surgery.streams import Stream
 from entropatch.tokens import Plan, Tokens, scatter_tokens
 

@@ -21,8 +21,9 @@ from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.detour import detoured, rejoined
 from entropatch.surgery.errors import UnsupportedModelError
 from entropatch.surgery.opening import Opening, unparked
+from entropatch.surgery.reduced import Reduced
 from entropatch.surgery.split_block import SplitBlock
-from entropatch.surgery.state import ATTRIBUTE, PREFIX, Pruning, Recorder, Reduced, Watch
+from entropatch.surgery.state import ATTRIBUTE, PREFIX, Pruning, Recorder, Watch
 from entropatch.surgery.streams import Stream, leaving, regrouped
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens
@@ -148,7 +149,7 @@ def run_blocks(
     call: Call | None = None,
     *,
     patches: int | None = None,
-    blocks: range | None = None,
+    last: int | None = None,
     taken: Collection[int] = (),
 ) -> Passed:
     """Run the blocks of a pruned model.
@@ -156,7 +157,7 @@ def run_blocks(
     Args:
         model, x, grid, patches, taken: as of `Passed`.
         call: runs one block; None calls it with its tokens and its visit.
-        blocks: which blocks; None for all.
+        last: the block after which it ends; None for the last one.
     """
     passed = Passed(model, x, grid, patches=patches, taken=taken)
     pruning, modules, recorded = passed.pruning, passed.modules, passed.recorded
@@ -164,17 +165,13 @@ def run_blocks(
     def plain(i: int, x: Tensor, visit: Visit) -> Tensor:
         return modules[i](x, visit=visit)
 
-    if blocks is not None and blocks.start > 0 and pruning.followers_of(blocks.start):
-        raise UnsupportedModelError(
-            f"{', '.join(pruning.followers_of(blocks.start))} looks at every block from the first, so the model cannot "
-            f"be run from block {blocks.start} on; run it whole."
-        )
-    sharer = pruning.observers.sharer() if blocks is None and not taken else None
+    begin = 0
+    sharer = pruning.observers.sharer() if last is None and not taken else None
     if sharer is not None:
         begin, streams, reduced = sharer.resume(pruning, recorded)
         if begin:
-            passed.streams, passed.reduced, blocks = streams, reduced, range(begin, len(modules))
-    for i in range(len(modules)) if blocks is None else blocks:
+            passed.streams, passed.reduced = streams, reduced
+    for i in range(begin, len(modules) if last is None else last + 1):
         if sharer is not None:
             sharer.keep(pruning, recorded, i, passed.streams, passed.reduced)
         passed.step(i, plain if call is None else call)

@@ -13,7 +13,7 @@ from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, No
 from entropatch.priorities import preferring
 from entropatch.surgery.outcome import covered, site_of
 from entropatch.surgery.plan_check import checked_counts, checked_scores
-from entropatch.surgery.state import NO_BACKEND, Reduced
+from entropatch.surgery.reduced import NO_BACKEND, Reduced
 from entropatch.surgery.streams import Stream, numbers_in_batch, regrouped
 from entropatch.tokens import Plan, Tokens, gather_tokens, removed_indices
 

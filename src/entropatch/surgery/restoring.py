@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from entropatch.surgery.state import Reduced
+from entropatch.surgery.reduced import Reduced
 from entropatch.tokens import gather_tokens
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from entropatch.surgery.state import Reduced
+from entropatch.surgery.reduced import Reduced
 from entropatch.tokens import Plan, Tokens, gather_tokens, removed_indices
 
 

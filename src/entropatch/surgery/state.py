@@ -9,43 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig, Stage
 from entropatch.criteria import Criterion
 from entropatch.criteria.learned import LearnedCriterion, Note
 from entropatch.surgery.adapters.base import Adapter
+from entropatch.surgery.reduced import Reduced
 from entropatch.surgery.wrappers import inside
-from entropatch.tokens import Plan, Tokens
+from entropatch.tokens import Tokens
 
 ATTRIBUTE = "_entropatch"
-NO_BACKEND = "none"  # in `Reduced`, where no entropy was asked for
 PREFIX = "entropatch"  # the module of a pruned model that holds the weights of a method that has its own
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """What one stage did to some images of a batch, equally many tokens each.
-
-    Attributes:
-        stage: the stage.
-        rows: numbers of these images in the batch, (images,); None for the whole batch.
-        scores: importance of the tokens present, (images, n); None where no criterion was asked.
-        tokens: values of the tokens present after the attention residual, (images, n, width).
-        before, after: what they stood for.
-        plan: what was done; None if all stayed.
-        backend: which of `entropatch.kernels` was there to compute entropies.
-    """
-
-    stage: Stage
-    rows: Tensor | None
-    scores: Tensor | None
-    tokens: Tensor
-    before: Tokens
-    after: Tokens
-    plan: Plan | None
-    backend: str
 
 
 class Recorder(Protocol):

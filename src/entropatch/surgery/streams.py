@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropatch.surgery.state import Reduced
+from entropatch.surgery.reduced import Reduced
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens
 

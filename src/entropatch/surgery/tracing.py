@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.config import PruneConfig
+from entropatch.surgery.reduced import Reduced
 from entropatch.surgery.restoring import to_grid
 from entropatch.surgery.stage_record import StageRecord, short
-from entropatch.surgery.state import Reduced, among, pruned_part, pruning_of, this_thread
+from entropatch.surgery.state import among, pruned_part, pruning_of, this_thread
 
 
 class Trace:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from entropatch.attention import BlockAttention
 from entropatch.config import Stage
 from entropatch.criteria import Criterion
 from entropatch.priorities import preferring
+from entropatch.surgery.counting import allowed, asked, least
 from entropatch.surgery.outcome import Outcome, covered, ranked_within, site_of
-from entropatch.surgery.plan_check import WHOLE, checked_counts, checked_plan, checked_scores, checked_state
+from entropatch.surgery.plan_check import checked_counts, checked_plan, checked_scores, checked_state
 from entropatch.surgery.state import Watch
 from entropatch.tokens import Plan, Tokens
 
@@ -242,7 +242,7 @@ class Visit:
         counts = schedule.count(site, read) if chosen is None else chosen.sum(1)
         if not again:
             counts = schedule.rounded(checked_counts(schedule, counts, shape[0]), site)
-            self._counts, self._chosen = counts.clamp(self._least(stage), self.tokens.n), chosen
+            self._counts, self._chosen = counts.clamp(least(stage, self.tokens.n), self.tokens.n), chosen
 
     def _reduce_groups(
         self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor, then: Callable[[Tensor], Tensor]
@@ -271,13 +271,15 @@ class Visit:
 
     def _most(self) -> Any:
         assert self.stage is not None
-        return self._allowed(self.stage.schedule.count(site_of(self.stage, self.tokens), None))
+        return allowed(self.stage, self.stage.schedule.count(site_of(self.stage, self.tokens), None), self.tokens.n)
 
     def _most_valid(self, valid: Tensor) -> int:
         """As many as the image with most keeps, each of its own patches."""
         assert self.stage is not None
         site, there = site_of(self.stage, self.tokens), valid.sum(1).tolist()
-        counts = [self._allowed(self.stage.schedule.count(replace(site, n=n), None), n) for n in there]
+        counts = [
+            min(asked(self.stage, self.stage.schedule.count(replace(site, n=n), None), min(n, 1)), n) for n in there
+        ]
         if counts == there:
             return self.tokens.n
         self._valid_counts = torch.tensor(counts, device=valid.device)
@@ -289,20 +291,3 @@ class Visit:
             return None
         best = covered(stage, self.tokens, self.scores)
         return best if self._chosen is None else preferring(best, self._chosen)
-
-    def _allowed(self, k: Any, n: Any = None) -> Any:
-        """The count, at least what the reduction must leave and at most what there is: n, or the tokens present."""
-        assert self.stage is not None
-        # A tensor of one number is what torch.jit.trace, which counts multiply-adds, has for sizes.
-        one = isinstance(k, Tensor) and k.ndim == 0 and k.dtype in WHOLE
-        if not (one or isinstance(k, (int, torch.SymInt, Integral))) or isinstance(k, bool):
-            raise ValueError(
-                f"{type(self.stage.schedule).__name__}.count must return a whole number of tokens, but got {k!r}; "
-                "round it, or say per_image = True where it is one for each image."
-            )
-        return min(max(k, self._least(self.stage)), self.tokens.n) if n is None else min(max(k, min(n, 1)), n)
-
-    def _least(self, stage: Stage) -> Any:
-        """The fewest tokens that the reduction can leave."""
-        n = self.tokens.n
-        return max(n - stage.reduction.most_removed(n), min(n, 1))

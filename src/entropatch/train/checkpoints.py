@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from entropatch.error_text import one_line
 from entropatch.train.checkpoint_files import (
     CHECKPOINT,
     DAMAGED,
@@ -44,7 +45,7 @@ class CheckpointError(RuntimeError):
 
 class _DamagedError(CheckpointError):
     def __init__(self, path: Path, error: Exception):
-        self.what = f"the checkpoint {path} could not be read: {_one_line(error)}"
+        self.what = f"the checkpoint {path} could not be read: {one_line(error)}"
         super().__init__(
             f"{self.what}. Remove that folder to continue from the one before it, or the whole run to begin again."
         )
@@ -283,7 +284,7 @@ class Checkpoints:
                 set_random_state(state.random)
         except Exception as error:  # whatever PyTorch, NumPy and Python say to a state of another shape
             raise CheckpointError(
-                f"the checkpoint {state.path} does not fit this run: {_one_line(error)}. Remove that folder to "
+                f"the checkpoint {state.path} does not fit this run: {one_line(error)}. Remove that folder to "
                 "continue from the one before it, or the whole run to begin again."
             ) from error
         return state.progress
@@ -291,8 +292,3 @@ class Checkpoints:
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "…"

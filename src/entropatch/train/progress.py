@@ -41,6 +41,13 @@ class Progress:
         self.loss = self.seconds = 0.0
         self.damaged = []
 
+    def place(self, epochs: int, steps: int) -> str:
+        """Where a run of so many epochs, of so many steps each, is; in words."""
+        done = f"{self.epoch} of {epochs} epochs"
+        if self.step:
+            done += f" and {self.step} of {steps} steps of the next"
+        return f"{done} are done, {self.updates} of {epochs * steps} steps in all"
+
     def best(self) -> dict[str, Any]:
         """The record of the epoch with the highest top-1, or mean IoU; the earliest of equals."""
         return max(self.history, key=lambda record: record["top1"] if "top1" in record else record["miou"])

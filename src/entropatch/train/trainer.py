@@ -35,6 +35,7 @@ from entropatch.train.progress import Progress
 from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import write_epochs
 from entropatch.train.runtime import Runtime
+from entropatch.train.shell import Shell
 from entropatch.train.testing import gathered, tested
 from entropatch.train.tracking import Curves, ProgressBar
 
@@ -98,7 +99,7 @@ class Trainer:
         if runtime.compile:
             model.compile(backend=runtime.compile_backend)
         # Accelerate replaces the forward of the module it is given; inside a shell the model itself stays as it is.
-        self.shell, self.optimizer = self.accelerator.prepare(_Shell(model), optimizer)
+        self.shell, self.optimizer = self.accelerator.prepare(Shell(model), optimizer)
         self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
 
     def train(self, note: Mapping[str, Any], on_epoch: Callable[[dict[str, Any]], None]) -> Progress:
@@ -148,18 +149,12 @@ class Trainer:
             return
         path, self.progress = found
         if self.main:
-            self.on_text(f"continuing from {path}: {self._place()}")
+            self.on_text(
+                f"continuing from {path}: {self.progress.place(self.recipe.epochs, self.batches.steps_per_epoch)}"
+            )
             write_epochs(self.folder / "epochs.jsonl", self.progress.history)
         else:
             self.progress.damaged = []
-
-    def _place(self) -> str:
-        """Where the run is, in words."""
-        progress, epochs, steps = self.progress, self.recipe.epochs, self.batches.steps_per_epoch
-        done = f"{progress.epoch} of {epochs} epochs"
-        if progress.step:
-            done += f" and {progress.step} of {steps} steps of the next"
-        return f"{done} are done, {progress.updates} of {epochs * steps} steps in all"
 
     def _state(self) -> tuple[nn.Module, nn.Module | None, Any, Any]:
         return self.model, None if self.ema is None else self.ema.module, self.optimizer, self.accelerator.scaler
@@ -301,14 +296,3 @@ class Trainer:
     def _save_weights(self, name: str, note: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         about = {**note, **{key: record[key] for key in ("epoch", "top1", "top5")}}
         save_weights(self._tested(), self.folder / name, about)
-
-
-class _Shell(nn.Module):
-    """The model, in a module whose forward others may replace."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)

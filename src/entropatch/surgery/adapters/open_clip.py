@@ -104,7 +104,7 @@ class VisionTransformer(transformer.VisionTransformer):
         return run_inside(self.transformer, self._embeds(images), lambda x: self.run_blocks(x, grid))
 
     def run_blocks(
-        self, x: Tensor, grid: tuple[int, int], blocks: range | None = None, taken: Sequence[int] = ()
+        self, x: Tensor, grid: tuple[int, int], last: int | None = None, taken: Sequence[int] = ()
     ) -> Passed:
         modules = list(self.transformer.resblocks)
 
@@ -117,7 +117,7 @@ class VisionTransformer(transformer.VisionTransformer):
             return run(visit, x)
 
         left = _left_by_dropout(self.patch_dropout, grid[0] * grid[1])
-        return run_blocks(self, x, grid, call, patches=left, blocks=blocks, taken=taken)
+        return run_blocks(self, x, grid, call, patches=left, last=last, taken=taken)
 
     def pool_streams(self, streams: Sequence[Stream]) -> tuple[Tensor, Tensor]:
         """The pooled and projected output of the whole batch, in its order, and the tokens beside it."""
@@ -147,7 +147,7 @@ class VisionTransformer(transformer.VisionTransformer):
             raise ValueError(f"output_fmt must be NCHW or NLC, but got {output_fmt!r}.")
         wanted, last = feature_take_indices(len(self.transformer.resblocks), indices)
         wanted, grid = sorted(set(wanted)), self.grid(x)
-        passed = self.run_blocks(self._embeds(x), grid, range(last + 1) if stop_early else None, wanted)
+        passed = self.run_blocks(self._embeds(x), grid, last if stop_early else None, wanted)
         maps, prefixes = dense_maps(passed, wanted, 1, self.ln_post if normalize_intermediates else nn.Identity())
         if output_fmt == "NCHW":
             maps = [y.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() for y in maps]

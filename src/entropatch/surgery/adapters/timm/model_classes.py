@@ -105,7 +105,7 @@ class SplitModel:
         rope: RotaryTables | None,
         grid: tuple[int, int],
         given: dict[str, Any],
-        blocks: range | None = None,
+        last: int | None = None,
         taken: Sequence[int] = (),
     ) -> Passed:
         modules = list(self.blocks)
@@ -121,7 +121,7 @@ class SplitModel:
             return run(visit, x, *table)
 
         left = _left_by_dropout(self, grid[0] * grid[1])
-        return run_blocks(self, x, grid, call, patches=left, blocks=blocks, taken=taken)
+        return run_blocks(self, x, grid, call, patches=left, last=last, taken=taken)
 
     def join_streams(self: Any, streams: Sequence[Stream]) -> Tensor:
         """The normed tokens of the whole batch, in its order."""
@@ -151,8 +151,8 @@ class SplitModel:
         wanted, last = feature_take_indices(len(self.blocks), indices)
         wanted = sorted(set(wanted))
         grid, (tokens, rope) = _grid(self, x), self.enter(x)
-        blocks = range(last + 1) if stop_early else None
-        passed = self.run_blocks(tokens, rope, grid, _given(attn_mask, is_causal), blocks, wanted)
+        end = last if stop_early else None
+        passed = self.run_blocks(tokens, rope, grid, _given(attn_mask, is_causal), end, wanted)
         maps, prefixes = dense_maps(passed, wanted, self.num_prefix_tokens, self.norm if norm else nn.Identity())
         if output_fmt == "NCHW":
             maps = [y.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() for y in maps]
