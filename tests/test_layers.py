@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,7 @@ def test_a_package_is_named_only_at_home(package: str) -> None:
     assert not strays, f"{package} belongs into {', '.join(HOMES[package])} alone"
 
 
+@cache
 def named_packages(path: Path) -> set[str]:
     """Packages that a source file uses, at its top or inside functions, by import statement or by `require`.
 

@@ -68,7 +68,7 @@ def test_a_calibration_stands_beside_tome_and_may_choose_it(monkeypatch: pytest.
     monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda _: [Renyi(2.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["tome"])
     model = create("deit")
-    images = torch.cat([photographs(model, batch=4) for _ in range(6)]) + torch.randn(24, 1, 1, 1)
+    images = torch.cat([photographs(model, batch=4) for _ in range(3)]) + torch.randn(12, 1, 1, 1)
     dense = count_flops(model, images[:1]).total / 1e9
     settings: dict[str, Any] = {"batch_size": 6, "effort": 0.0}
     found = calibrated(model, images, Goal(gflops=0.75 * dense), **settings)

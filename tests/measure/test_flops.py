@@ -150,7 +150,12 @@ def test_merging_leaves_nothing_uncounted_in_any_kind_of_model(name, method):
     assert flops.total < dense
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+QUICK = ("deit distilled", "dinov2 registers", "siglip", "eva-02", "rope mixed", "dinov3", "sapiens2, shared keys")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_nothing_is_missed_in_any_family(name):
     if not known(name):
         pytest.skip("this timm does not have the model")
