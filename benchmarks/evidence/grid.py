@@ -39,11 +39,10 @@ from entropatch.records.correct import packed as packed_bits
 from entropatch.surgery import is_pruned, pruning_config
 from entropatch.train.loss import TrainingLoss
 from entropatch.train.optimisation import optimizer_of, schedule_of
-from entropatch.train.recipe import Recipe
+from entropatch.train.recipe import RECIPES, Recipe
 
 METHODS = "random,evit,evit-drop,renyi-0.5,shannon,renyi-2,renyi-4,renyi-inf,class-renyi-2"
 TEST_BATCH = 256
-DISTILLATION = 0.5  # the weight in DynamicViT's recipe
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,11 @@ class Bench:
         if not criterion.teaches:
             return method_loss(model), None, self.recipe
         teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-        return method_loss(model, teacher), teacher, replace(self.recipe, distillation=DISTILLATION)
+        return (
+            method_loss(model, teacher),
+            teacher,
+            replace(self.recipe, distillation=RECIPES["dynamicvit"].distillation),
+        )
 
     def correct(self, model: nn.Module) -> Tensor:
         """Which test images are right, in float32: (images,), bool."""

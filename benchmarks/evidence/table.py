@@ -28,7 +28,7 @@ from entropatch.methods import METHODS, method_label
 from entropatch.records.correct import unpacked
 from entropatch.records.files import write_text
 from entropatch.records.tables import markdown_table
-from entropatch.records.uncertainty import accuracy, ahead, paired_difference
+from entropatch.records.uncertainty import accuracy, ahead, of_shared_seeds, paired_difference
 
 Bits = NDArray[np.bool_]
 
@@ -44,13 +44,6 @@ class Entry:
     @property
     def correct(self) -> Bits:
         return np.stack([self.runs[seed] for seed in sorted(self.runs)])
-
-    def beside(self, other: Entry) -> tuple[Bits, Bits]:
-        """The runs of both of the seeds that both have; all of them where there are none."""
-        seeds = sorted(set(self.runs) & set(other.runs))
-        if not seeds:
-            return self.correct, other.correct
-        return np.stack([self.runs[seed] for seed in seeds]), np.stack([other.runs[seed] for seed in seeds])
 
 
 Column = dict[str, Entry]  # by method
@@ -128,7 +121,7 @@ def _section(key: tuple[Any, ...], columns: dict[float | None, Column], dense: E
             }  # fmt: skip
             chance = columns[rate].get("random")
             if chance is not None and name != "random":
-                off = paired_difference(*entry.beside(chance))
+                off = paired_difference(*of_shared_seeds(entry.runs, chance.runs))
                 gap.append(f"{off.value:+.2f} ± {off.standard_error:.2f}")
                 line |= {
                     "to_random": off.value,
@@ -151,7 +144,11 @@ def _section(key: tuple[Any, ...], columns: dict[float | None, Column], dense: E
 def _marks(column: Column) -> dict[str, str]:
     """Bold for what is ahead of all others; where nothing is, a star for the best and what cannot be told from it."""
     best = max(column, key=lambda name: column[name].correct.mean())
-    level = [name for name, entry in column.items() if name != best and not ahead(*column[best].beside(entry))]
+    level = [
+        name
+        for name, entry in column.items()
+        if name != best and not ahead(*of_shared_seeds(column[best].runs, entry.runs))
+    ]
     return {best: "**"} if not level else dict.fromkeys((best, *level), " \\*")
 
 

@@ -26,13 +26,6 @@ def runs(tag: str, blocks: str = "paper", size: int = 196) -> dict[tuple[str, fl
     return {key: {name: np.stack(list(by.values())) for name, by in one.items()} for key, one in found.items()}
 
 
-def paired(a: dict[Any, Bits], b: dict[Any, Bits]) -> tuple[Bits, Bits]:
-    """The runs of two methods of the seeds that both have; all of them where there are none, as without training."""
-    seeds = [seed for seed in a if seed in b]
-    one, other = ([by[seed] for seed in seeds] if seeds else list(by.values()) for by in (a, b))
-    return np.stack(one), np.stack(other)
-
-
 @cache
 def by_seed(tag: str, blocks: str, size: int) -> dict[tuple[str, float | None], dict[str, dict[Any, Bits]]]:
     """As `runs`, the images of each seed; None is the seed without training."""

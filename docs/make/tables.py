@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from evidence import DATA, RESULTS, Bits, by_seed, paired, runs
+from evidence import DATA, RESULTS, Bits, by_seed, runs
 from methods_page import table
 
 from entropatch import PruneConfig
 from entropatch.methods import METHODS, find_method, method_label
-from entropatch.records.uncertainty import accuracy, ahead, paired_difference
+from entropatch.records.uncertainty import Estimate, accuracy, ahead, of_shared_seeds, paired_difference
 
 
 def made(request: str) -> str:
@@ -55,8 +55,8 @@ def less_random(tag: str, blocks: str = "paper", size: str = "196") -> str:
             if name not in column or "random" not in column:
                 row.append("—")
                 continue
-            off = paired_difference(*paired(column[name], column["random"]), resamples=0)
-            row.append(f"{off.value:+.1f} ± {off.standard_error:.1f}".replace("-", "−"))
+            off = paired_difference(*of_shared_seeds(column[name], column["random"]), resamples=0)
+            row.append(_gap(off))
         rows.append(row)
     return table(["less random", *(f"{DATA[data]} {rate:g}" for data, rate in keys)], rows)
 
@@ -70,9 +70,8 @@ def penalty() -> str:
             found = runs(f"entropy-{arm}", size=112)
             column = found[data, 0.5]
             off = paired_difference(column["shannon"], column["random"], resamples=0)
-            gap = f"{off.value:+.1f} ± {off.standard_error:.1f}".replace("-", "−")
             dense = _cell(found[data, None]["dense"])
-            rows.append([f"{label}, {arm}", dense, *(_cell(column[name]) for name in names), gap])
+            rows.append([f"{label}, {arm}", dense, *(_cell(column[name]) for name in names), _gap(off)])
     return table(["trained", "dense", *names.values(), "Shannon less random"], rows)
 
 
@@ -175,13 +174,17 @@ def _column(record: Mapping[str, Any], name: str) -> str:
 
 def _ahead_of_all(column: dict[str, dict[Any, Bits]]) -> str | None:
     best = max(column, key=lambda name: np.mean([bits.mean() for bits in column[name].values()]))
-    return best if all(ahead(*paired(column[best], column[name])) for name in column if name != best) else None
+    return best if all(ahead(*of_shared_seeds(column[best], column[name])) for name in column if name != best) else None
 
 
 def _cell(correct: Bits) -> str:
     found = accuracy(correct)
     seeds = f"<sup> ×{found.seeds}</sup>" if found.seeds > 1 else ""
     return f"{found.value:.1f} ± {found.standard_error:.1f}{seeds}"
+
+
+def _gap(off: Estimate) -> str:
+    return f"{off.value:+.1f} ± {off.standard_error:.1f}".replace("-", "−")
 
 
 def _place(name: str) -> tuple[float, str]:

@@ -7,9 +7,10 @@ Every run must have seen the same images in the same order. Values and errors ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -123,6 +124,16 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES,
     difference = first.astype(np.int8) - second.astype(np.int8)
     found = _estimate(difference, resamples, seed)
     return replace(found, differing=int(difference.any(0).sum()))
+
+
+def of_shared_seeds(
+    a: Mapping[Any, NDArray[np.bool_]], b: Mapping[Any, NDArray[np.bool_]]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The runs by seed of two methods as `paired_difference` takes them: those of the seeds that both have; all of them
+    where they share none, each (seeds, images)."""
+    seeds = [seed for seed in a if seed in b]
+    one, other = ([by[seed] for seed in seeds] if seeds else list(by.values()) for by in (a, b))
+    return np.stack(one), np.stack(other)
 
 
 def ahead(a: ArrayLike, b: ArrayLike) -> bool:

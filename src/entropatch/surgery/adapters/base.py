@@ -133,8 +133,7 @@ class Adapter(ABC):
 
     def knows_places(self, model: nn.Module) -> bool:
         """Whether each patch stands at a known place of a grid of two dimensions, whatever the input."""
-        dropout = getattr(model, "patch_drop", None)  # timm's
-        return dropout is None or isinstance(dropout, nn.Identity)
+        return True
 
     def is_rotary(self, model: nn.Module) -> bool:
         """Whether positions are in the attention of every block, so that an appended token has none."""

@@ -59,6 +59,10 @@ class TimmAdapter(Adapter):
         known = Tokens(model.num_prefix_tokens, patches, height * width, positions=positions)
         return x, {"rope": model_classes.RotaryTables(table, getattr(model, "rope_mixed", False)).at(block, known)}
 
+    def knows_places(self, model: Any) -> bool:
+        dropout = getattr(model, "patch_drop", None)
+        return dropout is None or isinstance(dropout, nn.Identity)
+
     def is_rotary(self, model: Any) -> bool:
         return getattr(model, "rope", None) is not None
 

@@ -19,8 +19,6 @@ from entropatch.surgery.adapters.transformers.processors import fit_processor
 from entropatch.surgery.errors import UnsupportedModelError
 
 MINIMUM = (5, 20)  # the first release that is tested; in older ones layers and hooks lie elsewhere
-
-
 PADDED = ("Padded", "Tiled")  # towers that fill up their images
 
 
