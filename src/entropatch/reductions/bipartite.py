@@ -11,7 +11,7 @@ from torch import Tensor
 from entropatch.attention import BlockAttention
 from entropatch.reductions.base import Reduction
 from entropatch.reductions.merge import mean_keys, merging
-from entropatch.tokens import Plan, Tokens, gather_tokens, removed_indices, select
+from entropatch.tokens import Plan, Tokens, gather_tokens, split
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class BipartiteMerge(Reduction):
         keys = mean_keys(attention)
         similar = keys[:, first::2] @ keys[:, 1 - first :: 2].transpose(1, 2)  # (batch, A, B)
         strength, partner = similar.max(2)
-        # The strongest edges go; what stays of A is what `select` keeps of the negated strengths.
-        staying = select(-strength, strength.shape[1] - (n - k))
-        leaving = removed_indices(staying, strength.shape[1])
+        # The strongest edges go; what stays of A is what `split` keeps of the negated strengths.
+        staying, leaving = split(-strength, strength.shape[1] - (n - k))
         a = torch.arange(first, n, 2, device=keys.device).expand(keys.shape[0], -1)
         b = torch.arange(1 - first, n, 2, device=keys.device).expand(keys.shape[0], -1)
         kept = torch.cat((gather_tokens(a, staying), b), dim=1)
