@@ -99,8 +99,11 @@ def ats_scores(q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int, v: n
     return [score / math.fsum(scores) for score in scores]
 
 
-def ats_sampled(scores: Row, samples: int) -> list[int]:
-    """Places of the sampled patches, ascending: sorted, summed up, min-max, and the nearest to each grid point."""
+def ats_sampled(scores: Row, samples: int, among: int | None = None) -> list[int]:
+    """Places of the sampled patches, ascending: sorted, summed up, min-max, and the nearest to each grid point.
+
+    The nearest of the `among` highest scores; None: of all.
+    """
     order = sorted(range(len(scores)), key=lambda j: scores[j])
     sums = [math.fsum(scores[j] for j in order[: i + 1]) for i in range(len(order))]
     if sums[-1] == sums[0]:
@@ -108,7 +111,8 @@ def ats_sampled(scores: Row, samples: int) -> list[int]:
     unit = [(s - sums[0]) / (sums[-1] - sums[0]) for s in sums]
     first = min(u for u in unit if u > 0)
     points = [first + (1 - first) * i / (samples - 1) for i in range(samples)] if samples > 1 else [first]
-    return sorted({order[min(range(len(unit)), key=lambda i: abs(unit[i] - point))] for point in points})
+    there = range(max(len(unit) - (among or len(unit)), 0), len(unit))
+    return sorted({order[min(there, key=lambda i: abs(unit[i] - point))] for point in points})
 
 
 # --- whole models, one image at a time ---------------------------------------------------------------------------
