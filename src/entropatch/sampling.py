@@ -28,8 +28,8 @@ class InverseTransform(Schedule):
     block, which gives the same tokens and costs their rows. That code fills images up to the longest of the batch, with
     tokens of importance 0 that take part in its later sums, so that there even the least important patch is sampled;
     here images do not know of each other. Its order of the kept tokens is that of their scores, here their own, which
-    no output depends on. It adds 10⁻⁶ to the sums of its softmax, knows no prefix token but the class
-    token, and computes in float32, so that two patches that are equally near but for rounding may change places.
+    no output depends on. It adds 10⁻⁶ to the sums of its softmax, knows no prefix token but the class token, and
+    computes in float32, so that of two patches that are equally near but for rounding it may sample the other.
 
     Args:
         samples: K, the same in every stage; the released model's is the number of patches that enter it. Then all
