@@ -303,10 +303,17 @@ def masked_pass(
 # --- Token Cropr (Bergner et al. 2025) ---------------------------------------------------------------------------
 
 
+def normed(layer: Any, x: Tensor, eps: float) -> Tensor:
+    """LayerNorm of one token, (width,), by its own equation, with gradients."""
+    centred = x - x.mean()
+    return centred / (centred.square().mean() + eps).sqrt() * layer.weight + layer.bias
+
+
 def cropr_pass(
-    model: Any, scorers: dict[int, Any], image: Tensor, removed: int, join: bool
+    model: Any, scorers: dict[int, Any], image: Tensor, removed: Sequence[int], join: bool
 ) -> tuple[Tensor, Tensor, list[list[int]], list[Tensor]]:
-    """A float64 timm model of plain blocks on one image, with gradients: `removed` patches leave before some blocks.
+    """A float64 timm model of plain blocks on one image, with gradients: patches leave before some blocks, each time
+    as many as `removed` says.
 
     Returns the output, all normed tokens, the patches present after each pruning, and the auxiliary predictions.
     """
@@ -316,15 +323,16 @@ def cropr_pass(
     waiting: dict[int, Tensor] = {}
     for number, block in enumerate(model.blocks):
         if number in scorers:
-            scorer, rows = scorers[number], [row.detach() for row in x[0, prefix:]]
-            scores = [math.fsum((query * row).sum().item() for query in scorer.query) for row in rows]
+            scorer, rows = scorers[number], [row.detach() for row in x[0]]
+            scores = [math.fsum((query * row).sum().item() for query in scorer.query) for row in rows[prefix:]]
             summed = []
             for query in scorer.query:
                 terms = [((query * row).sum() / math.sqrt(len(row))).exp() for row in rows]
                 y = sum(term * row for term, row in zip(terms, rows, strict=True)) / sum(terms)
-                summed.append(y + scorer.mlp(scorer.norm(y)))
-            auxiliary.append(scorer.head(sum(summed) / len(summed)))
-            places = reference.kept_places(scores, len(rows) - removed)
+                summed.append(y + scorer.mlp(normed(scorer.norm, y, 1e-6)))
+            norm, classify = scorer.head
+            auxiliary.append(classify(normed(norm, sum(summed) / len(summed), 1e-5)))
+            places = reference.kept_places(scores, len(scores) - removed[len(stages)])
             for place, patch in enumerate(present):
                 if place not in places:
                     waiting[patch] = x[:, prefix + place]
