@@ -404,17 +404,20 @@ def halting_pass(
 # --- SPViT (Kong et al. 2022) ------------------------------------------------------------------------------------
 
 
-def selector_shares(selector: Any, x: Sequence[Tensor], counted: Sequence[Any]) -> list[Tensor]:
-    """s of each patch, (2,), of the token selector's own equations, with gradients; x are tokens (width,)."""
-    cut = [selector.norm(row).reshape(selector.heads, -1) for row in x]
-    heads = []
-    for h in range(selector.heads):
-        overall = sum(d * selector.overall(row[h]) for d, row in zip(counted, cut, strict=True)) / sum(counted)
-        heads.append([selector.score(torch.cat((selector.local(row[h]), overall))).softmax(0) for row in cut])
+def selector_shares(selector: Any, x: Sequence[Tensor], counted: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+    """(log π, (2,), and s_0) of each token, of the token selector's own equations, with gradients; x are (width,)."""
+    heads, width = selector.heads, len(x[0]) // selector.heads
+    z = [[selector.embed(row[h * width : (h + 1) * width]) for h in range(heads)] for row in x]
+    logs = []
+    for h in range(heads):
+        overall = sum(d * row[h][width // 2 :] for d, row in zip(counted, z, strict=True)) / sum(counted)
+        logs.append([selector.score(torch.cat((row[h][: width // 2], overall))).log_softmax(0) for row in z])
     shares = []
-    for j, row in enumerate(cut):
-        voices = selector.voice(torch.stack([row[h].mean() for h in range(selector.heads)])).sigmoid()
-        shares.append(sum(voices[h] * heads[h][j] for h in range(selector.heads)) / voices.sum())
+    for j, row in enumerate(x):
+        voices = selector.voice(torch.stack([part.mean() for part in row.split(width)])).sigmoid()
+        mean = sum(voices[h] * logs[h][j] for h in range(heads)) / voices.sum()
+        keeping = sum(voices[h] * logs[h][j][0].exp() for h in range(heads)) / voices.sum()
+        shares.append((mean.log_softmax(0), keeping))
     return shares
 
 
@@ -435,15 +438,15 @@ def packaging_pass(
     counted, extra, stages, shares = dict.fromkeys(patches, one), [], [], []
     for number, block in enumerate(model.blocks):
         if number in selectors:
-            rows = [x[0, prefix + place] for place in range(len(patches))]
-            s = selector_shares(selectors[number], rows, [counted[j] for j in patches])
+            rows = [x[0, prefix + place] for place in range(len(patches) + len(extra))]
+            s = selector_shares(selectors[number], rows, [*(counted[j] for j in patches), *extra])
             if drawn is None:
-                stay = [place for place in range(len(patches)) if s[place][0] > s[place][1]]
+                stay = [place for place in range(len(patches)) if s[place][0][0] > s[place][0][1]]
                 gone = [place for place in range(len(patches)) if place not in stay]
-                packed = [(s[place][0], rows[place]) for place in gone]
+                packed = [(s[place][1], rows[place]) for place in gone]
             else:
-                after = {j: counted[j] * drawn(len(stages), j, s[j].log()) for j in patches}
-                stay, packed = patches, [(s[j][0] * (counted[j] - after[j]), rows[j]) for j in patches]
+                after = {j: counted[j] * drawn(len(stages), j, s[j][0]) for j in patches}
+                stay, packed = patches, [(s[j][1] * (counted[j] - after[j]), rows[j]) for j in patches]
                 counted = after
                 shares.append(sum(counted.values()) / total)
             weights = sum((w for w, _ in packed), torch.zeros((), dtype=x.dtype))
