@@ -99,8 +99,11 @@ def ats_scores(q: np.ndarray, k: np.ndarray, scale: float, num_prefix: int, v: n
     return [score / math.fsum(scores) for score in scores]
 
 
-def ats_sampled(scores: Row, samples: int) -> list[int]:
-    """Places of the sampled patches, ascending: sorted, summed up, min-max, and the nearest to each grid point."""
+def ats_sampled(scores: Row, samples: int, among: int | None = None) -> list[int]:
+    """Places of the sampled patches, ascending: sorted, summed up, min-max, and the nearest to each grid point.
+
+    The nearest of the `among` highest scores; None: of all.
+    """
     order = sorted(range(len(scores)), key=lambda j: scores[j])
     sums = [math.fsum(scores[j] for j in order[: i + 1]) for i in range(len(order))]
     if sums[-1] == sums[0]:
@@ -108,7 +111,8 @@ def ats_sampled(scores: Row, samples: int) -> list[int]:
     unit = [(s - sums[0]) / (sums[-1] - sums[0]) for s in sums]
     first = min(u for u in unit if u > 0)
     points = [first + (1 - first) * i / (samples - 1) for i in range(samples)] if samples > 1 else [first]
-    return sorted({order[min(range(len(unit)), key=lambda i: abs(unit[i] - point))] for point in points})
+    there = range(max(len(unit) - (among or len(unit)), 0), len(unit))
+    return sorted({order[min(there, key=lambda i: abs(unit[i] - point))] for point in points})
 
 
 # --- whole models, one image at a time ---------------------------------------------------------------------------
@@ -299,10 +303,17 @@ def masked_pass(
 # --- Token Cropr (Bergner et al. 2025) ---------------------------------------------------------------------------
 
 
+def normed(layer: Any, x: Tensor, eps: float) -> Tensor:
+    """LayerNorm of one token, (width,), by its own equation, with gradients."""
+    centred = x - x.mean()
+    return centred / (centred.square().mean() + eps).sqrt() * layer.weight + layer.bias
+
+
 def cropr_pass(
-    model: Any, scorers: dict[int, Any], image: Tensor, removed: int, join: bool
+    model: Any, scorers: dict[int, Any], image: Tensor, removed: Sequence[int], join: bool
 ) -> tuple[Tensor, Tensor, list[list[int]], list[Tensor]]:
-    """A float64 timm model of plain blocks on one image, with gradients: `removed` patches leave before some blocks.
+    """A float64 timm model of plain blocks on one image, with gradients: patches leave before some blocks, each time
+    as many as `removed` says.
 
     Returns the output, all normed tokens, the patches present after each pruning, and the auxiliary predictions.
     """
@@ -312,15 +323,16 @@ def cropr_pass(
     waiting: dict[int, Tensor] = {}
     for number, block in enumerate(model.blocks):
         if number in scorers:
-            scorer, rows = scorers[number], [row.detach() for row in x[0, prefix:]]
-            scores = [math.fsum((query * row).sum().item() for query in scorer.query) for row in rows]
+            scorer, rows = scorers[number], [row.detach() for row in x[0]]
+            scores = [math.fsum((query * row).sum().item() for query in scorer.query) for row in rows[prefix:]]
             summed = []
             for query in scorer.query:
                 terms = [((query * row).sum() / math.sqrt(len(row))).exp() for row in rows]
                 y = sum(term * row for term, row in zip(terms, rows, strict=True)) / sum(terms)
-                summed.append(y + scorer.mlp(scorer.norm(y)))
-            auxiliary.append(scorer.head(sum(summed) / len(summed)))
-            places = reference.kept_places(scores, len(rows) - removed)
+                summed.append(y + scorer.mlp(normed(scorer.norm, y, 1e-6)))
+            norm, classify = scorer.head
+            auxiliary.append(classify(normed(norm, sum(summed) / len(summed), 1e-5)))
+            places = reference.kept_places(scores, len(scores) - removed[len(stages)])
             for place, patch in enumerate(present):
                 if place not in places:
                     waiting[patch] = x[:, prefix + place]
@@ -392,17 +404,20 @@ def halting_pass(
 # --- SPViT (Kong et al. 2022) ------------------------------------------------------------------------------------
 
 
-def selector_shares(selector: Any, x: Sequence[Tensor], counted: Sequence[Any]) -> list[Tensor]:
-    """s of each patch, (2,), of the token selector's own equations, with gradients; x are tokens (width,)."""
-    cut = [selector.norm(row).reshape(selector.heads, -1) for row in x]
-    heads = []
-    for h in range(selector.heads):
-        overall = sum(d * selector.overall(row[h]) for d, row in zip(counted, cut, strict=True)) / sum(counted)
-        heads.append([selector.score(torch.cat((selector.local(row[h]), overall))).softmax(0) for row in cut])
+def selector_shares(selector: Any, x: Sequence[Tensor], counted: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+    """(log π, (2,), and s_0) of each token, of the token selector's own equations, with gradients; x are (width,)."""
+    heads, width = selector.heads, len(x[0]) // selector.heads
+    z = [[selector.embed(row[h * width : (h + 1) * width]) for h in range(heads)] for row in x]
+    logs = []
+    for h in range(heads):
+        overall = sum(d * row[h][width // 2 :] for d, row in zip(counted, z, strict=True)) / sum(counted)
+        logs.append([selector.score(torch.cat((row[h][: width // 2], overall))).log_softmax(0) for row in z])
     shares = []
-    for j, row in enumerate(cut):
-        voices = selector.voice(torch.stack([row[h].mean() for h in range(selector.heads)])).sigmoid()
-        shares.append(sum(voices[h] * heads[h][j] for h in range(selector.heads)) / voices.sum())
+    for j, row in enumerate(x):
+        voices = selector.voice(torch.stack([part.mean() for part in row.split(width)])).sigmoid()
+        mean = sum(voices[h] * logs[h][j] for h in range(heads)) / voices.sum()
+        keeping = sum(voices[h] * logs[h][j][0].exp() for h in range(heads)) / voices.sum()
+        shares.append((mean.log_softmax(0), keeping))
     return shares
 
 
@@ -423,15 +438,15 @@ def packaging_pass(
     counted, extra, stages, shares = dict.fromkeys(patches, one), [], [], []
     for number, block in enumerate(model.blocks):
         if number in selectors:
-            rows = [x[0, prefix + place] for place in range(len(patches))]
-            s = selector_shares(selectors[number], rows, [counted[j] for j in patches])
+            rows = [x[0, prefix + place] for place in range(len(patches) + len(extra))]
+            s = selector_shares(selectors[number], rows, [*(counted[j] for j in patches), *extra])
             if drawn is None:
-                stay = [place for place in range(len(patches)) if s[place][0] > s[place][1]]
+                stay = [place for place in range(len(patches)) if s[place][0][0] > s[place][0][1]]
                 gone = [place for place in range(len(patches)) if place not in stay]
-                packed = [(s[place][0], rows[place]) for place in gone]
+                packed = [(s[place][1], rows[place]) for place in gone]
             else:
-                after = {j: counted[j] * drawn(len(stages), j, s[j].log()) for j in patches}
-                stay, packed = patches, [(s[j][0] * (counted[j] - after[j]), rows[j]) for j in patches]
+                after = {j: counted[j] * drawn(len(stages), j, s[j][0]) for j in patches}
+                stay, packed = patches, [(s[j][1] * (counted[j] - after[j]), rows[j]) for j in patches]
                 counted = after
                 shares.append(sum(counted.values()) / total)
             weights = sum((w for w, _ in packed), torch.zeros((), dtype=x.dtype))

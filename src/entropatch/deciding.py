@@ -27,14 +27,24 @@ class ShareOfTotal(Schedule):
 
 @dataclass(frozen=True)
 class RemoveBetweenBlocks(RemovePerBlock):
-    """r tokens less before each block but the first and the last: Token Cropr's (Bergner et al. 2025), n - R each time.
+    """R tokens less before each block but the first and the last, and one more the first time: Token Cropr's.
+
+    The released code (Bergner et al. 2025) removes R + 1 behind its first block, to make up for the class token. So
+    does this wherever R is a single number above 0; for a model without a class token, or for another reduction than
+    `Park`, which in the release prunes before the last block too, give one number for each block.
 
     Args:
-        r, inflection: as in `RemovePerBlock`; None for r: as many in all as three stages of the keep rate remove.
+        r: R; or one number for each reducing block, taken as they are; None: as many in all as three stages of the keep
+            rate remove.
+        inflection: as in `RemovePerBlock`.
     """
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return tuple(range(1, max(depth - 1, 2)))
+
+    def count(self, site: Site, mass: Tensor | None) -> int:
+        more = int(isinstance(self.r, int) and self.r > 0 and site.stage == 0)
+        return super().count(site, mass) - more
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,17 @@ class InverseTransform(Schedule):
     and these points are its released code's. That code drops inside the attention: only sampled patches are queries,
     all are keys and values. Here the attention of all is computed and the others are dropped in the middle of the
     block, which gives the same tokens and costs their rows. That code fills images up to the longest of the batch, with
-    tokens that take part in its later sums; here images do not know of each other. Its order of the kept tokens is
-    that of their scores, here their own, which no output depends on.
+    tokens of importance 0 that take part in its later sums, so that there even the least important patch is sampled;
+    here images do not know of each other. Its order of the kept tokens is that of their scores, here their own, which
+    no output depends on. It adds 10⁻⁶ to the sums of its softmax, knows no prefix token but the class token, and
+    computes in float32, so that of two patches that are equally near but for rounding it may sample the other.
 
     Args:
-        samples: K, the same in every stage; the released code's is the number of patches that enter the model. Then all
-            blocks from a quarter of the depth on sample, (3, …, 11) of 12, and there is no keep rate. None takes
-            K = ceil(ρ·n) of the n present at the keep rate ρ, in the blocks where other methods prune; 1 keeps all.
+        samples: K, the same in every stage; the released model's is the number of patches that enter it. Then all
+            blocks from a quarter of the depth on sample, (3, …, 11) of 12, and there is no keep rate. Where more than K
+            patches are present, only the K of the highest importance can be sampled, the points below them all by the
+            least of these: so does the released sampler. None takes K = ceil(ρ·n) of the n present at the keep rate ρ,
+            in the blocks where other methods prune, and all n can be sampled; 1 keeps all.
         sizes: as in `CumulativeImportance`; numbers are rounded up to them by further patches of the highest scores, so
             that more images run together. None keeps exactly what was sampled, in as many groups as there are numbers.
     """
@@ -71,20 +75,27 @@ class InverseTransform(Schedule):
     def chosen(self, site: Site, mass: Tensor) -> Tensor:
         if self.samples is None and site.rate[0] == site.rate[1]:
             return torch.ones_like(mass, dtype=torch.bool)
-        return sampled(mass, kept_count(site.rate, site.n) if self.samples is None else self.samples)
+        if self.samples is None:
+            return sampled(mass, kept_count(site.rate, site.n))
+        return sampled(mass, self.samples, self.samples)
 
     def count(self, site: Site, mass: Tensor | None) -> Tensor:
         assert mass is not None
         return self.chosen(site, mass).sum(1)
 
 
-def sampled(mass: Tensor, points: int) -> Tensor:
-    """Which patches `points` points sample from their shares of the importance: (batch, n) -> (batch, n) bool."""
+def sampled(mass: Tensor, points: int, among: int | None = None) -> Tensor:
+    """Which patches `points` points sample from their shares of the importance: (batch, n) -> (batch, n) bool.
+
+    `among`: only so many of the highest shares can be sampled; None: all.
+    """
     shares, order = mass.double().sort(dim=1, stable=True)
     sums = shares.cumsum(1)
     least, most = sums[:, :1], sums[:, -1:]
     unit = ((sums - least) / (most - least)).contiguous()
     first = torch.where(unit > 0, unit, 1.0).amin(1, keepdim=True)
+    if among is not None:
+        unit, order = unit[:, -among:].contiguous(), order[:, -among:]
     even = torch.linspace(0 if points > 1 else 1, 1, points, dtype=unit.dtype, device=unit.device)
     at = (first + (1 - first) * even).contiguous()
     last = int(unit.shape[1]) - 1  # a tensor on the CPU where multiply-adds are counted by tracing

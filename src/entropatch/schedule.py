@@ -115,17 +115,20 @@ class KeepRate(Schedule):
 
 @dataclass(frozen=True)
 class FloorRate(Schedule):
-    """k = floor(ρ·n), at least 1, at a third and two thirds of the depth, blocks 4 and 8 of 12: Evo-ViT's (Xu 2022).
+    """k = int(n · ρ), at least 1, at a third and two thirds of the depth, blocks 4 and 8 of 12: Evo-ViT's (Xu 2022).
 
-    Meant for `SlowFast`, which loses no tokens, so that n is the same in both.
+    Computed and cut off in double precision, as the released code does it, so that 0.29 of 100 patches are 28. Meant
+    for `SlowFast`, which loses no tokens, so that n is the same in both.
     """
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return tuple(sorted({max(third * depth // 3, 1) for third in (1, 2)} & set(range(depth))))
 
     def count(self, site: Site, mass: Tensor | None) -> int:
-        numerator, denominator = site.rate
-        return site.n * numerator // denominator
+        rate = site.rate[0] / site.rate[1]  # the float it was before it was made exact
+        if isinstance(site.n, torch.SymInt):
+            return torch.sym_int(site.n * rate)
+        return int(int(site.n) * rate)
 
 
 @dataclass(frozen=True)

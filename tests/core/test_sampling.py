@@ -29,6 +29,16 @@ def test_points_sample_the_nearest(points: int, sharpness: float) -> None:
             assert row.nonzero()[:, 0].tolist() == reference_methods.ats_sampled(shares, points)
 
 
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 6.0])
+@pytest.mark.parametrize("points", [2, 5, 12, 29, 30, 31])
+def test_fewer_points_than_patches_sample_of_the_best(points: int, sharpness: float) -> None:
+    mass = torch.randn(4, 30, dtype=torch.float64).mul(sharpness).softmax(1)
+    got = sampled(mass, points, points)
+    for row, shares in zip(got, mass.tolist(), strict=True):
+        assert row.nonzero()[:, 0].tolist() == reference_methods.ats_sampled(shares, points, points)
+    assert torch.equal(got, sampled(mass, points)) == (points >= 29)  # the least important is never sampled
+
+
 def test_sampling_by_hand() -> None:
     """Shares .1 .2 .3 .4 add up to .1 .3 .6 1, stretched 0 2/9 5/9 1: three points stand at 2/9, 11/18 and 1."""
     mass = torch.tensor([[0.3, 0.1, 0.4, 0.2], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 1.0, 0.0]])
@@ -45,12 +55,15 @@ def twin(samples: int | None, rate: float) -> Any:
             return None
         scores = reference_methods.ats_scores(q, k, q.shape[-1] ** -0.5, 1, v)
         points = samples or -int(-rate * len(present) // 1)
-        return reference_methods.ats_sampled(scores, points)
+        return reference_methods.ats_sampled(scores, points, samples)
 
     return choose
 
 
-@pytest.mark.parametrize("setting", [{"schedule": InverseTransform(samples=25)}, {"keep_rate": 0.75}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"schedule": InverseTransform(samples=25)}, {"schedule": InverseTransform(samples=14)}, {"keep_rate": 0.75}],
+)
 def test_images_keep_what_they_sample(setting: dict[str, Any]) -> None:
     model = prune_(create("deit").double(), method="ats", **setting)
     images = photographs(model, batch=5).double()

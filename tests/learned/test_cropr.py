@@ -13,6 +13,7 @@ from small_towers import pictures, torchvision_model
 
 import entropatch
 from entropatch import Park, PruneConfig, QueryScore, RemoveBetweenBlocks, method_loss, prune_
+from entropatch.criteria.learned import Making
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +37,7 @@ def test_it_is_the_slow_twin(name: str, reduction: str) -> None:
     with torch.no_grad(), entropatch.trace(model) as trace:
         tokens = model.forward_features(images)
         output = model.forward_head(tokens)
-    counts = [25, 21, 17, 13] if reduction == "drop" else [25, 21, 17, 13, 25]
+    counts = [25, 20, 16, 12] if reduction == "drop" else [25, 20, 16, 12, 25]  # one more the first time
     assert trace.counts == counts
     model.train()
     with method_loss(model) as own:
@@ -52,7 +53,7 @@ def test_it_is_the_slow_twin(name: str, reduction: str) -> None:
     outputs, auxiliary = [], []
     for i, image in enumerate(images):
         expected, whole, stages, predicted = reference_methods.cropr_pass(
-            stock, scorers, image[None], 4, reduction == "park"
+            stock, scorers, image[None], (5, 4, 4), reduction == "park"
         )
         torch.testing.assert_close(output[i], expected[0].detach())
         torch.testing.assert_close(tokens[i], whole[0].detach())
@@ -69,6 +70,24 @@ def test_it_is_the_slow_twin(name: str, reduction: str) -> None:
         twin = of.get_parameter(".".join(block[2:]) if block[0] == "entropatch" else key).grad
         torch.testing.assert_close(grad, twin, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: key + text)
     assert grads["entropatch.1.query"].abs().max() > 0
+
+
+def test_how_many_leave() -> None:
+    """R of a single number, one more the first time; of several numbers, and by a keep rate, as many as they say."""
+    images = photographs(create("deit"))
+    numbers = {4: [25, 20, 16, 12], 0: [25, 25, 25, 25], (1, 2, 3): [25, 24, 22, 19], None: [25, 20, 15, 10]}
+    for r, counts in numbers.items():
+        rate = {"keep_rate": 0.7} if r is None else {}
+        model = pruned(reduction="drop", schedule=RemoveBetweenBlocks(r), **rate).float()
+        with torch.no_grad(), entropatch.trace(model) as trace:
+            model(images)
+        assert trace.counts == counts
+
+
+def test_queries_begin_as_long_as_the_tokens_are_wide() -> None:
+    query = QueryScore(queries=500).make(Making(1, 4, 64, 2, 5)).query  # pyright: ignore[reportAttributeAccessIssue]
+    assert query.std().item() == pytest.approx(0.88 / 8, rel=0.02)  # 0.88: of a normal distribution cut at ±2
+    assert query.abs().max() <= 2 / 8
 
 
 def test_the_auxiliary_loss_teaches_the_queries_alone() -> None:
@@ -123,7 +142,7 @@ def test_on_torchvision_and_transformers_it_is_what_it_is_on_timm_s_loop() -> No
         with torch.no_grad(), entropatch.trace(one) as trace:
             one(pictures())
         assert trace.counts[-1] == 25
-        assert trace.counts[1] == 21
+        assert trace.counts[1] == 20
 
 
 def test_what_does_not_fit_is_refused() -> None:

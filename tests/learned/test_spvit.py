@@ -12,8 +12,9 @@ from small_towers import clip, pictures, torchvision_model
 from taught_twin import apart_from, assert_alike, handed_over, hard_share, train_pass
 
 import entropatch
-from entropatch import PruneConfig, UnsupportedModelError, prune_
+from entropatch import HeadSelector, PruneConfig, UnsupportedModelError, prune_
 from entropatch.bench.targets import meeting
+from entropatch.criteria.learned import Making
 from entropatch.measure.budget import BudgetError
 from entropatch.measure.variants import Variant
 
@@ -24,7 +25,21 @@ BLOCKS = (1, 2, 3)
 def pruned(name: str = "deit", **fields: Any) -> Any:
     model: Any = prune_(create(name).double(), method="spvit", keep_rate=0.7, **fields)
     awaken(model.entropatch)
+    balance(model)
     return model
+
+
+def balance(model: Any) -> None:
+    """Move the last biases of the selectors, block by block, so that each keeps about half of what it sees."""
+    gaps: list[torch.Tensor] = []
+    for selector in model.entropatch.values():
+        gaps.clear()
+        hook = selector.register_forward_hook(lambda _, args, out: gaps.append(out[0][..., 0] - out[0][..., 1]))
+        with torch.no_grad():
+            model(photographs(model, batch=4).double())
+            ranked = torch.cat([gap.flatten() for gap in gaps]).sort().values
+            selector.score[4].bias[0] -= ranked[len(ranked) // 2 - 1 : len(ranked) // 2 + 1].mean()  # on no patch's
+        hook.remove()
 
 
 def selectors(model: Any) -> dict[int, Any]:
@@ -115,6 +130,8 @@ def test_restore_has_every_patch() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="of a width that 2 · 4 heads divide, of at least 4 for each, but theirs is 8"):
+        HeadSelector().make(Making(1, 4, 8, 4, 5))
     with pytest.raises(UnsupportedModelError, match="needs a class token"):
         prune_(create("siglip"), method="spvit")
     with pytest.raises(UnsupportedModelError, match="no place of the grid"):

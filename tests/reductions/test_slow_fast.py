@@ -14,7 +14,7 @@ import entropatch
 from entropatch import CumulativeImportance, PruneConfig, UnsupportedModelError, prune_
 from entropatch.criteria import AttEntropy, ClassAttention, Mix, RunningClassAttention
 from entropatch.reductions import SlowFast
-from entropatch.schedule import FloorRate, Site
+from entropatch.schedule import FloorRate, Site, exact_rate
 from entropatch.surgery.sharing import Shared, sharing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,6 +53,10 @@ def test_evo_vit_by_name() -> None:
     assert [stage.block for stage in config.stages(12)] == [4, 8]
     assert PruneConfig.from_json(config.to_json()) == config
     assert FloorRate().count(Site(4, 0, 8, (1, 2), 25, 25), None) == 12
+    for hundredths in range(1, 101):  # cut off in double precision: 0.29 of 100 are 28
+        rate = hundredths / 100
+        for n in (25, 100, 196, 400):
+            assert FloorRate().count(Site(4, 0, 2, exact_rate(rate), n, n), None) == int(n * rate)
     model = prune_(create("deit"), config)
     images = photographs(model)
     with torch.no_grad(), entropatch.trace(model) as trace:

@@ -20,18 +20,19 @@ class HeadSelector(TaughtCriterion):
     """SPViT's token selector (Kong et al. 2022): a patch stays while its score is above 0.
 
     Before a pruning block, of its n patch tokens, cut into the H heads of the block's attention, x_j^h of width
-    d = D/H, behind a LayerNorm; D̂ are the decisions so far (all 1 at first):
+    d = D/H; D̂ are the decisions so far (all 1 at first, and 1 for package tokens):
 
-        E_j^h = [GELU(W_l x_j^h + b_l), Σ_j D̂_j GELU(W_g x_j^h + b_g) / Σ_j D̂_j]        each of width d/2
-        s_j^h = softmax(MLP(E_j^h)),    d → d/2 → 2, GELU between;   s_j0 keeps, s_j1 drops
-        a_j = sigmoid(MLP(x̄_j)),        x̄_j^h the mean of x_j^h over its channels, H → H → H
-        s_j = Σ_h a_j^h s_j^h / Σ_h a_j^h
+        z_j^h = GELU(W LayerNorm(x_j^h) + b),    W of d × d
+        E_j^h = [z_j^local, Σ_j D̂_j z_j^rest / Σ_j D̂_j],    the first d/2 channels of z_j^h, and its others
+        s_j^h = softmax(MLP(E_j^h)),    d → d/2 → d/4 → 2, GELU between;   s_j0 keeps, s_j1 drops
+        a_j = sigmoid(MLP(m_j)),        m_j^h the mean of x_j^h over its channels, H → H/2 → H, GELU between
+        s_j = Σ_h a_j^h s_j^h / Σ_h a_j^h,    π_j = softmax(Σ_h a_j^h log s_j^h / Σ_h a_j^h)
 
-    The score is s_j0 - s_j1: with the schedule `TowardsShare` each image keeps the patches above 0, as many as it
+    The score is π_j0 - π_j1: with the schedule `TowardsShare` each image keeps the patches above 0, as many as it
     needs, and the reduction `Package` makes one token of the others, Σ_j s_j0 x_j / Σ_j s_j0, which is appended,
-    attended to from this block on, and always kept.
+    attended to from this block on, and always kept. W and the MLP of E are shared by the heads.
 
-    While the model trains all tokens stay, D̂ ← D̂ ⊙ GumbelSoftmax(s)_0, hard, with the gradients of the soft sample, and
+    While the model trains all tokens stay, D̂ ← D̂ ⊙ GumbelSoftmax(π)_0, hard, with the gradients of the soft sample, and
     attention is masked as in `KeepPredictor`; the package token is made of the patches that this stage drops. Its loss,
     beside the cross entropy and 0.5 of the KL divergence to a frozen dense teacher (`Recipe.distillation`):
 
@@ -39,10 +40,11 @@ class HeadSelector(TaughtCriterion):
 
     so that the batch as a whole is to keep the share ρ^s, and images may differ.
 
-    What may differ from the original: the layers of its two MLPs are this package's reading, W_l, W_g and the MLPs are
-    shared by the heads, and the latency table by which the paper chooses the rates is left out: `keep_rate` says them,
-    such as (0.617, 0.598, 0.371) for its 0.617, 0.369 and 0.137 of all patches. An image of which a stage drops nothing
-    gets no package token there.
+    What differs from the released code: that draws its Gumbel noise at test too, and only masks there; here π decides,
+    and patches leave. An image of which a stage drops nothing gets no package token; there it gets one of 10⁻⁶ in every
+    channel. The latency table by which the paper chooses the rates is left out: `keep_rate` says them, such as
+    (0.617, 0.598, 0.371) for its 0.617, 0.369 and 0.137 of all patches. Of one head the MLP of a has a width of 1. Some
+    of its versions do not divide the package token by Σ_j s_j0; the paper does.
 
     Args:
         ratio_weight, token_weight: as above.
@@ -61,14 +63,14 @@ class HeadSelector(TaughtCriterion):
         kept = entering.kept
         positions = entering.positions
         patch = torch.ones_like(kept, dtype=torch.bool) if positions is None else positions >= 0
-        shares = selector(entering.patches, kept * patch)
-        scores = (shares[..., 0] - shares[..., 1]).detach().float().masked_fill(~patch, ALWAYS)
+        logits, keeping = selector(entering.patches, kept)
+        # π_0 - π_1, of the sign of what it is made of however small that is.
+        scores = ((logits[..., 0] - logits[..., 1]) / 2).tanh().detach().float().masked_fill(~patch, ALWAYS)
         if not entering.training:
-            return Decision(scores)
-        logits = shares.float().clamp_min(1e-20).log()
-        drawn = F.gumbel_softmax(logits, hard=True, dim=-1)[..., 0].to(kept.dtype)
+            return Decision(scores, shares=keeping.detach())
+        drawn = F.gumbel_softmax(logits.float(), hard=True, dim=-1)[..., 0].to(kept.dtype)
         now = torch.where(patch, kept * drawn, kept)
-        packed = shares[..., 0].to(kept.dtype) * (kept - now)
+        packed = keeping.to(kept.dtype) * (kept - now)
         total = packed.sum(1, keepdim=True)
         some = total.detach() > 1e-6
         return Decision(
@@ -84,7 +86,7 @@ class HeadSelector(TaughtCriterion):
         return note.share - note.values["kept"].float().mean()
 
     def mass(self, scores: Tensor) -> Tensor:
-        """Each patch's s_j0, divided by the sum over the tokens."""
+        """Each patch's π_j0, divided by the sum over the tokens."""
         shares = (1 + scores.float()) / 2
         return shares / shares.sum(1, keepdim=True)
 
@@ -94,26 +96,38 @@ class HeadSelector(TaughtCriterion):
 
 
 class Selector(nn.Module):
-    """One token selector: tokens (batch, n, width) and which of them count (batch, n) -> s, (batch, n, 2)."""
+    """One token selector: tokens (batch, n, width) and which of them count (batch, n) -> log π, (batch, n, 2), but for
+    a constant of each token, and s_j0, (batch, n), float32 or better."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        if width % (2 * heads):
-            raise ValueError(f"the tokens must be of a width that 2 · {heads} heads divide, but theirs is {width}.")
         d = width // heads
+        if width % (2 * heads) or d < 4:
+            raise ValueError(
+                f"the tokens must be of a width that 2 · {heads} heads divide, of at least 4 for each, but theirs is "
+                f"{width}."
+            )
+        between = max(heads // 2, 1)
         self.heads = heads
-        self.norm: nn.Module = nn.LayerNorm(width)
-        self.local: nn.Module = nn.Sequential(nn.Linear(d, d // 2), nn.GELU())
-        self.overall: nn.Module = nn.Sequential(nn.Linear(d, d // 2), nn.GELU())
-        self.score: nn.Module = nn.Sequential(nn.Linear(d, d // 2), nn.GELU(), nn.Linear(d // 2, 2))
-        self.voice: nn.Module = nn.Sequential(nn.Linear(heads, heads), nn.GELU(), nn.Linear(heads, heads))
+        self.embed: nn.Module = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, d), nn.GELU())
+        self.score: nn.Module = nn.Sequential(
+            nn.Linear(d, d // 2),
+            nn.GELU(),
+            nn.Linear(d // 2, d // 4),
+            nn.GELU(),
+            nn.Linear(d // 4, 2),
+        )
+        self.voice: nn.Module = nn.Sequential(nn.Linear(heads, between), nn.GELU(), nn.Linear(between, heads))
 
-    def forward(self, x: Tensor, counted: Tensor) -> Tensor:
-        x = self.norm(x).unflatten(2, (self.heads, -1))  # (batch, n, heads, d)
-        counted = counted[..., None, None].to(x.dtype)
+    def forward(self, x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.unflatten(2, (self.heads, -1))  # (batch, n, heads, d)
+        z = self.embed(x)
+        local, rest = z.split(z.shape[-1] // 2, dim=-1)
+        counted = counted[..., None, None].to(z.dtype)
         # As in DynamicViT's predictor: whole numbers but for rounding, and none may count.
-        overall = (self.overall(x) * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=0.5)
-        local = self.local(x)
-        shares = self.score(torch.cat((local, overall.expand_as(local)), dim=-1)).softmax(-1)
-        voices = self.voice(x.mean(3)).sigmoid()[..., None]
-        return (shares * voices).sum(2) / voices.sum(2)
+        overall = (rest * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=0.5)
+        logs = self.score(torch.cat((local, overall.expand_as(local)), dim=-1))
+        logs = logs.to(torch.promote_types(logs.dtype, torch.float32)).log_softmax(-1)
+        voices = self.voice(x.mean(3)).to(logs.dtype).sigmoid()[..., None]
+        voices = voices / voices.sum(2, keepdim=True)
+        return (logs * voices).sum(2), (logs.exp() * voices)[..., 0].sum(2)

@@ -76,6 +76,7 @@ class Decision:
         prefix_mask: how much each prefix token counts as a key from here on, (images, prefix), 0 or 1, where tokens
             leave; None: all do.
         carried, states: handed on, as in `Entering`.
+        shares: what reductions weigh tokens by, (images, n), at least 0; None: `Criterion.mass` of the scores.
         note: what the loss reads, by name.
     """
 
@@ -87,6 +88,7 @@ class Decision:
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     states: Mapping[str, Tensor] = field(default_factory=dict)
     note: Mapping[str, Tensor] = field(default_factory=dict)
+    shares: Tensor | None = None
 
 
 @dataclass(frozen=True)

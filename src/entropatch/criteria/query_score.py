@@ -22,7 +22,8 @@ class QueryScore(LearnedCriterion):
         s_i = Σ_m q_m · x_i
 
     The n - R patches with the highest s_i stay. At inference that is all: the queries are one, Σ_m q_m. While the model
-    trains, the scores also make an auxiliary prediction, of the patches that enter, without gradients to them:
+    trains, the scores also make an auxiliary prediction, of all tokens that enter, prefix tokens too, without gradients
+    to them:
 
         y_m = Σ_i softmax_i(q_m · x_i / √D) x_i,   z = mean over m of (y_m + MLP(LayerNorm(y_m))),   W LayerNorm(z) + b
 
@@ -30,11 +31,14 @@ class QueryScore(LearnedCriterion):
     else; tokens leave in training as at inference. With `Park` the others wait and are joined again before the last
     block (last layer fusion); with "drop" they are gone.
 
-    Loss, beside the model's own: aux_weight · Σ over blocks of the cross entropy of their auxiliary predictions.
+    Loss, beside the model's own: aux_weight · Σ over blocks of the cross entropy of their auxiliary predictions. Every
+    prefix token is kept. A query right before the last block, whose pruning the joining undoes, is left out.
 
-    What may differ from the original: the norm before the auxiliary classifier, and the sum, not the mean, over blocks,
-    are this package's reading; neither touches inference. A query right before the last block, whose pruning the
-    joining undoes, is left out. Every prefix token is kept, and no query sees it.
+    This is the released code at its defaults; that can also norm the tokens, project queries, keys and values, and cut
+    them into heads, and it has no mean over the queries, so that a classifier trains with one only. Without last layer
+    fusion it prunes before the last block too: blocks=(1, …, 11) of 12. It reads its classes from the mean of all
+    tokens, the class token among them (timm: global_pool="avg", pool_include_prefix=True), and its last block has no
+    drop path; stock models keep their own.
 
     Args:
         queries: how many for each block; the paper's one for classification.
@@ -73,11 +77,10 @@ class QueryScore(LearnedCriterion):
 
     def decide(self, entering: Entering) -> Decision:
         scorer: Any = entering.weights
-        patches = entering.patches.detach()
-        scores = F.linear(patches, scorer.query.detach().sum(0, keepdim=True))[..., 0]
+        scores = F.linear(entering.patches.detach(), scorer.query.detach().sum(0, keepdim=True))[..., 0]
         note = {}
         if entering.training and torch.is_grad_enabled() and scorer.head is not None:
-            note = {"logits": scorer(patches)}
+            note = {"logits": scorer(entering.x.detach())}
         return Decision(scores.float(), note=note)
 
     def losses(self, seen: Seen) -> dict[str, Tensor]:
@@ -95,7 +98,7 @@ class QueryScore(LearnedCriterion):
 
 
 class Scorer(nn.Module):
-    """The queries of one block, and in training the head they feed: patches (batch, n, width) -> (batch, classes)."""
+    """The queries of one block, and in training the head they feed: tokens (batch, n, width) -> (batch, classes)."""
 
     norm: nn.Module | None
     mlp: nn.Module | None
@@ -103,10 +106,11 @@ class Scorer(nn.Module):
 
     def __init__(self, width: int, queries: int, classes: int | None):
         super().__init__()
-        self.query: nn.Parameter = nn.Parameter(nn.init.trunc_normal_(torch.empty(queries, width), std=0.02))
+        # Of spread 1/√D, and none beyond twice that.
+        self.query: nn.Parameter = nn.Parameter(nn.init.trunc_normal_(torch.empty(queries, width)) * width**-0.5)
         self.norm = self.mlp = self.head = None
         if classes is not None:
-            self.norm = nn.LayerNorm(width)
+            self.norm = nn.LayerNorm(width, eps=1e-6)
             self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
             self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 

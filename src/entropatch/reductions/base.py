@@ -54,7 +54,7 @@ class Reduction(Kind):
 
         Args:
             priorities: (batch, n); the k highest stay.
-            shares: the importances as shares that sum to one, (batch, n).
+            shares: the importances as shares, (batch, n), at least 0, of which only the proportions count.
             k: how many stay.
         """
         raise NotImplementedError

@@ -16,9 +16,9 @@ from entropatch.tokens import Plan, Tokens, select
 class Package(Reduction):
     """The patches of the highest importance stay; the others become one token, Σ_j s_j x_j / Σ_j s_j (SPViT).
 
-    s_j are the importances as shares (`Criterion.mass`). The token is appended last, takes part from this very block
-    on (Kong et al. 2022), and stands at no place of the grid. For criteria that decide before a block; `HeadSelector`
-    keeps it in every later stage.
+    s_j are the shares that the criterion decides by (`Decision.shares`), or the importances as shares
+    (`Criterion.mass`). The token is appended last, takes part from this very block on (Kong et al. 2022), and stands at
+    no place of the grid. For criteria that decide before a block; `HeadSelector` keeps it in every later stage.
     """
 
     kind: ClassVar[str] = "package"

@@ -22,13 +22,15 @@ class SlowFast(Reduction):
     it. The others, the placeholders, stand beside, and before the next reducing block, or behind the last block, all n
     are there again, in their order; so no token is ever lost, and each reducing block chooses anew. g is that of the
     blocks before, and of placeholders stays as it is: a criterion that remembers it scores them,
-    `RunningClassAttention`. Evo-ViT's k is floor(n/2), chosen in blocks 4 and 8 of 12 (the stages that its training
+    `RunningClassAttention`. Evo-ViT's k is int(n/2), chosen in blocks 4 and 8 of 12 (the stages that its training
     ends with): `FloorRate` at a keep rate of 0.5. With blocks=(4, 5, …, 11) each chooses anew, as where it begins.
 
     With `representative` the placeholders take the paper's fast path: one token more runs the blocks, x_r = Σ_i w_i x_i
     over the placeholders, w_i = g_i / Σ g, and what the blocks add to it is added to each of them. Without, they wait
-    unchanged, as in the released code. The release reads its classes from the mean of the patches, which its training
-    taught it; stock models keep their own heads.
+    unchanged, as in the released code of its DeiT; that of its LeViT has a representative, which takes the place of one
+    of the k patches while a stage chooses once, and of none while each block chooses anew. The release reads its
+    classes from the mean of the patches, then normed, which its training taught it (timm: global_pool="avg"), and
+    trains with a second head on the class token; stock models keep their own heads.
     """
 
     kind: ClassVar[str] = "slow-fast"

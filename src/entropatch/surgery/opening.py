@@ -105,12 +105,13 @@ class Opening:
             counts, priorities = _counts(stage, criterion, tokens, scores, priorities)
             k = tokens.n
         record = reduced if self.recorded else None
+        shares = criterion.mass(scores) if decision.shares is None else decision.shares
         if counts is None:
-            return [_done(stage, stream, None, scores, _plan(stage, criterion, scores, priorities, k), tokens, record)]
+            return [_done(stage, stream, None, scores, _plan(stage, shares, priorities, k), tokens, record)]
         parts = []
         for size in counts.unique().tolist():
             rows = (counts == size).nonzero()[:, 0]
-            plan = _plan(stage, criterion, scores.index_select(0, rows), priorities.index_select(0, rows), size)
+            plan = _plan(stage, shares.index_select(0, rows), priorities.index_select(0, rows), size)
             parts.append(_done(stage, stream, rows, scores, plan, tokens, record))
         return parts or [stream]
 
@@ -145,10 +146,10 @@ def _counts(
     return counts, priorities if chosen is None else preferring(priorities, chosen)
 
 
-def _plan(stage: Stage, criterion: LearnedCriterion, scores: Tensor, priorities: Tensor, k: Any) -> Plan | None:
-    if isinstance(k, int) and k == scores.shape[1]:
+def _plan(stage: Stage, shares: Tensor, priorities: Tensor, k: Any) -> Plan | None:
+    if isinstance(k, int) and k == shares.shape[1]:
         return None
-    return stage.reduction.planned(priorities, criterion.mass(scores), k)
+    return stage.reduction.planned(priorities, shares, k)
 
 
 def _done(
