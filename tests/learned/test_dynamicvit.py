@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import reference_methods
 import torch
+import torch.nn.functional as F
 from small_models import awaken, create, photographs
 from taught_twin import apart_from, assert_alike, handed_over, hard_share, train_pass
 
@@ -94,6 +95,26 @@ def test_training_is_the_slow_twin(name: str, monkeypatch: pytest.MonkeyPatch) -
     losses = {"ratio": 2 * ratio, "tokens": 0.5 * sum(apart) / len(apart)}
     own = assert_alike(model, logits, terms, stock, parts, torch.stack(expected), losses)
     assert all(own[f"entropatch.{block}.embed.1.weight"].abs().max() > 0 for block in BLOCKS)
+
+
+def test_a_seed_draws_as_the_released_code_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One draw for each pruning block, of (images, n, 2), in the precision of the model."""
+    shapes, drawn = [], F.gumbel_softmax
+
+    def noted(logits: torch.Tensor, *args: Any, **given: Any) -> torch.Tensor:
+        shapes.append((tuple(logits.shape), logits.dtype))
+        return drawn(logits, *args, **given)
+
+    monkeypatch.setattr(F, "gumbel_softmax", noted)
+    model = pruned().train()
+    state = torch.random.get_rng_state()
+    model(photographs(model).double())
+    after = torch.random.get_rng_state()
+    assert shapes == [((2, 25, 2), torch.float64)] * 3
+    torch.random.set_rng_state(state)
+    for shape, dtype in shapes:
+        torch.empty(shape, dtype=dtype).exponential_()
+    assert torch.equal(torch.random.get_rng_state(), after)
 
 
 def test_noise_is_off_at_test() -> None:

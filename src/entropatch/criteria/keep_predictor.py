@@ -39,8 +39,11 @@ class KeepPredictor(TaughtCriterion):
 
     with t and t' the tokens of student and teacher behind the final norm.
 
-    What differs from the released code: that adds 10⁻⁶ to the sums of the masked softmax. The patches that stay keep
-    their own order, there that of their scores, which no output depends on. Every prefix token is kept.
+    What differs from the released code: while the model trains that adds ε = 10⁻⁶ to each sum of the softmax, and
+    ε over the number of tokens to each of its terms, those of dropped tokens too. Its n0 is 196, whatever the image.
+    The patches that stay keep their own order, there that of their scores, which no output depends on. Every prefix
+    token is kept. Where no patch counts any more z^global is 0, there not a number. The weights are the same: `in_conv`
+    and `out_conv` of its s-th predictor are `embed` and `score` of the s-th pruning block.
 
     Args:
         ratio_weight, token_weight: as above; the paper's 2 and 0.5.
@@ -58,11 +61,12 @@ class KeepPredictor(TaughtCriterion):
         predictor: Any = entering.weights
         kept = entering.kept
         log_shares = predictor(entering.patches, kept)
+        log_shares = log_shares.to(torch.promote_types(log_shares.dtype, torch.float32))
         scores = log_shares[..., 0]
         if not entering.training:
-            return Decision(scores.float())
-        now = kept * F.gumbel_softmax(log_shares.float(), hard=True, dim=-1)[..., 0].to(kept.dtype)
-        return Decision(scores.detach().float(), entering.masked(now), note={"kept": now})
+            return Decision(scores)
+        now = kept * F.gumbel_softmax(log_shares, hard=True, dim=-1)[..., 0].to(kept.dtype)
+        return Decision(scores.detach(), entering.masked(now), note={"kept": now})
 
     def ratio(self, note: Note) -> Tensor:
         """ρ^s - mean over patches D̂^s, of each image."""
