@@ -239,16 +239,18 @@ def mean_keys(k: np.ndarray) -> np.ndarray:
     return np.asarray(k, dtype=np.float64).mean(0)
 
 
-def bipartite(k: np.ndarray, num_prefix: int, r: int) -> list[list[int]]:
+def bipartite(k: np.ndarray, num_prefix: int, r: int, class_token: bool) -> list[list[int]]:
     """ToMe's matching (Bolya et al. 2023, section 3): the groups of tokens that become one, in their new order.
 
     Every second token of the sequence is in A, the others in B. Each patch in A draws one edge to the patch in B most
-    like it; the r strongest edges are merged. Prefix tokens are kept apart, in front. Left of A comes before B.
+    like it; the r strongest edges are merged. Prefix tokens are kept apart, in front. Left of A comes before B; where
+    there is no class token with the strongest edges first, else in its order.
 
     Args:
         k: keys of all tokens, (heads, tokens, d).
         num_prefix: tokens in front that take no part.
         r: edges to merge, at most as many as there are patches in the smaller set.
+        class_token: whether the model has one.
     """
     keys = mean_keys(k)
     a = [i for i in range(num_prefix, len(keys)) if i % 2 == 0]
@@ -257,8 +259,9 @@ def bipartite(k: np.ndarray, num_prefix: int, r: int) -> list[list[int]]:
     for i in a:
         similar = [cosine(keys[i], keys[j]) for j in b]
         edges[i] = (max(similar), b[similar.index(max(similar))])
-    strongest = sorted(a, key=lambda i: (edges[i][0], i), reverse=True)[:r]
-    groups = [[i] for i in range(num_prefix)] + [[i] for i in a if i not in strongest]
+    ranked = sorted(a, key=lambda i: (edges[i][0], i), reverse=True)
+    strongest, left = ranked[:r], ranked[r:]
+    groups = [[i] for i in range(num_prefix)] + [[i] for i in (sorted(left) if class_token else left)]
     return groups + [[j, *(i for i in strongest if edges[i][1] == j)] for j in b]
 
 

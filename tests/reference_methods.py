@@ -261,10 +261,11 @@ def dynamic_pass(
         return model.forward_head(model.norm(x)), stages
 
 
-def masked_attention(block: Any, y: Tensor, counted: Sequence[Tensor] | None = None) -> Tensor:
+def masked_attention(block: Any, y: Tensor, counted: Sequence[Tensor] | None = None, epsilon: float = 0.0) -> Tensor:
     """What the attention of a plain timm block adds to one image's tokens, from y (1, tokens, width), with gradients.
 
-    Row i is Σ_j A_ij v_j with A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik), G_ij = 1 where i = j, else D̂_j.
+    Row i is Σ_j A_ij v_j with A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik), G_ij = 1 where i = j, else D̂_j; with ε the
+    exponentials are taken below the row's largest logit, ε is added to their sum, and an even share of it to each.
     """
     attention, tokens = block.attn, y.shape[1]
     q, k, v = attention.qkv(y)[0].reshape(tokens, 3, attention.num_heads, -1).permute(1, 2, 0, 3)
@@ -275,27 +276,31 @@ def masked_attention(block: Any, y: Tensor, counted: Sequence[Tensor] | None = N
         rows = []
         for i in range(tokens):
             row = torch.stack([one if counted is None or i == j else counted[j] for j in range(tokens)])
-            terms = (k[h] @ q[h, i] * attention.scale).exp() * row
-            rows.append(terms @ v[h] / terms.sum())
+            logits = k[h] @ q[h, i] * attention.scale
+            terms = (logits - max(logits)).exp() * row
+            shares = [(term + epsilon / tokens) / (terms.sum() + epsilon) for term in terms]
+            rows.append(sum(share * value for share, value in zip(shares, v[h], strict=True)))
         heads.append(torch.stack(rows))
     return attention.proj(torch.cat(heads, dim=1)[None])
 
 
 def masked_pass(
-    model: Any, image: Tensor, decide: Callable[[int, Tensor, list[Tensor]], list[Tensor] | None]
+    model: Any, image: Tensor, decide: Callable[[int, Tensor, list[Tensor]], list[Tensor] | None], epsilon: float = 0.0
 ) -> tuple[Tensor, list[Tensor]]:
     """A float64 timm model of plain blocks on one image, with gradients, whose tokens cease to count but stay.
 
     `decide(block, patches (n, width), counted)` says how much each patch counts from this block on; None: as before.
-    Returns all tokens, normed, and how much each patch counts at the end.
+    ε is that of `masked_attention`, from the first decision on. Returns all tokens, normed, and how much each patch
+    counts at the end.
     """
     prefix = model.num_prefix_tokens
     x = embedded(model, image)
-    counted = [torch.ones((), dtype=x.dtype)] * (x.shape[1] - prefix)
+    counted, decided = [torch.ones((), dtype=x.dtype)] * (x.shape[1] - prefix), False
     for number, block in enumerate(model.blocks):
-        counted = decide(number, x[0, prefix:], counted) or counted
+        now = decide(number, x[0, prefix:], counted)
+        counted, decided = now or counted, decided or now is not None
         ones = [torch.ones((), dtype=x.dtype)] * prefix
-        x = x + block.ls1(masked_attention(block, block.norm1(x), [*ones, *counted]))
+        x = x + block.ls1(masked_attention(block, block.norm1(x), [*ones, *counted], epsilon if decided else 0.0))
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return model.norm(x), counted
 

@@ -81,6 +81,7 @@ class BlockAttention:
         carried: what criteria handed on from block to block, (batch, patches, …) each; see `Criterion.follow`.
         mask: how much each token counts as a key for the others, (batch, tokens), with gradients; None: all do fully.
             Only the output has them; whatever else is asked takes `key_bias`, which says the same without.
+        mask_epsilon: as in `masked_softmax`.
     """
 
     q: Tensor
@@ -93,6 +94,7 @@ class BlockAttention:
     carried: Mapping[str, Tensor]
     backend: str
     mask: Tensor | None
+    mask_epsilon: float
 
     def __init__(
         self,
@@ -113,6 +115,7 @@ class BlockAttention:
         carried: Mapping[str, Tensor] | None = None,
         projection: Tensor | None = None,
         mask: Tensor | None = None,
+        mask_epsilon: float = 0.0,
     ):
         self.q, self.k, self.v = q, k, v
         self.scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -122,7 +125,7 @@ class BlockAttention:
         self.dropout = dropout
         self.block = block
         self.positions, self.total, self.carried = positions, total, {} if carried is None else carried
-        self._projection, self.mask = projection, mask
+        self._projection, self.mask, self.mask_epsilon = projection, mask, mask_epsilon
         self.backend = kernels.choose_backend(backend, q)
         # Output and entropy come from one pass unless the output needs dropout or a gradient: the selection needs none,
         # and the output then keeps PyTorch's differentiable fused kernel.
@@ -216,6 +219,7 @@ class BlockAttention:
             carried=self.carried,
             projection=self._projection,
             mask=self.mask,
+            mask_epsilon=self.mask_epsilon,
         )
 
     def output_projection(self) -> Tensor:
@@ -237,7 +241,8 @@ class BlockAttention:
         What the entropies were computed from already gave it as well; otherwise PyTorch's fused kernel does.
         """
         if self.mask is not None:
-            weights = masked_softmax(attention_logits(self.q, self.k, self.scale, None), self.mask)
+            logits = attention_logits(self.q, self.k, self.scale, None)
+            weights = masked_softmax(logits, self.mask, self.mask_epsilon)
             return F.dropout(weights, self.dropout).to(self.v.dtype) @ self.v
         kept = self._output
         if kept is not None and (kept.requires_grad or not _differentiated(self.q, self.k, self.v, self.key_bias)):
@@ -251,23 +256,28 @@ class BlockAttention:
         return F.scaled_dot_product_attention(self.q, self.k, self.v, mask, self.dropout, scale=self.scale)
 
 
-def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+def masked_softmax(logits: Tensor, mask: Tensor, epsilon: float = 0.0) -> Tensor:
     """Attention in which a key counts as much as its mask says, but a token always for itself (DynamicViT, Rao 2021).
 
         A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik),    G_ij = 1 where i = j, else mask_j
+
+    With an ε it is, of N tokens, as DynamicViT's released code has it:
+
+        A_ij = (G_ij exp(S_ij - m_i) + ε/N) / (Σ_k G_ik exp(S_ik - m_i) + ε),    m_i = max_k S_ik over all k
 
     Differentiable in the mask, also where it is 0. Forms the matrix.
 
     Args:
         logits: S, (batch, heads, tokens, tokens).
         mask: (batch, tokens).
+        epsilon: ε.
     """
     own = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
     counted = torch.where(own, 1.0, mask[:, None, None].to(logits.dtype))
-    highest = logits.detach().masked_fill(counted.detach() == 0, -torch.inf).amax(-1, keepdim=True)
+    highest = logits if epsilon else logits.detach().masked_fill(counted.detach() == 0, -torch.inf)
     # What is far above all that count, and does not count, must not become infinite: 0 · ∞ is no number.
-    weights = (logits - highest).clamp(max=80.0).exp() * counted
-    return weights / weights.sum(-1, keepdim=True)
+    weights = (logits - highest.amax(-1, keepdim=True)).clamp(max=80.0).exp() * counted
+    return (weights + epsilon / logits.shape[-1]) / (weights.sum(-1, keepdim=True) + epsilon)
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:

@@ -16,7 +16,8 @@ class ShareOfTotal(Schedule):
     """k = int(n0 · ρ^s) in the s-th reducing block, of the n0 patches that entered the model: DynamicViT's (Rao 2021).
 
     The power and the product are computed and cut off in double precision, as the released code does it, so that 0.7²
-    of 100 patches are 48. Where blocks have rates of their own, their product stands for the power. At least 1.
+    of 100 patches are 48. Where blocks have rates of their own, their product stands for the power: its token ratios
+    (0.8, 0.6, 0.3) are the keep rates (0.8, 0.6 / 0.8, 0.3 / 0.6). At least 1.
     """
 
     def count(self, site: Site, mass: Tensor | None) -> int:

@@ -135,25 +135,30 @@ class FloorRate(Schedule):
 class RemovePerBlock(Schedule):
     """ToMe's schedule (Bolya et al. 2023): r tokens less after each block; every block, unless the setting names some.
 
+    What differs from the released code: there the two numbers of a tuple are r and f; and a list that is too short is
+    filled up with zeros, one that is too long cut off.
+
     Args:
         r: how many tokens each block removes; or one number for each reducing block; or None: in all as many as three
             stages of the keep rate ρ remove, n - ceil(ρ·ceil(ρ·ceil(ρ·n))), spread evenly over the blocks.
-        inflection: f in [-1, 1] makes a single r linear over the blocks, from r·(1 - f) to r·(1 + f); f = -1 removes
-            2r in the first block and none in the last.
+        inflection: f in [-1, 1] makes a single r linear over the blocks, from a = int(r·(1 - f)) to 2r - a, each cut
+            off to a whole number; f = -1 removes 2r in the first block and none in the last. Computed in double
+            precision, as the released code does it, so that 10 tokens at f = 0.9 begin with 0: 1 - 0.9 is below 0.1.
     """
 
     r: int | tuple[int, ...] | None = None
     inflection: float = 0.0
-    _inflection: ClassVar[tuple[int, int]] = (0, 1)  # the same, exactly
 
     def __post_init__(self) -> None:
         given: Any = self.r
         listed = isinstance(given, Sequence) and not isinstance(given, str)
+        # ToMe's own code takes r and an inflection as one tuple.
+        apart = " For an inflection use RemovePerBlock(r, inflection=…)." if listed and len(given) == 2 else ""
         for r in given if listed else () if given is None else (given,):
             if isinstance(r, bool) or not isinstance(r, Integral):
-                raise TypeError(f"r must be a number of tokens, or one for each block, but got {self.r!r}.")
+                raise TypeError(f"r must be a number of tokens, or one for each block, but got {self.r!r}.{apart}")
             if r < 0:
-                raise ValueError(f"r must be at least 0 tokens per block, but got {self.r!r}.")
+                raise ValueError(f"r must be at least 0 tokens per block, but got {self.r!r}.{apart}")
             if int(r) > MOST_REMOVED:
                 digits = len(str(r))
                 raise ValueError(f"r must be at most {MOST_REMOVED} tokens per block, but got one of {digits} digits.")
@@ -165,7 +170,6 @@ class RemovePerBlock(Schedule):
             raise ValueError(f"inflection must lie in [-1, 1], but got {self.inflection!r}.")
         if self.inflection and (listed or self.r is None):
             raise ValueError("inflection needs a single r to make linear; leave it out with r per block or none.")
-        object.__setattr__(self, "_inflection", exact_rate(self.inflection))
 
     @property
     def uses_keep_rate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -198,10 +202,8 @@ class RemovePerBlock(Schedule):
         elif isinstance(r, tuple):
             removed = r[site.stage]
         else:
-            # In whole numbers, since rounding down a float just below one of them would lose a token.
-            numerator, denominator = self._inflection
-            last = max(site.stages - 1, 1)
-            removed = r * (denominator * last + numerator * (2 * site.stage - last)) // (denominator * last)
+            first = int(r * (1 - self.inflection))
+            removed = int(first + 2 * (r - first) / max(site.stages - 1, 1) * site.stage)
         return site.n - removed
 
 
@@ -268,8 +270,16 @@ def number(name: str, value: Any) -> float:
 
 
 def compounded(rates: Sequence[float]) -> float:
-    """The product of keep rates; of equal ones a power, as where one says it of all."""
-    return rates[0] ** len(rates) if len({*rates}) == 1 else math.prod(rates)
+    """The product of keep rates; of equal ones a power, as where one says it of all.
+
+    Rates that are quotients of shares, (0.6, 0.35 / 0.6), give the shares back: a product that rounding alone keeps
+    from a fraction is that fraction.
+    """
+    if len({*rates}) == 1:
+        return rates[0] ** len(rates)
+    product = math.prod(rates)
+    meant = float(Fraction(product).limit_denominator())
+    return meant if math.isclose(meant, product, rel_tol=1e-15) else product
 
 
 def exact_rate(keep_rate: float) -> tuple[int, int]:

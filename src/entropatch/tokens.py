@@ -146,6 +146,7 @@ class Tokens:
             dropout left some out.
         mask: how much each token, prefix tokens included, counts as a key for the others, (batch, prefix + n), 0 or 1,
             with gradients, while a method learns which tokens to drop; None: all do.
+        mask_epsilon: as in `entropatch.attention.masked_softmax`.
         states: what a method hands from block to block of each image, by name; each (batch, …).
         parked: tokens that wait until they are joined again, (batch, m, width), and the original patches at which they
             stand, (batch, m); None where none does.
@@ -162,6 +163,7 @@ class Tokens:
     valid: Tensor | None = None
     grid: tuple[int, ...] | None = None
     mask: Tensor | None = None
+    mask_epsilon: float = 0.0
     states: Mapping[str, Tensor] = field(default_factory=dict)
     parked: tuple[Tensor, Tensor] | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -129,14 +128,34 @@ def test_schedules_are_saved_with_a_setting(schedule: Schedule) -> None:
     assert hash(PruneConfig.from_json(config.to_json())) == hash(config)
 
 
-@given(st.integers(1, 40), st.integers(-10, 10), st.integers(2, 32))
-def test_a_linear_schedule_loses_nothing_to_rounding(r: int, tenths: int, depth: int) -> None:
-    f = Fraction(tenths, 10)
-    left, expected = 10_000, []
-    for i in range(depth):
-        left -= math.floor(r * (1 - f) + 2 * r * f * i / (depth - 1))
-        expected.append(left)
-    assert counts(PruneConfig(schedule=RemovePerBlock(r, tenths / 10)), depth, 10_000) == expected
+@pytest.mark.parametrize(
+    ("r", "inflection", "removed"),
+    [
+        (5, 0.5, (2, 4, 6, 8)),  # from int(2.5) to 10 - 2
+        (5, -0.5, (7, 5, 4, 3)),  # 7, 5.67, 4.33, 3
+        (10, 0.9, (0, 6, 13, 20)),  # 10 * (1 - 0.9) is less than 1
+        (3, 0.25, (2, 2, 3, 4)),
+        (6, 0.0, (6, 6, 6, 6)),
+    ],
+)
+def test_a_linear_schedule_is_cut_off_as_in_the_released_code(
+    r: int, inflection: float, removed: tuple[int, ...]
+) -> None:
+    left = counts(PruneConfig(schedule=RemovePerBlock(r, inflection)), 4, 1000)
+    assert tuple(a - b for a, b in zip([1000, *left], left, strict=False)) == removed
+
+
+def test_an_inflection_is_no_second_entry_of_r() -> None:
+    for r in ((13, -1.0), (13, -1)):
+        with pytest.raises((TypeError, ValueError), match=r"For an inflection use RemovePerBlock\(r, inflection=…\)"):
+            PruneConfig(r=r)  # pyright: ignore[reportArgumentType]
+
+
+@given(st.lists(st.integers(1, 19), min_size=2, max_size=3, unique=True))
+def test_rates_that_are_quotients_give_the_shares_back(twentieths: list[int]) -> None:
+    shares = [x / 20 for x in sorted(twentieths, reverse=True)]
+    rates = tuple(a / b for a, b in zip(shares, [1.0, *shares], strict=False))
+    assert [stage.share for stage in PruneConfig(rates, blocks=tuple(range(len(rates)))).stages(4)] == shares
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5, (0.5, 0.6)])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import reference_methods
 import torch
+import torch.nn.functional as F
 from small_models import awaken, create, photographs
 from taught_twin import apart_from, assert_alike, handed_over, hard_share, train_pass
 
 import entropatch
 from entropatch import KeepPredictor, PruneConfig, UnsupportedModelError, method_loss, prune_
+from entropatch.attention import masked_softmax
 from entropatch.deciding import ShareOfTotal
 from entropatch.measure import count_flops
 from entropatch.schedule import Site
@@ -87,13 +90,47 @@ def test_training_is_the_slow_twin(name: str, monkeypatch: pytest.MonkeyPatch) -
             shares.append(sum(after) / len(after))
             return after
 
-        tokens, counted = reference_methods.masked_pass(stock, image[None], decide)
+        tokens, counted = reference_methods.masked_pass(stock, image[None], decide, epsilon=1e-6)
         expected.append(stock.forward_head(tokens)[0])
         ratio = ratio + sum((0.7 ** (s + 1) - share) ** 2 for s, share in enumerate(shares)) / 3 / len(images)
         apart += apart_from(teacher, image, tokens, counted, stock.num_prefix_tokens)
     losses = {"ratio": 2 * ratio, "tokens": 0.5 * sum(apart) / len(apart)}
     own = assert_alike(model, logits, terms, stock, parts, torch.stack(expected), losses)
     assert all(own[f"entropatch.{block}.embed.1.weight"].abs().max() > 0 for block in BLOCKS)
+
+
+def test_rows_that_attend_to_dropped_tokens_become_even() -> None:
+    """As in the released code: the ε stands beside exponentials below the largest logit of all, dropped tokens' too."""
+    logits = torch.tensor([[0.0, 1.0, 18.0], [-3.0, 2.0, 25.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    counted, epsilon = [1.0, 0.0, 0.0], 1e-6
+    got = masked_softmax(logits[None, None], torch.tensor([counted]), epsilon)[0, 0]
+    for i, row in enumerate(logits.tolist()):
+        terms = [math.exp(x - max(row)) * (1 if i == j else counted[j]) for j, x in enumerate(row)]
+        expected = [(term + epsilon / 3) / (math.fsum(terms) + epsilon) for term in terms]
+        torch.testing.assert_close(got[i], torch.tensor(expected, dtype=torch.float64))
+    assert (got[1] - 1 / 3).abs().max() < 1e-3
+    plain = masked_softmax(logits[None, None], torch.tensor([counted]))[0, 0]
+    torch.testing.assert_close(plain[0], torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+
+
+def test_a_seed_draws_as_the_released_code_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One draw for each pruning block, of (images, n, 2), in the precision of the model."""
+    shapes, drawn = [], F.gumbel_softmax
+
+    def noted(logits: torch.Tensor, *args: Any, **given: Any) -> torch.Tensor:
+        shapes.append((tuple(logits.shape), logits.dtype))
+        return drawn(logits, *args, **given)
+
+    monkeypatch.setattr(F, "gumbel_softmax", noted)
+    model = pruned().train()
+    state = torch.random.get_rng_state()
+    model(photographs(model).double())
+    after = torch.random.get_rng_state()
+    assert shapes == [((2, 25, 2), torch.float64)] * 3
+    torch.random.set_rng_state(state)
+    for shape, dtype in shapes:
+        torch.empty(shape, dtype=dtype).exponential_()
+    assert torch.equal(torch.random.get_rng_state(), after)
 
 
 def test_noise_is_off_at_test() -> None:

@@ -20,9 +20,12 @@ from entropatch.tokens import Plan, Tokens
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def block_attention(patches: int = 11, prefix: int = 1, batch: int = 3) -> BlockAttention:
+def block_attention(
+    patches: int = 11, prefix: int = 1, batch: int = 3, class_token: bool | None = None
+) -> BlockAttention:
     q, k, v = torch.randn(3, batch, 3, prefix + patches, 4, dtype=torch.float64)
-    return BlockAttention(q, k, v, num_prefix_tokens=prefix, has_class_token=prefix > 0)
+    has_class = prefix > 0 if class_token is None else class_token
+    return BlockAttention(q, k, v, num_prefix_tokens=prefix, has_class_token=has_class)
 
 
 def groups_of(plan: Plan, n: int, prefix: int, image: int) -> list[list[int]]:
@@ -34,13 +37,13 @@ def groups_of(plan: Plan, n: int, prefix: int, image: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("patches", "r"), [(11, 1), (11, 5), (12, 6), (2, 1), (16, 3)])
-@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
-def test_bipartite_matching_equals_the_loops(prefix: int, patches: int, r: int) -> None:
-    attention = block_attention(patches, prefix)
+@pytest.mark.parametrize(("prefix", "class_token"), [(0, False), (1, True), (2, True), (5, True), (4, False)])
+def test_bipartite_matching_equals_the_loops(prefix: int, class_token: bool, patches: int, r: int) -> None:
+    attention = block_attention(patches, prefix, class_token=class_token)
     tokens = Tokens(prefix, patches, patches)
     plan = BipartiteMerge().plan(attention, tokens, None, patches - r)
     for image in range(3):
-        expected = reference.bipartite(attention.k[image].numpy(), prefix, r)
+        expected = reference.bipartite(attention.k[image].numpy(), prefix, r, class_token)
         got = groups_of(plan, patches, prefix, image)
         assert [sorted(group) for group in got] == [sorted(group) for group in expected]
 
@@ -73,6 +76,17 @@ def test_a_merged_token_is_the_mean_weighted_by_sizes(reduction: Any) -> None:
         assert after.sizes[image].tolist() == whole
 
 
+def test_keys_in_double_precision_are_told_apart_in_it() -> None:
+    """Alike to seven digits: single precision would call it a tie, which the lower index wins."""
+    k = torch.zeros(1, 1, 5, 2, dtype=torch.float64)
+    k[0, 0] = torch.tensor([[0, 0], [1, 1e-4], [1, 0], [1, 1e-5], [0, 1]])
+    attention = BlockAttention(k, k, k, num_prefix_tokens=1, has_class_token=True)
+    plan = BipartiteMerge().plan(attention, Tokens(1, 4, 4), None, 3)
+    assert plan.kept.tolist() == [[3, 0, 2]]
+    assert plan.targets is not None
+    assert plan.targets.tolist() == [[2]]
+
+
 def test_at_most_half_of_the_patches_can_be_paired() -> None:
     for prefix, n in itertools.product((0, 1, 2), (1, 2, 3, 9, 10)):
         most = BipartiteMerge().most_removed(n)
@@ -95,10 +109,11 @@ def places(trace: entropatch.Trace, image: int) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("proportional", [True, False])
-@pytest.mark.parametrize("name", ["deit", "siglip", "dinov2 registers", "q/k norm", "average"])
+@pytest.mark.parametrize("name", ["deit", "siglip", "dinov2 registers", "q/k norm", "average", "registers, average"])
 def test_tome_equals_the_loops(name: str, proportional: bool) -> None:
     """r tokens in every block: outputs, and what each token stands for."""
     model, stock, r = double(name), double(name), (5, 0, 4, 3)
+    prefix, class_token = stock.num_prefix_tokens, stock.cls_token is not None
     entropatch.prune_(model, reduction=BipartiteMerge(proportional), schedule=RemovePerBlock(r))
     images = photographs(stock).double()
     with torch.no_grad(), entropatch.trace(model) as trace:
@@ -108,7 +123,7 @@ def test_tome_equals_the_loops(name: str, proportional: bool) -> None:
     for image in range(2):
 
         def groups(block: int, q: np.ndarray, k: np.ndarray) -> list[list[int]] | None:
-            return reference.bipartite(k, stock.num_prefix_tokens, r[block]) if r[block] else None
+            return reference.bipartite(k, prefix, r[block], class_token) if r[block] else None
 
         expected, held = merged_pass(stock, images[image : image + 1], groups, proportional)
         torch.testing.assert_close(got[image], expected[0], rtol=1e-6, atol=1e-7)

@@ -33,8 +33,9 @@ class HeadSelector(TaughtCriterion):
     attended to from this block on, and always kept. W and the MLP of E are shared by the heads.
 
     While the model trains all tokens stay, D̂ ← D̂ ⊙ GumbelSoftmax(π)_0, hard, with the gradients of the soft sample, and
-    attention is masked as in `KeepPredictor`; the package token is made of the patches that this stage drops. Its loss,
-    beside the cross entropy and 0.5 of the KL divergence to a frozen dense teacher (`Recipe.distillation`):
+    attention is masked as in `KeepPredictor`, without ε; the package token is made of the patches that this stage
+    drops. Its loss, beside the cross entropy and 0.5 of the KL divergence to a frozen dense teacher
+    (`Recipe.distillation`):
 
         ratio_weight · 1/S Σ_s (ρ^s - mean over images and patches D̂^s)²  +  token_weight · that of `KeepPredictor`
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from entropatch.criteria.learned import Decision, Entering, Making, Note, drawn_
 from entropatch.criteria.taught import TaughtCriterion
 
+EPSILON = 1e-6  # of the masked softmax
+
 
 @dataclass(frozen=True)
 class KeepPredictor(TaughtCriterion):
@@ -28,9 +30,12 @@ class KeepPredictor(TaughtCriterion):
     s-th pruning block: the schedule `ShareOfTotal`; the others are gone before the block's attention.
 
     While the model trains all tokens stay, and D̂ ← D̂ ⊙ GumbelSoftmax(π)_0, hard, with the gradients of the soft sample.
-    A dropped token is no key any more but for itself: the attention of the later blocks is
+    A dropped token is no key any more but for itself: the attention over the N tokens of the later blocks is
 
-        A_ij = G_ij exp(S_ij) / Σ_k G_ik exp(S_ik),    G_ij = 1 where i = j, else D̂_j
+        A_ij = (G_ij exp(S_ij - m_i) + ε/N) / (Σ_k G_ik exp(S_ik - m_i) + ε),    G_ij = 1 where i = j, else D̂_j
+
+    with m_i = max_k S_ik over all tokens and ε = 10⁻⁶, as in the released code; the paper has no ε. It matters where a
+    row attended to dropped tokens above all: what is left of it then becomes even, dropped tokens included.
 
     Its loss, beside the cross entropy and 0.5 of the KL divergence to a frozen dense teacher (`Recipe.distillation`):
 
@@ -39,8 +44,11 @@ class KeepPredictor(TaughtCriterion):
 
     with t and t' the tokens of student and teacher behind the final norm.
 
-    What differs from the released code: that adds 10⁻⁶ to the sums of the masked softmax. The patches that stay keep
-    their own order, there that of their scores, which no output depends on. Every prefix token is kept.
+    What differs from the released code: that has ε in the blocks before the first pruning block too, where it changes
+    next to nothing. Its n0 is 196, whatever the image. The patches that stay keep their own order, there that of their
+    scores, which no output depends on. Every prefix token is kept. Where no patch counts any more z^global is 0, there
+    not a number. The weights are the same: `in_conv` and `out_conv` of its s-th predictor are `embed` and `score` of
+    the s-th pruning block.
 
     Args:
         ratio_weight, token_weight: as above; the paper's 2 and 0.5.
@@ -58,11 +66,12 @@ class KeepPredictor(TaughtCriterion):
         predictor: Any = entering.weights
         kept = entering.kept
         log_shares = predictor(entering.patches, kept)
+        log_shares = log_shares.to(torch.promote_types(log_shares.dtype, torch.float32))
         scores = log_shares[..., 0]
         if not entering.training:
-            return Decision(scores.float())
-        now = kept * F.gumbel_softmax(log_shares.float(), hard=True, dim=-1)[..., 0].to(kept.dtype)
-        return Decision(scores.detach().float(), entering.masked(now), note={"kept": now})
+            return Decision(scores)
+        now = kept * F.gumbel_softmax(log_shares, hard=True, dim=-1)[..., 0].to(kept.dtype)
+        return Decision(scores.detach(), entering.masked(now), mask_epsilon=EPSILON, note={"kept": now})
 
     def ratio(self, note: Note) -> Tensor:
         """ρ^s - mean over patches D̂^s, of each image."""

@@ -71,6 +71,7 @@ class Decision:
         scores: importance of the patches present, (images, n), larger = keep.
         mask: while a model trains, how much each token counts from here on, (images, prefix + n), 0 or 1 with
             gradients; then no token leaves. None: the schedule and the reduction have their way.
+        mask_epsilon: as in `entropatch.attention.masked_softmax`.
         appended, appended_mask: weights of tokens that are appended while a mask is there, (images, e, n), and how much
             each counts, (images, e).
         prefix_mask: how much each prefix token counts as a key from here on, (images, prefix), 0 or 1, where tokens
@@ -82,6 +83,7 @@ class Decision:
 
     scores: Tensor
     mask: Tensor | None = None
+    mask_epsilon: float = 0.0
     appended: Tensor | None = None
     appended_mask: Tensor | None = None
     prefix_mask: Tensor | None = None

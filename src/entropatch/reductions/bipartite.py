@@ -11,7 +11,7 @@ from torch import Tensor
 from entropatch.attention import BlockAttention
 from entropatch.reductions.base import Reduction
 from entropatch.reductions.merge import mean_keys, merging
-from entropatch.tokens import Plan, Tokens, gather_tokens, split
+from entropatch.tokens import Plan, Tokens, gather_tokens, highest
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,13 @@ class BipartiteMerge(Reduction):
         partner(a) = argmax_{b ∈ B} cos(k_a, k_b)        x_b ← (s_b x_b + Σ_a s_a x_a) / (s_b + Σ_a s_a)
 
     with s a token's size, and the sums over the merged a whose partner is b. The tokens that leave are those left of A,
-    then B, each in their order, which decides the next block's split.
-    Ties go to the lower index. No criterion is asked.
+    then B, which decides the next block's split: each in their order; on a model without a class token those left of A
+    with the strongest edges first, as in the released code, which sorts them to have the class token in front. Of equal
+    partners the lower index is taken, of equal edges that of the lower index stays. No criterion is asked.
+
+    What differs from the released code: that merges register tokens as if they were patches; and of models that average
+    their patches its patch for MAE weighs them by their sizes. Here, as in its patch for timm, the model's own head
+    averages the tokens that are left.
 
     Fails where few patches are alike: it must merge as many all the same, and at most half of them in a block.
 
@@ -46,8 +51,9 @@ class BipartiteMerge(Reduction):
         keys = mean_keys(attention)
         similar = keys[:, first::2] @ keys[:, 1 - first :: 2].transpose(1, 2)  # (batch, A, B)
         strength, partner = similar.max(2)
-        # The strongest edges go; what stays of A is what `split` keeps of the negated strengths.
-        staying, leaving = split(-strength, strength.shape[1] - (n - k))
+        order, stay = highest(-strength, strength.shape[1]), strength.shape[1] - (n - k)  # the strongest edges go
+        staying, leaving = order[:, :stay], order[:, stay:].sort(dim=1).values
+        staying = staying.sort(dim=1).values if attention.has_class_token else staying.flip(1)
         a = torch.arange(first, n, 2, device=keys.device).expand(keys.shape[0], -1)
         b = torch.arange(1 - first, n, 2, device=keys.device).expand(keys.shape[0], -1)
         kept = torch.cat((gather_tokens(a, staying), b), dim=1)

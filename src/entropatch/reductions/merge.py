@@ -40,8 +40,9 @@ class Merge(Reduction):
 
 
 def mean_keys(attention: BlockAttention) -> Tensor:
-    """The keys of the patches, mean over heads, of unit length: (batch, n, head width), without gradients."""
-    keys = attention.k[:, :, attention.num_prefix_tokens :].detach().float().mean(1)
+    """The patches' keys, mean over heads, of unit length: (batch, n, head width), float32 or more, no gradients."""
+    keys = attention.k[:, :, attention.num_prefix_tokens :].detach()
+    keys = keys.to(torch.promote_types(keys.dtype, torch.float32)).mean(1)
     return torch.nn.functional.normalize(keys, dim=-1)
 
 

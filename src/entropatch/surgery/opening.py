@@ -119,7 +119,8 @@ class Opening:
         self, stage: Stage, stream: Stream, decision: Decision, scores: Tensor, tokens: Tokens, reduced: list[Reduced]
     ) -> Stream:
         """While the model trains: no token leaves, and those that do not stay no longer count."""
-        tokens, x, plan = replace(tokens, mask=decision.mask), stream.x, None
+        tokens = replace(tokens, mask=decision.mask, mask_epsilon=decision.mask_epsilon)
+        x, plan = stream.x, None
         if decision.appended is not None:
             prefix = tokens.num_prefix_tokens
             everyone = torch.arange(tokens.n, device=x.device).expand(x.shape[0], -1)

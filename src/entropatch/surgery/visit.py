@@ -131,6 +131,7 @@ class Visit:
             carried={key: self._entered.carried[key] for key in self.followers if key in self._entered.carried},
             projection=self.projection,
             mask=self.tokens.mask,
+            mask_epsilon=self.tokens.mask_epsilon,
         )
 
     def see(self, attention: BlockAttention) -> None:
