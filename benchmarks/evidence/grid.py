@@ -134,16 +134,12 @@ class Bench:
         self, model: nn.Module, seed: int, trained: PruneConfig | None, tested: PruneConfig | None
     ) -> Iterator[dict[str, float]]:
         """Train; after each epoch its mean loss and, half way or where the curve is wanted, the accuracy so far."""
-        recipe, images = self.recipe, self.pixels["train"]
-        batches = TrainingBatches(len(images), recipe.batch_size, seed)
-        steps = batches.steps_per_epoch
+        batches = TrainingBatches(len(self.pixels["train"]), self.recipe.batch_size, seed)
         set_pruning(model, trained)  # before the optimizer, which must know weights that the method brings
         own, teacher, recipe = self.taught(model, trained)
         optimizer = optimizer_of(model, recipe)
-        schedule = schedule_of(optimizer, recipe, steps)
+        schedule = schedule_of(optimizer, recipe, batches.steps_per_epoch)
         loss_of = TrainingLoss(recipe, int(self.pixels["train_labels"].max()) + 1, teacher)
-        config = data_config(model, recipe.image_size)
-        mean, std = (torch.tensor(config[name], device=self.device).view(3, 1, 1) for name in ("mean", "std"))
         with own as method:
             for epoch in range(recipe.epochs):
                 model.train()
@@ -153,30 +149,37 @@ class Bench:
                 for step, piece in enumerate(batches):
                     numbers = torch.tensor([number for _, number in piece])
                     set_seeds(derived_seed(seed, epoch, step, 1))
-                    crops = random_crops(
-                        images[numbers].to(self.device), recipe.image_size, recipe.crop_scale, mean, std,
-                        torch.Generator().manual_seed(derived_seed(seed, epoch, step)),
-                    )  # fmt: skip
+                    crops = self.crops(model, numbers, derived_seed(seed, epoch, step))
                     labels = self.pixels["train_labels"][numbers].to(self.device)
-                    schedule.step_update(epoch * steps + step)
+                    schedule.step_update(epoch * batches.steps_per_epoch + step)
                     crops, targets = loss_of.mix(crops, labels, derived_seed(seed, epoch, step, 0))
-                    with self.autocast(), self.penalised(model) as penalty:
-                        loss = loss_of(model(crops), targets, crops)
-                        if penalty is not None:
-                            loss = loss + self.entropy_weight * penalty.value
-                        if method is not None:
-                            loss = loss + method.value(targets)
+                    loss = self.loss(model, crops, targets, loss_of, method)
                     loss.backward()
                     if recipe.clip_norm is not None:
                         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     total += loss.detach()
-                point = {"epoch": epoch + 1, "loss": round(float(total) / steps, 4)}
+                point = {"epoch": epoch + 1, "loss": round(float(total) / batches.steps_per_epoch, 4)}
                 if self.curve or epoch + 1 == recipe.epochs // 2:
                     set_pruning(model, tested)
                     point["top1"] = 100 * self.correct(model).float().mean().item()
                 yield point
+
+    def crops(self, model: nn.Module, numbers: Tensor, seed: int) -> Tensor:
+        """Random crops of training images, normalised as the model wants them."""
+        config = data_config(model, self.recipe.image_size)
+        mean, std = (torch.tensor(config[name], device=self.device).view(3, 1, 1) for name in ("mean", "std"))
+        images, generator = self.pixels["train"][numbers].to(self.device), torch.Generator().manual_seed(seed)
+        return random_crops(images, self.recipe.image_size, self.recipe.crop_scale, mean, std, generator)
+
+    def loss(self, model: nn.Module, crops: Tensor, targets: Tensor, loss_of: TrainingLoss, method: Any) -> Tensor:
+        """The recipe's loss, with the penalty and the method's own loss where there are such."""
+        with self.autocast(), self.penalised(model) as penalty:
+            loss = loss_of(model(crops), targets, crops)
+            if penalty is not None:
+                loss = loss + self.entropy_weight * penalty.value
+            return loss if method is None else loss + method.value(targets)
 
 
 def set_pruning(model: nn.Module, config: PruneConfig | None) -> None:

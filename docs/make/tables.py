@@ -116,6 +116,37 @@ def bench(file: str, *columns: str) -> str:
     return f"{table(['method', 'keep rate', *heads], rows)}\n\n{machine(data['about'], file)}"
 
 
+def one_cost(file: str, rate: str, size: str) -> str:
+    """Each method of a run of `entropatch bench` under one budget: cost, speed at its batch sizes, and accuracy.
+
+    Args:
+        file: of the bench.
+        rate: the keep rate of the paper's blocks whose multiply-adds are the budget.
+        size: of the images, in pixels.
+    """
+    data = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    speed = {(one["method"], one["batch_size"]): one for one in data["records"] if one["gflops"] is not None}
+    batches = sorted({batch for _, batch in speed})
+    found = runs("cost", "paper", int(size))
+    rows = []
+    for name in dict.fromkeys(method for method, _ in speed):
+        one = speed[name, batches[0]]
+        if name != "dense" and one.get("target_gflops") is None:  # it meets no budget
+            continue
+        key = None if name == "dense" else float(rate)
+        columns = [found.get((data_set, key), {}).get(name) for data_set in DATA]
+        rows.append(
+            [
+                one["label"],
+                f"{one['gflops']:.2f}",
+                *(_column(speed[name, batch], "vs_dense") for batch in batches),
+                *("—" if bits is None else _cell(bits) for bits in columns),
+            ]
+        )
+    heads = ["method", "GFLOPs", *(f"× dense, batch {batch}" for batch in batches), *DATA.values()]
+    return f"{table(heads, rows)}\n\n{machine(data['about'], file)}"
+
+
 def statements(file: str) -> str:
     """What an import takes."""
     data = json.loads((RESULTS / file).read_text(encoding="utf-8"))
@@ -211,6 +242,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "calibration": calibration,
     "penalty": penalty,
     "bench": bench,
+    "one-cost": one_cost,
     "scoring": scoring,
     "statements": statements,
 }

@@ -141,8 +141,9 @@ def composed(name: str, find: Callable[[str], Method]) -> Method:
     first, label = found[0], " → ".join(one.label for one in found)
     description = "One method for each pruning block: " + ", then ".join(one.label for one in found) + "."
     name = THEN.join(one.name for one in found)
-    rank = max(one.rank for one in found)
-    return replace(first, name=name, label=label, description=description, rank=rank, compared=False, **joined(found))
+    rank, trained = max(one.rank for one in found), any(one.trained for one in found)
+    texts = {"name": name, "label": label, "description": description}
+    return replace(first, **texts, rank=rank, trained=trained, compared=False, **joined(found))
 
 
 def joined(methods: Sequence[Method]) -> dict[str, Any]:

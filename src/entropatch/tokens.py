@@ -21,6 +21,12 @@ def select(scores: Tensor, k: int) -> Tensor:
     return highest(scores, k).sort(dim=1).values
 
 
+def split(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What `select` keeps and all others, both ascending: (batch, n) -> (batch, k), (batch, n - k)."""
+    order = highest(scores, scores.shape[1])
+    return order[:, :k].sort(dim=1).values, order[:, k:].sort(dim=1).values
+
+
 def highest(scores: Tensor, k: int) -> Tensor:
     """Indices of the k highest scores, the highest first: (batch, n) -> (batch, k).
 
@@ -34,8 +40,16 @@ def highest(scores: Tensor, k: int) -> Tensor:
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Tokens at the given indices: (batch, n, …) and (batch, k) -> (batch, k, …)."""
-    index = indices.reshape(*indices.shape, *(1,) * (tokens.ndim - 2))
-    return tokens.gather(1, index.expand(-1, -1, *tokens.shape[2:]))
+    if tokens.ndim == 2:
+        return tokens.gather(1, indices)
+    if tokens.device.type != "cpu":
+        index = indices.reshape(*indices.shape, *(1,) * (tokens.ndim - 2))
+        return tokens.gather(1, index.expand(-1, -1, *tokens.shape[2:]))
+    # `gather` picks single numbers, which takes a CPU ten times as long as whole rows; of their numbers it is asked, so
+    # that it refuses an index out of range.
+    batch, n = tokens.shape[:2]
+    rows = torch.arange(batch * n, device=indices.device).view(batch, n).gather(1, indices)
+    return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, indices.shape)
 
 
 def scatter_tokens(canvas: Tensor, tokens: Tensor, indices: Tensor) -> Tensor:

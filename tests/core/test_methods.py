@@ -38,6 +38,7 @@ from entropatch.methods import (
     renyi_method,
     stand_in,
 )
+from entropatch.named_method import composed
 
 
 @pytest.mark.parametrize(
@@ -199,6 +200,11 @@ def test_a_name_of_several_is_one_for_each_block() -> None:
     assert stand_in(method.name) is None
     assert find_method("random_evit").is_random
     assert find_method("shannon_shannon").needs_scores
+    methods = {"own": Method("own", "Own", "Learns.", trained=True), "shannon": find_method("shannon")}
+    trained = {
+        name: composed(name, methods.__getitem__).trained for name in ("shannon_own", "own_shannon", "shannon_shannon")
+    }
+    assert trained == {"shannon_own": True, "own_shannon": True, "shannon_shannon": False}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor
 from entropatch import BlockAttention
 from entropatch.reductions import Drop, Fuse, Reduction
 from entropatch.schedule import exact_rate, kept_count
-from entropatch.tokens import Plan, Tokens, gather_tokens, removed_indices, scatter_tokens, select
+from entropatch.tokens import Plan, Tokens, gather_tokens, removed_indices, scatter_tokens, select, split
 
 
 def block_attention(
@@ -95,6 +95,25 @@ def test_removed_indices_are_the_others_in_raster_order(case: tuple[int, set[int
     n, kept = case
     gone = removed_indices(torch.tensor([sorted(kept)], dtype=torch.int64).reshape(1, -1), n)
     assert gone.tolist() == [[place for place in range(n) if place not in kept]]
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=9).flatmap(
+        lambda row: st.tuples(st.just(row), st.integers(0, len(row)))
+    )
+)
+def test_split_is_what_select_keeps_and_the_others(case: tuple[list[int], int]) -> None:
+    row, k = case
+    scores = torch.tensor([row, row[::-1]], dtype=torch.float32)
+    kept, others = split(scores, k)
+    assert torch.equal(kept, select(scores, k))
+    assert torch.equal(others, removed_indices(kept, len(row)))
+
+
+@pytest.mark.parametrize("index", [-1, 8])
+def test_an_index_out_of_range_is_refused_also_where_the_next_image_has_such_a_row(index: int) -> None:
+    with pytest.raises(RuntimeError, match=f"index {index} is out of bounds"):
+        gather_tokens(torch.randn(3, 8, 2), torch.tensor([[0, index], [1, 2], [3, 4]]))
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3)])

@@ -366,7 +366,8 @@ def test_two_workers_never_claim_one_trial(folder):
 def test_a_worker_killed_in_the_middle_is_replaced_at_once_on_its_machine(folder):
     process = fork.Process(target=work, args=(folder, 30.0, 10_000))
     process.start()
-    while not (folder / "tried.txt").exists():
+    note = folder / "tried.txt"
+    while not (note.exists() and note.read_text().endswith("\n")):  # killed once its line is whole
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entropatch.entropy import finite_bias, working_dtype
+from entropatch.entropy import finite_bias, without_autocast, working_dtype
 from entropatch.kernels import head_mean
 from entropatch.kernels.registry import named
 
@@ -40,7 +40,7 @@ def row_entropies(
 def _column_norms(
     q: Tensor, k: Tensor, power: float, scale: float, num_prefix: int, backend: str, key_bias: Tensor | None = None
 ) -> Tensor:
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         return (named(backend).column_norms or head_mean.column_norms)(q, k, power, scale, num_prefix, key_bias)
 
 
@@ -53,7 +53,7 @@ def _(
 
 @torch.library.custom_op("entropatch::row_entropies", mutates_args=())
 def _row_entropies(q: Tensor, k: Tensor, scale: float, num_prefix: int, key_bias: Tensor | None = None) -> Tensor:
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         return head_mean.row_entropies(q, k, scale, num_prefix, key_bias)
 
 

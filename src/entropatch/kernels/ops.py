@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropatch.entropy import finite_bias, representable, working_dtype
+from entropatch.entropy import finite_bias, representable, without_autocast, working_dtype
 from entropatch.kernels.backward import backward
 from entropatch.kernels.flop_formulas import register_when_counted
 from entropatch.kernels.head_mean_ops import column_norms, row_entropies
@@ -55,7 +55,7 @@ def attend_with_entropy(
 def _attention_entropy(
     q: Tensor, k: Tensor, order: float, scale: float, backend: str, key_bias: Tensor | None = None
 ) -> Tensor:
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         return named(backend).attention_entropy(q, k, order, scale, key_bias)
 
 
@@ -75,7 +75,7 @@ def _attend_with_entropy(
     backend: str,
     key_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         return named(backend).attend_with_entropy(q, k, v, order, scale, num_prefix, key_bias)
 
 
@@ -108,7 +108,7 @@ def _attention_backward(
     key_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the key bias; an operator returns no None, so an empty tensor stands for it."""
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         dq, dk, dv, db = backward(grad_output, grad_entropy, q, k, v, order, scale, num_prefix, key_bias)
     return dq, dk, q.new_empty(0) if dv is None else dv, q.new_empty(0) if db is None else db
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from entropatch.attention import BlockAttention
 from entropatch.reductions.base import Reduction
 from entropatch.reductions.merge import mean_keys, merging
-from entropatch.tokens import Plan, Tokens, gather_tokens, highest, removed_indices
+from entropatch.tokens import Plan, Tokens, gather_tokens, highest
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class BipartiteMerge(Reduction):
         keys = mean_keys(attention)
         similar = keys[:, first::2] @ keys[:, 1 - first :: 2].transpose(1, 2)  # (batch, A, B)
         strength, partner = similar.max(2)
-        staying = highest(-strength, strength.shape[1] - (n - k))  # the strongest edges go
+        order, stay = highest(-strength, strength.shape[1]), strength.shape[1] - (n - k)  # the strongest edges go
+        staying, leaving = order[:, :stay], order[:, stay:].sort(dim=1).values
         staying = staying.sort(dim=1).values if attention.has_class_token else staying.flip(1)
-        leaving = removed_indices(staying, strength.shape[1])
         a = torch.arange(first, n, 2, device=keys.device).expand(keys.shape[0], -1)
         b = torch.arange(1 - first, n, 2, device=keys.device).expand(keys.shape[0], -1)
         kept = torch.cat((gather_tokens(a, staying), b), dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from entropatch.attention import BlockAttention
 from entropatch.reductions.base import Reduction
-from entropatch.tokens import Plan, Tokens, gather_tokens, removed_indices, select
+from entropatch.tokens import Plan, Tokens, gather_tokens, split
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Merge(Reduction):
 
     def plan(self, attention: BlockAttention, tokens: Tokens, scores: Tensor | None, k: int) -> Plan:
         assert scores is not None
-        kept = select(scores, k)
-        sources = removed_indices(kept, tokens.n)
+        kept, sources = split(scores, k)
         keys = mean_keys(attention)
         similar = gather_tokens(keys, sources) @ gather_tokens(keys, kept).transpose(1, 2)
         return merging(tokens, kept, sources, similar.argmax(2))

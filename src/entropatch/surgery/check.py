@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from entropatch.attention import BlockAttention
 from entropatch.config import PruneConfig, Stage
 from entropatch.criteria import Criterion
+from entropatch.entropy import without_autocast
 from entropatch.reductions import Drop
 from entropatch.schedule import KeepRate
 from entropatch.surgery.adapters.base import Adapter
@@ -43,10 +44,10 @@ def check_parts(model: nn.Module, adapter: Adapter, blocks: Sequence[int], whole
     model.eval()
     try:
         # Autocast would round the two runs differently.
-        kind = next(model.parameters()).device.type
-        if kind == "meta":  # there are no values to compare
+        weight = next(model.parameters())
+        if weight.is_meta:  # there are no values to compare
             return {}
-        with torch.no_grad(), torch.autocast(kind, enabled=False):
+        with torch.no_grad(), without_autocast(weight):
             if whole and adapter.entry is not None:
                 _check_surroundings(model, adapter)
             found = {block: _check_block(model, adapter, block) for block in blocks}
