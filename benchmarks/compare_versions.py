@@ -26,6 +26,8 @@ ROWS = {
     "Shannon": {"order": 1.0},
     "Rényi, order 2": {"order": 2.0},
     "Rényi, order ∞": {"order": float("inf")},
+    "class attention × order 2, @2": {"method": "class-renyi-2@2"},
+    "ToMe, 8 in every block": {"method": "tome", "keep_rate": None, "r": 8},
 }
 
 WORKER = """
@@ -41,7 +43,8 @@ for name, fields in rows.items():
     model = timm.create_model("deit_small_patch16_224", img_size=size).eval()
     if fields is not None:
         fields = {k: eval(v) if k == "criterion" else v for k, v in fields.items()}
-        entropatch.prune_(model, **{"keep_rate": 0.7} | fields)
+        fields = {"keep_rate": 0.7} | fields
+        entropatch.prune_(model, **{k: v for k, v in fields.items() if v is not None})
     models[name] = model
 
 def run(name):
