@@ -15,7 +15,7 @@ CELL, GAP = 1.28, 0.07
 STRIP, STANDING = 0.4, 1.2  # width and height for a label standing on its side
 LABELS, LYING = 1.35, 0.6  # and for one lying
 BAR = 0.66
-HEADS = 1.3 * LINE  # above the columns
+HEAD, HEADS = 18, 2.6 * LINE  # letters across a column, and the room of two lines above it
 
 
 class Sheet(Page):
@@ -50,9 +50,11 @@ class Sheet(Page):
         self.tops = [self.top + sum(heights[:row]) for row in range(len(below))]
 
     def head(self, column: int, text: str) -> None:
-        """A word or two above a column."""
+        """A few words above a column, on two lines at most."""
         x = self.left + column * (CELL + GAP) + CELL / 2
-        self.text(x, self.top - 0.05, shortened(text, 20), ha="center", va="bottom")
+        first, *others = textwrap.wrap(shortened(text, 2 * HEAD), HEAD)
+        lines = [first, shortened(" ".join(others), HEAD)] if others else [first]
+        self.text(x, self.top - 0.05, "\n".join(lines), ha="center", va="bottom", linespacing=1.15)
 
     def label(self, row: int, text: str, small: str) -> None:
         """A label left of a row, and a smaller line under it."""
