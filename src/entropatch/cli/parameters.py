@@ -73,7 +73,10 @@ METHODS_HELP = (
 )
 METHOD_HELP = f"One of {methods_text()}, or of imported modules; or one per block, commas between. {needs_text()}"
 COMPARED_HELP = f"dense,{','.join(compared_methods())} and compared ones of imported modules"
-PICTURED_HELP = f"of {methods_text().removeprefix('dense, ')}, or of imported modules; commas between. {needs_text()}"
+PICTURED_HELP = (
+    f"of {methods_text().removeprefix('dense, ')}, or of imported modules; or all, or training-free; commas between. "
+    f"{needs_text()}"
+)
 Imports = Annotated[
     list[str] | None,
     typer.Option(
