@@ -75,12 +75,18 @@ def penalty() -> str:
     return table(["trained", "dense", *names.values(), "Shannon less random"], rows)
 
 
-def calibration() -> str:
-    """What calibration chose under the multiply-adds of each keep rate, and its loss on images held out."""
+def calibration(name: str = "calibration") -> str:
+    """What calibration chose under the multiply-adds of each keep rate, and its loss on images held out.
+
+    Args:
+        name: of the folder of records below evidence.
+    """
     rows = []
     for data, label in DATA.items():
         for rate in ("0.7", "0.5", "0.3"):
-            folder = RESULTS / f"evidence/calibration/{data}-{rate}"
+            folder = RESULTS / f"evidence/{name}/{data}-{rate}"
+            if not folder.exists():
+                continue
             config = PruneConfig.load(folder / "calibrated.json")
             held = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))["records"]
             losses = {one["name"]: one for one in held if one["part"] == "budget"}
