@@ -93,11 +93,8 @@ class Bench:
         if not criterion.teaches:
             return method_loss(model), None, self.recipe
         teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-        return (
-            method_loss(model, teacher),
-            teacher,
-            replace(self.recipe, distillation=RECIPES["dynamicvit"].distillation),
-        )
+        recipe = replace(self.recipe, distillation=RECIPES["dynamicvit"].distillation)
+        return method_loss(model, teacher), teacher, recipe
 
     def correct(self, model: nn.Module) -> Tensor:
         """Which test images are right, in float32: (images,), bool."""
@@ -140,6 +137,8 @@ class Bench:
         optimizer = optimizer_of(model, recipe)
         schedule = schedule_of(optimizer, recipe, batches.steps_per_epoch)
         loss_of = TrainingLoss(recipe, int(self.pixels["train_labels"].max()) + 1, teacher)
+        config = data_config(model, recipe.image_size)
+        mean, std = (torch.tensor(config[name], device=self.device).view(3, 1, 1) for name in ("mean", "std"))
         with own as method:
             for epoch in range(recipe.epochs):
                 model.train()
@@ -149,7 +148,7 @@ class Bench:
                 for step, piece in enumerate(batches):
                     numbers = torch.tensor([number for _, number in piece])
                     set_seeds(derived_seed(seed, epoch, step, 1))
-                    crops = self.crops(model, numbers, derived_seed(seed, epoch, step))
+                    crops = self.crops(numbers, mean, std, derived_seed(seed, epoch, step))
                     labels = self.pixels["train_labels"][numbers].to(self.device)
                     schedule.step_update(epoch * batches.steps_per_epoch + step)
                     crops, targets = loss_of.mix(crops, labels, derived_seed(seed, epoch, step, 0))
@@ -166,10 +165,8 @@ class Bench:
                     point["top1"] = 100 * self.correct(model).float().mean().item()
                 yield point
 
-    def crops(self, model: nn.Module, numbers: Tensor, seed: int) -> Tensor:
-        """Random crops of training images, normalised as the model wants them."""
-        config = data_config(model, self.recipe.image_size)
-        mean, std = (torch.tensor(config[name], device=self.device).view(3, 1, 1) for name in ("mean", "std"))
+    def crops(self, numbers: Tensor, mean: Tensor, std: Tensor, seed: int) -> Tensor:
+        """Random crops of training images, normalised."""
         images, generator = self.pixels["train"][numbers].to(self.device), torch.Generator().manual_seed(seed)
         return random_crops(images, self.recipe.image_size, self.recipe.crop_scale, mean, std, generator)
 

@@ -108,7 +108,7 @@ def calibration(name: str = "calibration") -> str:
 
 def bench(file: str, *columns: str) -> str:
     """Rows of `entropatch bench`: method, keep rate, and the columns asked for; then on what it was measured."""
-    data = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    data = _record(file)
     records = [one for one in data["records"] if not one["note"]]
     rows = [
         [
@@ -130,7 +130,7 @@ def one_cost(file: str, rate: str, size: str) -> str:
         rate: the keep rate of the paper's blocks whose multiply-adds are the budget.
         size: of the images, in pixels.
     """
-    data = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    data = _record(file)
     speed = {(one["method"], one["batch_size"]): one for one in data["records"] if one["gflops"] is not None}
     batches = sorted({batch for _, batch in speed})
     found = runs("cost", "paper", int(size))
@@ -155,7 +155,7 @@ def one_cost(file: str, rate: str, size: str) -> str:
 
 def statements(file: str) -> str:
     """What an import takes."""
-    data = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    data = _record(file)
     rows = [[f"`{one['statement']}`", f"{one['p50_ms']:.0f}", f"{one['ratio']:.3f}"] for one in data["records"]]
     return f"{table(['statement', 'ms, median', 'ratio'], rows)}\n\n{machine(data['about'], file)}"
 
@@ -165,7 +165,7 @@ def scoring(*files: str) -> str:
     names: list[str] = []
     rows = []
     for file in files:
-        data = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+        data = _record(file)
         about = data["about"]
         scored = [one for one in data["records"] if one["method"] not in ("dense", "random")]
         names = [one["label"] for one in scored]
@@ -174,6 +174,10 @@ def scoring(*files: str) -> str:
         what = f"{about['hardware']}, {about['image_size']} px, batch {batch}, {about['dtype']}{policy}"
         rows.append([what, str(rounds), *(_column(one, "vs_random") for one in scored)])
     return table(["machine and setting", "rounds", *names], rows)
+
+
+def _record(file: str) -> dict[str, Any]:
+    return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
 def machine(about: Mapping[str, Any], file: str) -> str:

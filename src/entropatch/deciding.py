@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from entropatch.schedule import RemovePerBlock, Schedule, Site
+from entropatch.schedule import RemovePerBlock, Schedule, Site, cut_off
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,7 @@ class ShareOfTotal(Schedule):
     """
 
     def count(self, site: Site, mass: Tensor | None) -> int:
-        if isinstance(site.total, torch.SymInt):
-            return torch.sym_int(site.total * site.share)
-        return int(int(site.total) * site.share)
+        return cut_off(site.total, site.share)
 
 
 @dataclass(frozen=True)

@@ -125,10 +125,7 @@ class FloorRate(Schedule):
         return tuple(sorted({max(third * depth // 3, 1) for third in (1, 2)} & set(range(depth))))
 
     def count(self, site: Site, mass: Tensor | None) -> int:
-        rate = site.rate[0] / site.rate[1]  # the float it was before it was made exact
-        if isinstance(site.n, torch.SymInt):
-            return torch.sym_int(site.n * rate)
-        return int(int(site.n) * rate)
+        return cut_off(site.n, site.rate[0] / site.rate[1])  # the float it was before it was made exact
 
 
 @dataclass(frozen=True)
@@ -267,6 +264,13 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, but got {value!r}.")
     return float(value)  # pyright: ignore[reportArgumentType]
+
+
+def cut_off(n: int, share: float) -> int:
+    """int(n · share) in double precision, also of a number that is a symbol or, where it is traced, a tensor."""
+    if isinstance(n, torch.SymInt):
+        return torch.sym_int(n * share)
+    return int(int(n) * share)
 
 
 def compounded(rates: Sequence[float]) -> float:

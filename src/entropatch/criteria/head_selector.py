@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from entropatch.criteria.learned import Decision, Entering, Making, Note, drawn_
-from entropatch.criteria.taught import TaughtCriterion
+from entropatch.criteria.taught import Judge, TaughtCriterion
 
 ALWAYS = 2.0  # the score of a package token, above any patch's
 
@@ -96,38 +96,25 @@ class HeadSelector(TaughtCriterion):
         return scores.float()
 
 
-class Selector(nn.Module):
+class Selector(Judge):
     """One token selector: tokens (batch, n, width) and which of them count (batch, n) -> log π, (batch, n, 2), but for
     a constant of each token, and s_j0, (batch, n), float32 or better."""
 
     def __init__(self, width: int, heads: int):
-        super().__init__()
         d = width // heads
         if width % (2 * heads) or d < 4:
             raise ValueError(
                 f"the tokens must be of a width that 2 · {heads} heads divide, of at least 4 for each, but theirs is "
                 f"{width}."
             )
+        super().__init__(d)
         between = max(heads // 2, 1)
         self.heads = heads
-        self.embed: nn.Module = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, d), nn.GELU())
-        self.score: nn.Module = nn.Sequential(
-            nn.Linear(d, d // 2),
-            nn.GELU(),
-            nn.Linear(d // 2, d // 4),
-            nn.GELU(),
-            nn.Linear(d // 4, 2),
-        )
         self.voice: nn.Module = nn.Sequential(nn.Linear(heads, between), nn.GELU(), nn.Linear(between, heads))
 
     def forward(self, x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         x = x.unflatten(2, (self.heads, -1))  # (batch, n, heads, d)
-        z = self.embed(x)
-        local, rest = z.split(z.shape[-1] // 2, dim=-1)
-        counted = counted[..., None, None].to(z.dtype)
-        # As in DynamicViT's predictor: whole numbers but for rounding, and none may count.
-        overall = (rest * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=0.5)
-        logs = self.score(torch.cat((local, overall.expand_as(local)), dim=-1))
+        logs = self.judged(x, counted)
         logs = logs.to(torch.promote_types(logs.dtype, torch.float32)).log_softmax(-1)
         voices = self.voice(x.mean(3)).to(logs.dtype).sigmoid()[..., None]
         voices = voices / voices.sum(2, keepdim=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from entropatch.criteria.learned import Decision, Entering, Making, Note, drawn_
-from entropatch.criteria.taught import TaughtCriterion
+from entropatch.criteria.taught import Judge, TaughtCriterion
 
 EPSILON = 1e-6  # of the masked softmax
 
@@ -83,27 +83,13 @@ class KeepPredictor(TaughtCriterion):
         return shares / shares.sum(1, keepdim=True)
 
 
-class Predictor(nn.Module):
+class Predictor(Judge):
     """One prediction module: tokens (batch, n, width) and which of them count (batch, n) -> log π, (batch, n, 2)."""
 
     def __init__(self, width: int):
-        super().__init__()
         if width % 4:
             raise ValueError(f"the tokens must be of a width that 4 divides, but theirs is {width}.")
-        self.embed: nn.Module = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
-        self.score: nn.Module = nn.Sequential(
-            nn.Linear(width, width // 2),
-            nn.GELU(),
-            nn.Linear(width // 2, width // 4),
-            nn.GELU(),
-            nn.Linear(width // 4, 2),
-        )
+        super().__init__(width)
 
     def forward(self, x: Tensor, kept: Tensor) -> Tensor:
-        z = self.embed(x)
-        local, rest = z.split(z.shape[-1] // 2, dim=-1)
-        counted = kept[..., None].to(z.dtype)
-        # A whole number but for rounding, and none may count; a bound of 1 would stop the gradient of a single one.
-        number = counted.sum(1, keepdim=True).clamp(min=0.5)
-        overall = (rest * counted).sum(1, keepdim=True) / number
-        return self.score(torch.cat((local, overall.expand_as(rest)), dim=-1)).log_softmax(-1)
+        return self.judged(x, kept).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""`TaughtCriterion`: decides for each token while the model trains, and learns from a dense teacher how to."""
+"""`TaughtCriterion` decides for each token while the model trains, taught by a dense one; `Judge` is by what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from entropatch.criteria.learned import LearnedCriterion, Note, Seen, weight
 
@@ -52,6 +52,35 @@ class TaughtCriterion(LearnedCriterion):
         if self.token_weight:
             terms["tokens"] = self.token_weight * token_loss(seen)
         return terms
+
+
+class Judge(nn.Module):
+    """The network that DynamicViT's predictor and SPViT's selector share, for tokens of width d or their heads of it.
+
+    With z = GELU(W LayerNorm(x) + b) it is MLP([first half of z, mean over the tokens that count of its other half]),
+    d → d/2 → d/4 → 2, GELU between.
+    """
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.embed: nn.Module = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, d), nn.GELU())
+        self.score: nn.Module = nn.Sequential(
+            nn.Linear(d, d // 2),
+            nn.GELU(),
+            nn.Linear(d // 2, d // 4),
+            nn.GELU(),
+            nn.Linear(d // 4, 2),
+        )
+
+    def judged(self, x: Tensor, counted: Tensor) -> Tensor:
+        """Logits (batch, n, …, 2) of keeping and dropping, of x (batch, n, …, d); `counted` (batch, n) is 0 or 1."""
+        z = self.embed(x)
+        local, rest = z.split(z.shape[-1] // 2, dim=-1)
+        counted = counted.reshape(*counted.shape, *(1,) * (z.ndim - 2)).to(z.dtype)
+        # A whole number but for rounding, and none may count; a bound of 1 would stop the gradient of a single one.
+        number = counted.sum(1, keepdim=True).clamp(min=0.5)
+        overall = (rest * counted).sum(1, keepdim=True) / number
+        return self.score(torch.cat((local, overall.expand_as(rest)), dim=-1))
 
 
 def token_loss(seen: Seen) -> Tensor:
