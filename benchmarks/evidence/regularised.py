@@ -40,6 +40,7 @@ def main(
     methods: str = "random,evit,shannon,renyi-2,renyi-inf",
     keep_rates: str = "0.7,0.5,0.3",
     seeds: str = "0,1,2",
+    arms: str = ",".join(ARMS),
     weight: Annotated[float, typer.Option(help="Of the penalty in the loss.")] = 3.0,
     epochs: int = 6,
     batch_size: int = 128,
@@ -59,7 +60,7 @@ def main(
     bench = opened(data, root, weights, model, recipe, device, cache, workers, False)
     bench.entropy_weight = weight
     number, count = map(int, lane.split("/"))
-    runs = [(arm, int(seed)) for seed in seeds.split(",") for arm in ARMS]
+    runs = [(arm, int(seed)) for seed in seeds.split(",") for arm in arms.split(",")]
     rates = [float(rate) for rate in keep_rates.split(",")]
     output.mkdir(parents=True, exist_ok=True)
     for arm, seed in runs[number::count]:
