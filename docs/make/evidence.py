@@ -30,12 +30,27 @@ def runs(tag: str, blocks: str = "paper", size: int = 196) -> dict[tuple[str, fl
 def by_seed(tag: str, blocks: str, size: int) -> dict[tuple[str, float | None], dict[str, dict[Any, Bits]]]:
     """As `runs`, the images of each seed; None is the seed without training."""
     found: dict[tuple[str, float | None], dict[str, dict[Any, Bits]]] = defaultdict(lambda: defaultdict(dict))
-    for file in sorted((RESULTS / "evidence/records").glob("*.jsonl")):
-        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-            if line["tag"] == tag and line["size"] == size and line["blocks"] in ("", blocks):
-                bits = unpacked(line["correct"], line["images"])
-                found[line["data"], line["keep_rate"]][line["name"]][line["seed"]] = bits
+    for line in _lines():
+        if line["tag"] == tag and line["size"] == size and line["blocks"] in ("", blocks):
+            bits = unpacked(line["correct"], line["images"])
+            found[line["data"], line["keep_rate"]][line["name"]][line["seed"]] = bits
     return found
+
+
+@cache
+def counted(tag: str, size: int) -> dict[tuple[str, float | None], dict[str, float]]:
+    """By data set and keep rate, the GFLOPs of each method whose images have numbers of patches of their own."""
+    found: dict[tuple[str, float | None], dict[str, float]] = defaultdict(dict)
+    for line in _lines():
+        if line["tag"] == tag and line["size"] == size and "gflops" in line:
+            found[line["data"], line["keep_rate"]][line["name"]] = line["gflops"]
+    return found
+
+
+@cache
+def _lines() -> list[dict[str, Any]]:
+    files = sorted((RESULTS / "evidence/records").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @cache

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from evidence import DATA, RESULTS, Bits, by_seed, runs
+from evidence import DATA, FREE, RESULTS, TRAINED, Bits, by_seed, counted, runs
 from methods_page import table
 
 from entropatch import PruneConfig
@@ -153,6 +153,34 @@ def one_cost(file: str, rate: str, size: str) -> str:
     return f"{table(heads, rows)}\n\n{machine(data['about'], file)}"
 
 
+def trained_at_one_cost(data: str, rate: str, size: str) -> str:
+    """Each method at one cost, without training and fine-tuned with it active (seed 0), on the same images.
+
+    Args:
+        data: the data set.
+        rate: the keep rate of the paper's blocks whose multiply-adds are the budget.
+        size: of the images, in pixels.
+    """
+    key, pixels = (data, float(rate)), int(size)
+    free, cost, grid, own = (by_seed(tag, "paper", pixels)[key] for tag in (FREE, "cost", TRAINED, "cost-trained"))
+    untrained = {**cost, **free, **{name: cost[name] for name in own if name in cost}}
+    trained = {name: bits[0] for name, bits in {**grid, **own}.items() if 0 in bits}
+    spent = counted("cost-trained", pixels).get(key, {})
+    rows = []
+    for name in sorted(trained, key=_place):
+        off = paired_difference(trained[name], trained["random"], resamples=0)
+        rows.append(
+            [
+                _label(name),
+                f"{spent[name]:.2f}" if name in spent else "",
+                _cell(untrained[name][None]) if name in untrained else "—",
+                _cell(trained[name]),
+                "" if name == "random" else _gap(off),
+            ]
+        )
+    return table(["method", "GFLOPs, where counted", "without training", "fine-tuned", "less random"], rows)
+
+
 def statements(file: str) -> str:
     """What an import takes."""
     data = _record(file)
@@ -253,6 +281,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "penalty": penalty,
     "bench": bench,
     "one-cost": one_cost,
+    "trained-at-one-cost": trained_at_one_cost,
     "scoring": scoring,
     "statements": statements,
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from entropatch.config import PruneConfig
 from entropatch.criteria.learned import LearnedCriterion, Note, Seen
 from entropatch.surgery import UnsupportedModelError, is_pruned, prune_, pruning_config, unprune_
+from entropatch.surgery.registry import pools_patches
 from entropatch.surgery.state import among, pruned_part, pruning_of, this_thread
 
 
@@ -79,12 +80,6 @@ def learned_criterion(config: PruneConfig | None) -> LearnedCriterion | None:
     return criterion if isinstance(criterion, LearnedCriterion) else None
 
 
-def _reads_patches(model: Any) -> bool:
-    """Whether a model says that it pools its patches, as timm's and OpenCLIP's do; of others it is not known."""
-    pool = getattr(model, "global_pool", getattr(model, "pool_type", ""))
-    return pool in ("avg", "avgmax", "max", "map") or getattr(model, "attn_pool", None) is not None
-
-
 @contextmanager
 def method_loss(model: nn.Module, teacher: nn.Module | None = None) -> Iterator[MethodLoss]:
     """The loss of the method that a model is pruned by, beside the cross entropy, for training.
@@ -119,7 +114,7 @@ def method_loss(model: nn.Module, teacher: nn.Module | None = None) -> Iterator[
         raise ValueError(
             f"the method {pruning_config(model).label} has no loss of its own; train it with the cross entropy alone."
         )
-    if criterion.masks and _reads_patches(pruned_part(model)):
+    if criterion.masks and pools_patches(pruned_part(model)):
         raise UnsupportedModelError(
             f"the head of this {type(pruned_part(model)).__name__} reads patches, so those that "
             f"{type(criterion).__name__} only masks in training would still be read; use a model that reads its class "

@@ -24,6 +24,7 @@ from entropatch.bench.rows import Row, records_of
 from entropatch.cli import app
 from entropatch.cli import bench as _registered  # noqa: F401
 from entropatch.measure import Timing, count_flops
+from entropatch.measure.budget import BudgetError
 
 TINY = {"model": "test_vit", "image_size": 48, "repeats": 2, "warmup": 1}
 SIGLIP = {"model": "vit_base_patch16_siglip_224", "image_size": 32, "repeats": 1, "warmup": 0}
@@ -543,6 +544,8 @@ def test_a_keep_rate_is_the_same_found_from_another_method_s_or_from_nothing(mon
 
 
 def test_a_budget_that_a_method_cannot_meet_is_a_note():
+    with pytest.raises(BudgetError, match=r"below the dense model's 0\.00\d GFLOPs, but got 9; it needs"):
+        run_bench(settings(methods=("dense", "random"), keep_rates=None, target_gflops=(0.0022, 9.0)))
     made = run_bench(settings(methods=("dense", "random"), keep_rates=None, target_gflops=(1e-6,)))
     (failed,) = made.failed
     assert "some keep rate meets" in failed["note"]
@@ -578,3 +581,11 @@ def test_the_command_takes_a_budget_and_a_group(tmp_path, monkeypatch, more):
     records = json.loads((tmp_path / "bench.json").read_text())["records"]
     assert [record["method"] for record in records] == ["dense", "random", *more]
     assert all(record["gflops"] <= 0.0022 for record in records[1:])
+
+
+def test_a_budget_that_needs_no_pruning_is_no_setting(tmp_path):
+    command = ["bench", "--model", "test_vit", "--image-size", "48", "--methods", "all", "--target-gflops", "9"]
+    ran = CliRunner().invoke(app, [*command, "--output", str(tmp_path)])
+    assert ran.exit_code == 2
+    assert "the budget must be below the dense model's" in ran.output
+    assert not list(tmp_path.iterdir())

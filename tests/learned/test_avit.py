@@ -129,6 +129,11 @@ def test_it_has_no_weights_and_is_saved() -> None:
     assert prune_(model, config).state_dict().keys() == keys
 
 
+def test_an_empty_batch() -> None:
+    model = prune_(create("deit"), method="a-vit")
+    assert model(photographs(model)[:0]).shape == (0, 5)
+
+
 def test_on_other_libraries() -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
@@ -170,6 +175,11 @@ def test_compiled() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="needs a class token"):
         prune_(create("siglip"), method="a-vit")
+    for name in ("average", "siglip"):  # patches, or a map of them, are what the head reads
+        with pytest.raises(UnsupportedModelError, match="class token"):
+            prune_(create(name), PruneConfig(criterion=Halting(), schedule=AboveZeroEverywhere()))
+    with pytest.raises(UnsupportedModelError, match="Halting makes the class token that the head reads, but"):
+        prune_(create("deit", global_pool="avg"), method="a-vit")
     with pytest.raises(ValueError, match="looks at the tokens before every block but the first"):
         prune_(create("deit"), method="a-vit", blocks=(1, 3))
     with pytest.raises(ValueError, match=r"epsilon must lie in \(0, 1\)"):

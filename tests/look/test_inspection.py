@@ -17,6 +17,8 @@ import entropatch
 from entropatch import CumulativeImportance, Drop, Merge, PruneConfig, Reduction, UnsupportedModelError
 from entropatch.config import method_config
 from entropatch.data.images import cropped, to_tensor
+from entropatch.figures.patches import count_text
+from entropatch.figures.pixels import remaining
 from entropatch.look.inspection import entropy_maps, inspect_image, possible_methods, pruning_stages
 
 BLOCKS, RATE = (1, 2, 3), 0.6
@@ -260,6 +262,31 @@ def test_what_is_dropped_after_it_took_others_in_is_gone_with_them():
         assert after == (number if number in left else -1)
     assert 0 < (stages.stands[1] < 0).sum() < 25
     assert stages.fused == (0, 0)
+
+
+@pytest.mark.parametrize("method", ["evo-vit", "cropr"])
+def test_patches_that_wait_are_not_merged(method: str) -> None:
+    """Evo-ViT's go around the blocks, Token Cropr's are joined again before the last; none is part of another's."""
+    model = create("deit", depth=6)
+    images, config = photographs(model, batch=1), PruneConfig(method=method, keep_rate=0.6)
+    (stages,) = pruning_stages(model, images, config)
+    assert not stages.merged.any()
+    assert np.array_equal(stages.waiting, ~stages.kept)  # nothing is gone
+    last = len(stages.blocks) - 1
+    assert stages.waiting[0].any()
+    text = count_text(stages, 0)
+    assert text == f"{stages.kept[0].sum()} of 25, {stages.waiting[0].sum()} waiting"
+    crop = np.random.default_rng(0).integers(0, 255, (80, 80, 3)).astype(np.uint8)
+    drawn = remaining(crop, stages.kept[0], stages.stands[0])
+    assert np.array_equal(drawn, remaining(crop, stages.kept[0]))  # as patches that are gone
+    if method == "cropr":
+        assert (stages.blocks[last], count_text(stages, last)) == (5, "25 of 25 patches")
+        with torch.no_grad(), entropatch.trace(entropatch.prune_(model, config)) as trace:
+            model(images)
+        there = trace.stages[-1]
+        assert there.kept.tolist() == there.patches.tolist() == [list(range(25))]
+        assert there.counts_before == there.counts_after == 25
+        assert there.dropped.shape == (1, 0)
 
 
 def test_images_that_keep_different_numbers_have_counts_of_their_own():

@@ -135,6 +135,19 @@ def test_restore_and_feature_maps(name: str) -> None:
             torch.testing.assert_close(got[i], want[0], atol=1e-5, rtol=1e-5)
 
 
+def test_a_head_without_pooling_gives_tokens_that_end_in_nan() -> None:
+    model = entropatch.prune_(create("deit", global_pool=""), schedule=BySum())
+    images = photographs(model, batch=6)
+    with torch.no_grad():
+        found = model(images)
+        alone = [model(image[None])[0] for image in images]
+    assert len({len(own) for own in alone}) > 1
+    assert found.shape == (6, max(map(len, alone)), 5)
+    for got, own in zip(found, alone, strict=True):
+        torch.testing.assert_close(got[: len(own)], own, atol=1e-5, rtol=1e-5)
+        assert got[len(own) :].isnan().all()
+
+
 def test_a_batch_computes_what_its_images_do() -> None:
     """Not a token more: no half of a block runs on padding."""
     pytest.importorskip("fvcore")

@@ -20,6 +20,7 @@ from entropatch.error_text import one_line
 from entropatch.export.subject import BACKEND
 from entropatch.extras import require
 from entropatch.measure import Flops, count_flops, environment, peak_memory, time_interleaved
+from entropatch.measure.budget import refuse_dense
 from entropatch.measure.environment import load_average
 from entropatch.measure.memory import memory_errors
 from entropatch.measure.variants import Variant, pruned_copy
@@ -65,6 +66,7 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
     Raises:
         ImportError: fvcore or timm is not installed.
         ValueError: the model is unknown or cannot be made at this image size.
+        BudgetError: a target is not below what the dense model needs.
     """
     require("fvcore", "bench")
     step, load = on_step or (lambda: None), load_average()
@@ -77,6 +79,9 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
     ):
         model = _create(settings)
         dense = cache(lambda: count_flops(model, _images(settings, 1)).total / 1e9)
+        with _autocast(settings):
+            for target in settings.target_gflops:
+                refuse_dense(target, dense())
         rates: dict[float, float] = {}  # of each target the last that was found, near which another method's is
         made = [_make(variant, model, settings, dense, rates) for variant in settings.variants()]
         for batch_size in settings.batch_sizes:

@@ -72,6 +72,7 @@ def bench(
     exit status is 1, unless a group of methods was asked for; for a setting that makes no sense it is 2.
     """
     from entropatch.bench import BenchSettings, bar_sentences, bench_table, check_table, run_bench, table_3
+    from entropatch.measure.budget import BudgetError
     from entropatch.methods import DENSE, compared_methods
     from entropatch.records.tables import write_records
 
@@ -110,6 +111,8 @@ def bench(
         shown = "\n".join([shown, *sentences]) + "\n" * bool(sentences)
         title = f"{settings.model} at {settings.image_size} px on {result.about['hardware']}"
         paths = write_records(result.records, output, name, title=title, about=result.about, table=shown)
+    except BudgetError as error:
+        fail("bench", error, 2)
     except (ImportError, ValueError, OSError) as error:
         fail("bench", error, 1)
     typer.echo(shown)

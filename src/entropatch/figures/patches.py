@@ -150,9 +150,10 @@ def _about(inspection: Inspection) -> str:
 
 
 def count_text(stages: Stages, stage: int) -> str:
-    """How many patches a stage left: "97 of 196 patches", or "97 of 196 + 1 fused", or "97 of 196, 99 merged"."""
-    kept, fused, merged = stages.kept[stage], stages.fused[stage], stages.merged[stage].sum()
-    added = (f" + {fused} fused" if fused else "") + (f", {merged} merged" if merged else "")
+    """How many patches a stage left: "97 of 196 patches", "97 of 196 + 1 fused", "97 of 196, 99 merged" or waiting."""
+    kept, fused = stages.kept[stage], stages.fused[stage]
+    others = {"merged": stages.merged[stage].sum(), "waiting": stages.waiting[stage].sum()}
+    added = (f" + {fused} fused" if fused else "") + "".join(f", {n} {what}" for what, n in others.items() if n)
     return f"{kept.sum()} of {kept.size}" + (added or " patches")
 
 

@@ -57,7 +57,8 @@ def remaining(crop: np.ndarray, kept: np.ndarray, stands: np.ndarray | None = No
 
     Grey alone would not show on a pale or grey photograph. What is kept is the image itself, pixel for pixel; hatching
     and outline lie on the faded patches only. A patch that was merged into another's token is neither kept nor gone: it
-    has the mean colour of all patches of that token, with a line where it borders on those of another.
+    has the mean colour of all patches of that token, with a line where it borders on those of another. One whose token
+    waits beside the blocks is drawn as gone.
 
     Args:
         crop: the pixels the model saw, (height, width, 3), uint8.
@@ -70,11 +71,14 @@ def remaining(crop: np.ndarray, kept: np.ndarray, stands: np.ndarray | None = No
     faded = np.where(_hatching(crop.shape[:2]), faded - HATCH_DEPTH, faded)
     faded[_beside(pixels, round(_unit(crop.shape[1])) or 1)] = OUTLINE
     shown = np.where(pixels[..., None], crop / 255, faded[..., None])
-    return shown if stands is None else _with_merged(shown, crop, pixels, _to_pixels(stands, crop))
+    if stands is None:
+        return shown
+    waiting = (stands == np.arange(stands.size).reshape(stands.shape)) & ~kept
+    return _with_merged(shown, crop, pixels, _to_pixels(np.where(waiting, -1, stands), crop))
 
 
 def _with_merged(shown: np.ndarray, crop: np.ndarray, kept: np.ndarray, stands: np.ndarray) -> np.ndarray:
-    """`shown` with the merged patches on it; `kept` and `stands` as of `remaining`, per pixel."""
+    """`shown` with the merged patches on it; `kept` and `stands` as of `remaining`, per pixel, -1 for what waits."""
     merged = (stands >= 0) & ~kept
     if not merged.any():
         return shown

@@ -35,8 +35,9 @@ class Stages:
         kept: whether the patch's own token is left after the stage, (stages, H, W), bool.
         tokens: patch tokens at the input and after each stage, fused tokens included, such as (196, 138, 97, 68).
         fused: fused tokens among those after each stage; a stage that fuses adds one and may drop earlier ones.
-        stands: number of the patch whose token stands for the patch after the stage, (stages, H, W), int64: its own, or
-            that of the one it was merged into; -1 where none does. Where nothing merges it may be left out.
+        stands: number of the patch whose token stands for the patch after the stage, (stages, H, W), int64: its own,
+            which may wait beside the blocks, or that of the one it was merged into; -1 where none does. Where nothing
+            merges or waits it may be left out.
     """
 
     blocks: tuple[int, ...]
@@ -48,13 +49,22 @@ class Stages:
 
     def __post_init__(self) -> None:
         if self.stands is None:
-            numbers = np.arange(self.kept[0].size).reshape(self.kept.shape[1:])
-            object.__setattr__(self, "stands", np.where(self.kept, numbers, -1))
+            object.__setattr__(self, "stands", np.where(self.kept, self._own, -1))
+
+    @property
+    def _own(self) -> np.ndarray:
+        """The number of each patch, (H, W)."""
+        return np.arange(self.kept[0].size).reshape(self.kept.shape[1:])
 
     @property
     def merged(self) -> np.ndarray:
         """Whether the patch is part of another one's token after the stage, (stages, H, W), bool."""
-        return (self.stands >= 0) & ~self.kept
+        return (self.stands >= 0) & (self.stands != self._own)
+
+    @property
+    def waiting(self) -> np.ndarray:
+        """Whether the patch's token goes around the blocks that follow, and is joined later, (stages, H, W), bool."""
+        return (self.stands == self._own) & ~self.kept
 
     def at(self, blocks: Sequence[int]) -> Stages:
         """How things stand after each of those blocks: as the last stage up to there left them.
@@ -66,7 +76,7 @@ class Stages:
         if blocks == self.blocks:
             return self
         last = [bisect_right(self.blocks, block) - 1 for block in blocks]  # -1 before the first stage
-        whole, numbers = np.ones_like(self.kept[:1]), np.arange(self.kept[0].size).reshape(1, *self.kept[0].shape)
+        whole, numbers = np.ones_like(self.kept[:1]), self._own[None]
         unscored = np.full_like(self.scores[:1], np.nan)
         scored = [self.blocks.index(block) if block in self.blocks else -1 for block in blocks]
         return Stages(
@@ -257,6 +267,8 @@ def _standing(record: StageRecord, grid: tuple[int, int]) -> tuple[np.ndarray, n
     for part in record.parts:
         positions, places = part.after.original_positions(part.tokens), part.after.original_places(part.tokens)
         of_place = torch.where(places < 0, -1, positions.gather(1, places.clamp_min(0)))
+        if part.after.parked is not None:
+            of_place = of_place.scatter(1, part.after.parked[1], part.after.parked[1])
         rows = slice(None) if part.rows is None else part.rows.cpu().numpy()
         stands[rows], fused[rows] = of_place.cpu().numpy(), (positions < 0).sum(1).cpu().numpy()
     return stands.reshape(batch, *grid), fused

@@ -14,6 +14,14 @@ class BudgetError(ValueError):
     """No keep rate meets the budget, or every one does."""
 
 
+def refuse_dense(target: float, dense: float) -> None:
+    """Raise BudgetError for a budget that the dense model meets; both in 10⁹ multiply-adds per image."""
+    if target >= dense:
+        raise BudgetError(
+            f"the budget must be below the dense model's {dense:.3f} GFLOPs, but got {target:g}; it needs no pruning."
+        )
+
+
 def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: float, near: float | None = None) -> float:
     """The largest keep rate of four decimals whose multiply-adds are at most `target`.
 
@@ -30,10 +38,7 @@ def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: floa
         BudgetError: the target is not below the dense model, or below what the smallest rate needs, or the rate changes
             nothing.
     """
-    if target >= dense:
-        raise BudgetError(
-            f"the budget must be below the dense model's {dense:.3f} GFLOPs, but got {target:g}; it needs no pruning."
-        )
+    refuse_dense(target, dense)
     least = gflops(1 / GFLOPS_STEPS)
     if least > target:
         raise BudgetError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from entropatch.surgery.loop import Passed, in_order, padded
+from entropatch.surgery.loop import Passed, in_order
 from entropatch.surgery.restoring import to_grid
 
 
@@ -26,7 +26,7 @@ def dense_maps(
     maps, prefixes = [], []
     for block in blocks:
         streams = passed.taken[block]
-        tokens = in_order(streams, padded(streams))
+        tokens = in_order(streams, [stream.x for stream in streams])
         reduced = [part for part in passed.reduced if part.stage.block <= block]
         maps.append(norm(to_grid(tokens[:, prefix:], reduced, None, nn.Identity())))
         prefixes.append(norm(tokens[:, :prefix]))

@@ -190,19 +190,21 @@ def _refuse_stock(modules: Sequence[nn.Module], adapter: Adapter) -> None:
 
 
 def in_order(streams: Sequence[Stream], outputs: Sequence[Any]) -> Any:
-    """One output for each stream as one for the batch, in its order; outputs are tensors or nests of them."""
+    """One output for each stream as one for the batch, in its order; outputs are tensors or nests of them.
+
+    Tokens, (images, n, width), are filled up to the most with NaN, so that whoever reads the padding notices.
+    """
     if streams[0].rows is None:  # the whole batch; groups that met again are in an order of their own
         return outputs[0]
     rows = torch.cat([stream.rows for stream in streams if stream.rows is not None]).argsort()
-    return tree_map(lambda *parts: torch.cat(parts).index_select(0, rows), *outputs)
+    return tree_map(lambda *parts: torch.cat(_padded(parts)).index_select(0, rows), *outputs)
 
 
-def padded(streams: Sequence[Stream]) -> list[Tensor]:
-    """The tokens of each stream, filled up to the longest with NaN, so that whoever reads the padding notices."""
-    longest = max(stream.x.shape[1] for stream in streams)
-    return [
-        nn.functional.pad(stream.x, (0, 0, 0, longest - stream.x.shape[1]), value=float("nan")) for stream in streams
-    ]
+def _padded(parts: Sequence[Tensor]) -> list[Tensor]:
+    if parts[0].ndim != 3:
+        return list(parts)
+    longest = max(part.shape[1] for part in parts)
+    return [nn.functional.pad(part, (0, 0, 0, longest - part.shape[1]), value=float("nan")) for part in parts]
 
 
 def _entering(x: Tensor, prefix: int, grid: tuple[int, ...], patches: int | None, followed: bool) -> Tokens:

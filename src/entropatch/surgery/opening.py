@@ -113,7 +113,7 @@ class Opening:
             rows = (counts == size).nonzero()[:, 0]
             plan = _plan(stage, shares.index_select(0, rows), priorities.index_select(0, rows), size)
             parts.append(_done(stage, stream, rows, scores, plan, tokens, record))
-        return parts or [stream]
+        return parts or [replace(stream, tokens=tokens)]  # an empty batch
 
     def _masked(
         self, stage: Stage, stream: Stream, decision: Decision, scores: Tensor, tokens: Tokens, reduced: list[Reduced]
@@ -207,8 +207,5 @@ def unparked(stream: Stream, stage: Stage, block: int, reduced: list[Reduced] | 
     joined = gather_tokens(torch.cat((patches, tokens.parked[0]), dim=1), order)
     after = replace(tokens, n=tokens.n + tokens.parked[1].shape[1], positions=None, places=None, parked=None)
     if reduced is not None:
-        there = replace(stage, block=block)
-        reduced.append(
-            Reduced(there, stream.rows, None, patches, replace(tokens, parked=None), after, None, NO_BACKEND)
-        )
+        reduced.append(Reduced(replace(stage, block=block), stream.rows, None, joined, after, after, None, NO_BACKEND))
     return replace(stream, x=torch.cat((stream.x[:, :prefix], joined), dim=1), tokens=after)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.config import PruneConfig, Stage
+from entropatch.criteria.learned import LearnedCriterion
 from entropatch.methods import default_method
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.registry import Tower, adapter_of, supported, tower_of
+from entropatch.surgery.registry import Tower, adapter_of, pools_patches, supported, tower_of
 from entropatch.surgery.state import ATTRIBUTE, Observers, Pruning, is_pruned, pruned_part, pruning_of, unwrap
 from entropatch.surgery.weights import fit_weights, put_aside
 
@@ -220,6 +221,13 @@ def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None
             raise UnsupportedModelError(
                 f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
                 f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
+            )
+        closes = isinstance(criterion, LearnedCriterion) and criterion.closes
+        if closes and (tower.reads == "tokens" or pools_patches(model)):
+            raise UnsupportedModelError(
+                f"{type(criterion).__name__} makes the class token that the head reads, but what follows this "
+                f"{type(model).__name__} reads patches; use a model that reads its class token alone (timm: "
+                "global_pool='token')."
             )
         if reduction.appends and adapter.is_rotary(model):
             raise UnsupportedModelError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from torch import nn
 
@@ -79,3 +80,9 @@ def _there() -> list[Adapter]:
 
 def _made(module: str, name: str) -> Adapter:
     return getattr(import_module(module), name)()
+
+
+def pools_patches(model: Any) -> bool:
+    """Whether a model says that it pools its patches, as timm's and OpenCLIP's do; of others it is not known."""
+    pool = getattr(model, "global_pool", getattr(model, "pool_type", ""))
+    return pool in ("avg", "avgmax", "max", "map") or getattr(model, "attn_pool", None) is not None

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from entropatch.surgery.loop import Passed, in_order, padded
+from entropatch.surgery.loop import Passed, in_order
 from entropatch.surgery.outcome import Outcome
 from entropatch.surgery.state import ATTRIBUTE, Pruning
 from entropatch.surgery.visit import Visit
@@ -85,7 +85,7 @@ class Stepwise:
         self._visits[id(part)] = [visit for visit, _ in done]
         y = self._handed_on(x, done)
         if waiting and not self._dense and len(self._visits) == len(passing.modules):
-            y = in_order(passing.streams, padded(passing.streams))
+            y = in_order(passing.streams, [stream.x for stream in passing.streams])
         if len(self._visits) == len(passing.modules) and passing.pruning.closer is not None:
             prefix = passing.prefix
             closed = in_order(passing.streams, [stream.x[:, :prefix] for stream in passing.streams])

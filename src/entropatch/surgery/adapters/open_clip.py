@@ -6,7 +6,6 @@ The text tower has blocks of the same classes, under a causal mask; it is never 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +26,7 @@ from entropatch.surgery.adapters.torch_modules import (
 from entropatch.surgery.checkpointing import checkpointed
 from entropatch.surgery.dense_maps import dense_maps
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.loop import Passed, Stream, in_order, padded, run_blocks
+from entropatch.surgery.loop import Passed, Stream, in_order, run_blocks
 from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.state import undisturbed
 from entropatch.surgery.visit import Visit
@@ -126,7 +125,7 @@ class VisionTransformer(transformer.VisionTransformer):
             if self.proj is not None:
                 outputs = [(pooled @ self.proj, tokens) for pooled, tokens in outputs]
         pooled, tokens = ([output[i] for output in outputs] for i in (0, 1))
-        return _joined(streams, pooled), _joined(streams, tokens)
+        return in_order(streams, pooled), in_order(streams, tokens)
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         patch: Any = self.patch_size  # a pair; the stock class says nothing of its type
@@ -266,10 +265,3 @@ def _left_by_dropout(drop: Any, patches: int) -> int | None:
     """How many patches OpenCLIP's patch dropout leaves; None where there is none."""
     prob = getattr(drop, "prob", 0.0) if drop.training else 0.0
     return max(1, int(patches * (1 - prob))) if prob else None
-
-
-def _joined(streams: Sequence[Stream], parts: Sequence[Tensor]) -> Tensor:
-    """Outputs of each stream as one for the batch; tokens of different numbers are filled up with NaN."""
-    if parts[0].ndim == 3:
-        parts = padded([replace(stream, x=part) for stream, part in zip(streams, parts, strict=True)])
-    return in_order(streams, parts)

@@ -7,7 +7,6 @@ stays as it is.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +21,7 @@ from entropatch.surgery.adapters.torch_modules import (
     run_inside,
 )
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.loop import in_order, padded, run_blocks
+from entropatch.surgery.loop import in_order, run_blocks
 from entropatch.surgery.split_block import SplitBlock
 from entropatch.surgery.state import undisturbed
 from entropatch.surgery.visit import Visit
@@ -54,8 +53,7 @@ class Encoder(torchvision_vit.Encoder):
         side = math.isqrt(input.shape[1] - 1)
         streams = run_inside(self.layers, x, lambda x: run_blocks(self, x, (side, side)))
         with undisturbed(self):
-            normed = [replace(stream, x=self.ln(stream.x)) for stream in streams]
-        return in_order(normed, padded(normed))
+            return in_order(streams, [self.ln(stream.x) for stream in streams])
 
 
 class TorchvisionAdapter(Adapter):

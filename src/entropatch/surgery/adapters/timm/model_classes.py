@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from entropatch.surgery.adapters.torch_modules import Sequential, run_inside
 from entropatch.surgery.checkpointing import checkpointed
 from entropatch.surgery.dense_maps import dense_maps
 from entropatch.surgery.errors import UnsupportedModelError
-from entropatch.surgery.loop import Passed, Stream, in_order, padded, run_blocks
+from entropatch.surgery.loop import Passed, Stream, in_order, run_blocks
 from entropatch.surgery.state import ATTRIBUTE, Pruning, undisturbed
 from entropatch.surgery.visit import Visit
 from entropatch.tokens import Tokens
@@ -126,8 +125,7 @@ class SplitModel:
     def join_streams(self: Any, streams: Sequence[Stream]) -> Tensor:
         """The normed tokens of the whole batch, in its order."""
         with undisturbed(self):
-            normed = [replace(stream, x=self.norm(stream.x)) for stream in streams]
-        return in_order(normed, padded(normed))
+            return in_order(streams, [self.norm(stream.x) for stream in streams])
 
     def forward_intermediates(
         self: Any,
