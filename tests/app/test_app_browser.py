@@ -184,7 +184,7 @@ def test_a_calibration_is_chosen_and_shown(browser: Any, served: str) -> None:
     assert not notice(browser)
 
     before = pictures(browser, 0)
-    show_model(browser, "plain")
+    show_model(browser, "another")
     wait(browser, lambda: chosen(browser) == "Rényi entropy (1: Shannon)")
     settled(browser, unlike=before)
     assert "Calibrated" not in table(browser)
@@ -217,7 +217,10 @@ def offered(browser: Any) -> list[str]:
 
     box = all_of(browser, "#ep-criterion-0 input")[0]
     box.click()
-    texts = [one.text.removeprefix("✓").strip() for one in wait(browser, lambda: all_of(browser, "ul.options li"))]
+    texts = [
+        one.text.removeprefix("✓").strip()
+        for one in wait(browser, lambda: all_of(browser, "#ep-criterion-0 [role=option]"))
+    ]
     box.send_keys(Keys.ESCAPE, Keys.TAB)
     return texts
 
