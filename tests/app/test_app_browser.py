@@ -194,6 +194,7 @@ def test_a_calibration_is_chosen_and_shown(browser: Any, served: str) -> None:
     wait(browser, lambda: offered(browser)[0] == "Calibrated: 50% of the GFLOPs")
     assert chosen(browser) == "Rényi entropy (1: Shannon)"
     browser.refresh()  # and it is offered to who opens the page again
+    settled(browser)
     wait(browser, lambda: offered(browser)[0] == "Calibrated: 50% of the GFLOPs")
     assert not notice(browser)
     nothing_went_wrong(browser, served)
