@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from entropatch.attention import BlockAttention
 from entropatch.entropy import check_order, without_autocast
 from entropatch.surgery import block_count, watch
+from entropatch.surgery.heads import fewest_heads
+from entropatch.surgery.watching import checked_numbers
 from entropatch.tokens import Tokens
 
 SIDES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -73,8 +76,6 @@ class EntropyPenalty:
         with without_autocast(attention.q):
             entropy = attention.entropy(self._order).float()
         if self._heads is not None:
-            if max(self._heads) >= entropy.shape[1]:
-                raise ValueError(f"heads must lie in 0 … {entropy.shape[1] - 1}, but got {tuple(self._heads)}.")
             entropy = entropy[:, list(self._heads)]
         by_image = _normalised(entropy, tokens.valid)
         term = self._distance(by_image - self._target).sum(0)
@@ -130,7 +131,7 @@ def entropy_penalty(
         An `EntropyPenalty`; its `value` is the penalty over all images of the forward passes inside the `with` block.
 
     Raises:
-        ValueError, TypeError: a setting out of range. UnsupportedModelError: as of `watch`.
+        ValueError, TypeError: a setting out of range, when the block is entered. UnsupportedModelError: as of `watch`.
 
     Example:
         >>> with entropatch.entropy_penalty(model, target=0.6, blocks=(3, 6, 9)) as penalty:
@@ -141,11 +142,18 @@ def entropy_penalty(
         raise ValueError(f"target must be a number in [0, 1], a share of log n, but got {target!r}.")
     if side not in SIDES:
         raise ValueError(f"side must be one of {', '.join(SIDES)}, but got {side!r}.")
-    if heads is not None and (not len(heads) or any(not isinstance(h, Integral) or h < 0 for h in heads)):
-        raise ValueError(f"heads must be numbers from 0 on, at least one, or None for all, but got {heads!r}.")
-    if blocks is not None and not len(blocks):
-        raise ValueError(f"blocks must be numbers in 0 … {block_count(model) - 1}, or None for all, but got none.")
-    penalty = EntropyPenalty(float(target), heads, check_order(order), side)
+    blocks = _chosen("blocks", blocks, block_count(model))
+    penalty = EntropyPenalty(float(target), None, check_order(order), side)
     penalty._differentiated = any(parameter.requires_grad for parameter in model.parameters())
     with watch(model, blocks, penalty._look, gradients=True):
+        # How many there are is told by a model that is watched.
+        penalty._heads = _chosen("heads", heads, fewest_heads(model, blocks))
         yield penalty
+
+
+def _chosen(name: str, given: Any, count: int | None) -> tuple[int, ...] | None:
+    """As `checked_numbers`; None for all, and at least one."""
+    numbers = None if given is None else checked_numbers(name, given, count)
+    if numbers == ():
+        raise ValueError(f"{name} must be numbers such as (0, 2), or None for all, but got none.")
+    return numbers

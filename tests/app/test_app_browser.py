@@ -182,7 +182,48 @@ def test_a_calibration_is_chosen_and_shown(browser: Any, served: str) -> None:
     assert "The pooled feature changes by" in all_of(browser, "#ep-panel-0")[0].text
     assert "config = entropatch.PruneConfig(" in all_of(browser, "#ep-panel-0 code")[0].get_attribute("textContent")
     assert not notice(browser)
+
+    before = pictures(browser, 0)
+    show_model(browser, "another")
+    wait(browser, lambda: chosen(browser) == "Rényi entropy (1: Shannon)")
+    settled(browser, unlike=before)
+    assert "Calibrated" not in table(browser)
+    assert not [one for one in offered(browser) if one.startswith("Calibrated")]
+    assert not notice(browser)
+    show_model(browser, "m")
+    wait(browser, lambda: offered(browser)[0] == "Calibrated: 50% of the GFLOPs")
+    assert chosen(browser) == "Rényi entropy (1: Shannon)"
+    browser.refresh()  # and it is offered to who opens the page again
+    settled(browser)
+    wait(browser, lambda: offered(browser)[0] == "Calibrated: 50% of the GFLOPs")
+    assert not notice(browser)
     nothing_went_wrong(browser, served)
+
+
+def show_model(browser: Any, name: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    box = all_of(browser, "#ep-model input")[0]
+    box.clear()
+    box.send_keys(name, Keys.ENTER, Keys.TAB)
+
+
+def chosen(browser: Any) -> str:
+    return all_of(browser, "#ep-criterion-0 input")[0].get_attribute("value")
+
+
+def offered(browser: Any) -> list[str]:
+    """What the left menu offers, opened for a look."""
+    from selenium.webdriver.common.keys import Keys
+
+    box = all_of(browser, "#ep-criterion-0 input")[0]
+    box.click()
+    texts = [
+        one.text.removeprefix("✓").strip()
+        for one in wait(browser, lambda: all_of(browser, "#ep-criterion-0 [role=option]"))
+    ]
+    box.send_keys(Keys.ESCAPE, Keys.TAB)
+    return texts
 
 
 def nothing_went_wrong(browser: Any, served: str) -> None:

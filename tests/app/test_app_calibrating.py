@@ -6,6 +6,7 @@ import base64
 import math
 import re
 from html import unescape
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,9 @@ from entropatch.app.as_code import config_code
 from entropatch.app.calibrating import SHARE, SPEEDUP, views
 from entropatch.calibration import Goal, calibrated
 from entropatch.data.images import to_tensor
+from entropatch.data.preprocessing import Preprocessing, carry
 from entropatch.measure import count_flops
+from entropatch.models.card import ATTRIBUTE, ModelCard
 from entropatch.models.class_names import class_names
 
 GIVEN = PruneConfig(
@@ -178,13 +181,14 @@ def test_a_calibration_of_the_page_is_the_library_s_and_joins_the_menu(
     dense = count_flops(model, torch.zeros(1, 3, 96, 96)).total / 1e9
     seen = views([*extra, photograph(0), photograph(1)])
     expected = calibrated(model, seen, Goal(gflops=0.6 * dense), batch_size=8, **settings)
-    assert explorer.found == {label: expected.config}
+    assert explorer.calibrations("m") == {label: expected.config}
+    assert "<caption>m, 96×96 pixels</caption>" in html
     assert {what for what, _, _ in told} >= {"single blocks", "judging schedules", "held out"}
     for row in expected.rows:
         assert f"<td>{row.label}</td><td>{row.cost:.3g}</td>" in html
     assert "with 3 images 21 are crops of them" in html
-    assert interface.offered(explorer)[0] == label
-    setting = interface.setting_of(explorer, 0.7, label, 3)
+    assert interface.offered(explorer, "m")[0] == label
+    setting = interface.setting_of(explorer, "m", 0.7, label, 3)
     assert setting.pruning() == expected.config
     shown = explorer.see("m", "two", setting)
     assert shown.stages.blocks == expected.config.blocks
@@ -195,7 +199,56 @@ def test_a_calibration_of_the_page_is_the_library_s_and_joins_the_menu(
     assert label in last[1]
     assert "calibrated.json" in last[2]
     assert "block" in shown.method.description
-    assert interface.setting_of(explorer, 0.7, interface.RENYI, 3) == Setting("shannon", 0.7)
+    assert interface.setting_of(explorer, "m", 0.7, interface.RENYI, 3) == Setting("shannon", 0.7)
+
+
+def found(monkeypatch: pytest.MonkeyPatch, explorer: Explorer, model: str, config: PruneConfig) -> str:
+    """What the menu calls a calibration at 80 % that found this setting."""
+    monkeypatch.setattr("entropatch.app.explorer.calibrated", lambda *_, **__: SimpleNamespace(config=config))
+    monkeypatch.setattr("entropatch.app.explorer.result_html", lambda *_: "")
+    return explorer.calibrate(model, SHARE, 0.8)[0]
+
+
+def test_a_calibration_is_offered_for_its_own_model_only(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_class, other = PruneConfig(0.8, criterion=ClassAttention()), PruneConfig(0.7, order=1.0)
+    label = found(monkeypatch, explorer, "m", by_class)
+    usual = interface.criteria()
+    assert interface.offered(explorer, "plain") == usual  # it has no class token
+    with pytest.raises(ValueError, match=f"'{label}' is none of 'plain'; choose another criterion"):
+        interface.setting_of(explorer, "plain", 0.7, label, 3)
+    assert found(monkeypatch, explorer, "plain", other) == label
+    for model, expected in (("m", by_class), ("plain", other)):
+        assert interface.offered(explorer, model) == [label, *usual]
+        assert interface.setting_of(explorer, model, 0.7, label, 3).pruning() == expected
+
+
+@pytest.mark.parametrize("change", ["weights", "source", "size", "library"])
+def test_a_calibration_is_not_offered_for_a_model_of_its_name_that_is_another(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = False
+
+    def loading(name: str) -> tuple[nn.Module, str]:
+        model, source = load(name)
+        if name == "m" and changed:
+            source += ", another file" if change == "source" else ""
+            if change == "weights":
+                next(model.parameters()).data += 0.5
+            elif change == "size":
+                carry(model, Preprocessing(lambda image: torch.zeros(3, 96, 80), (96, 80), (0.5,) * 3, (0.5,) * 3))
+            elif change == "library":
+                vars(model)[ATTRIBUTE] = ModelCard("another", name, "")
+        return model, source
+
+    explorer = Explorer(loading, {"one": photograph(0)}, repeats=1)
+    label = found(monkeypatch, explorer, "m", GIVEN)
+    for name in ("plain", "a", "b", "m"):  # more than are held
+        explorer.source(name)
+    assert interface.offered(explorer, "m")[0] == label  # it is the same again
+    changed = True
+    for name in ("plain", "a", "b"):
+        explorer.source(name)
+    assert label not in interface.offered(explorer, "m")
 
 
 def test_each_block_s_map_is_by_its_own_criterion_and_one_that_asks_for_none_has_none(explorer: Explorer) -> None:
@@ -213,6 +266,6 @@ def test_each_block_s_map_is_by_its_own_criterion_and_one_that_asks_for_none_has
 def test_a_budget_that_nothing_meets_leaves_the_menu_as_it_was(explorer: Explorer) -> None:
     with pytest.raises(ValueError, match="the budget must be one that some setting meets"):
         explorer.calibrate("m", SHARE, 0.001, effort=0.0, blocks=(6,))
-    assert explorer.found == {}
+    assert explorer.calibrations("m") == {}
     assert calibrating.goal_of(SPEEDUP, 1.5, 4.0) == Goal(speedup=1.5)
     assert calibrating.goal_of(SHARE, 0.5, 4.0) == Goal(gflops=2.0)

@@ -202,6 +202,31 @@ def test_bad_settings_are_refused(settings: dict[str, object], words: str) -> No
         pass
 
 
-def test_a_head_that_is_not_there_is_refused() -> None:
-    with entropy_penalty(model := vit(), target=0.5, heads=(3,)), pytest.raises(ValueError, match="0 … 2"):
-        model(images())
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"blocks": 3}, r"blocks must be numbers .* but got 3; for one alone write \(3,\)"),
+        ({"heads": 2}, r"heads must be numbers .* but got 2; for one alone write \(2,\)"),
+        ({"heads": (True,)}, r"heads must be numbers .* but got \(True,\)"),
+        ({"blocks": "12"}, r"blocks must be numbers .* but got '12'"),
+        ({"heads": (0.0,)}, r"heads must be numbers .* but got \(0.0,\)"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_refused(settings: dict[str, object], words: str) -> None:
+    model = vit()
+    with pytest.raises(TypeError, match=words), entropy_penalty(model, target=0.5, **settings):  # pyright: ignore
+        pass
+    assert not is_pruned(model)
+
+
+def test_a_head_that_is_not_there_is_refused_where_it_is_given() -> None:
+    model = vit()
+    for heads in ((0, 3), (-1,)):
+        penalty = entropy_penalty(model, target=0.5, heads=heads)
+        with pytest.raises(ValueError, match="heads must lie in 0 … 2, but got"):
+            penalty.__enter__()  # before the model runs
+    assert not is_pruned(model)
+    for heads in ([2, 0], range(3), {1}):  # whatever holds numbers
+        with entropy_penalty(model, target=0.5, heads=heads) as penalty:  # pyright: ignore
+            model(images())
+        assert penalty.means[0].shape == (len(heads),)

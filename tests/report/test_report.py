@@ -669,16 +669,54 @@ def test_a_segmentation_at_work_says_how_far_it_is(tmp_path: Path) -> None:
         read_run(tmp_path / "run")
 
 
+def calibration(folder: Path) -> Path:
+    """What a calibration writes: its records at the budget and at another cost, and those of single blocks."""
+    about = {"made by": "entropatch calibrate", "verdict": "It beats random.\nIt beats the default.", **MACHINE}
+    about |= {"unit": "GFLOPs", "dense": 4.0}
+    rest = {"loss": 0.1, "standard_error": 0.0123, "pruning": "ToMe, blocks 1, 2"}
+    rows = [
+        ("calibrated", "calibrated", "budget", 3.0, "0.533/0.855"),
+        ("ToMe", "tome, falling", "budget", 2.5, "0.9/0.8"),
+        ("calibrated", "calibrated", "curve", 2.0, 0.5),
+        ("random", "random", "curve", 1.0, 0.5),
+    ]
+    records = [{**dict(zip(("label", "name", "part", "cost", "keep_rate"), row, strict=True)), **rest} for row in rows]
+    write_records(records, folder, "calibration", title="a model", about=about)
+    single = {"block": 3, "choice": "EViT", "keep_rate": 0.5, "loss": 0.1}
+    title = "a model: one block pruned alone"
+    write_records([single] * 50, folder, "single-blocks", title=title, about=about)
+    entropatch.PruneConfig(keep_rate=0.5).save(folder / "calibrated.json")
+    return folder
+
+
 def test_a_calibration_has_its_setting_and_each_finding_once(tmp_path: Path) -> None:
-    about = {"made by": "entropatch calibrate", "verdict": "It beats random.", **MACHINE}
-    record = {"label": "calibrated", "name": "calibrated", "part": "budget", "cost": 3.0, "loss": 0.1, "pruning": "…"}
-    write_records([record], tmp_path, "calibration", about=about)
-    write_records([{"block": 3, "loss": 0.1}], tmp_path, "single-blocks", about=about)
-    entropatch.PruneConfig(keep_rate=0.5).save(tmp_path / "calibrated.json")
-    run = read_run(tmp_path)
-    assert (run.kind, run.findings) == ("calibrate", ("It beats random.",))
+    run = read_run(calibration(tmp_path))
+    assert (run.kind, run.title) == ("calibrate", "a model")
+    assert run.findings == ("It beats random.", "It beats the default.")
     assert list(run.texts) == ["calibrated.json"]
-    assert [table.caption for table in run.tables] == ["calibration", "single-blocks"]
+    beside = [f"calibration: {what}" for what in ("at the budget", "at other costs")]
+    assert [table.caption for table in run.tables] == [*beside, "single-blocks: one block pruned alone"]
+
+
+def test_a_calibration_s_tables_say_costs_of_the_dense_model_and_no_internal_names(tmp_path: Path) -> None:
+    budget, curve, _ = read_run(calibration(tmp_path)).tables
+    assert budget.columns == ("setting", "cost (GFLOPs)", "of dense", "loss", "prunes by", "keep rate")
+    assert budget.rows == (
+        ("calibrated", "3", "75%", "0.1 ± 0.012", "ToMe, blocks 1, 2", "0.533, 0.855"),
+        ("ToMe", "2.5", "62%", "0.1 ± 0.012", "ToMe, blocks 1, 2", "0.9, 0.8"),
+    )
+    assert budget.numeric == (False, True, True, True, False, False)
+    assert [row[:3] for row in curve.rows] == [("random", "1", "25%"), ("calibrated", "2", "50%")]
+    page = write_report([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "tome, falling" not in page
+    assert "<summary>single-blocks: one block pruned alone, 50 records</summary>" in page
+
+
+def test_a_damaged_calibration_is_told(tmp_path: Path) -> None:
+    record = {"label": "a", "name": "a", "part": "budget", "cost": "much", "loss": 0.1, "pruning": "…"}
+    write_records([record], tmp_path, "calibration", about={"made by": "entropatch calibrate", "dense": 3.0})
+    with pytest.raises(ReportError, match=r"calibration\.json: damaged"):
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize(

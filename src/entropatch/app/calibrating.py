@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from PIL import Image, ImageOps
+from torch import nn
 
 from entropatch.calibration import Calibration, Goal
 from entropatch.calibration.finding import CHOSEN
 from entropatch.calibration.judging import OBJECTIVES, SHORT
 from entropatch.config import PruneConfig
 from entropatch.config_fields import setting_label
+from entropatch.data.images import to_tensor
+from entropatch.models.card import card_of
+from entropatch.models.checkpoint import fingerprint
 from entropatch.named_method import Method
 
 LEAST_VIEWS, MOST_IMAGES = 24, 128
 SHARE, SPEEDUP = "share of the GFLOPs", "times the speed"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Of which model a calibration is; of another it says nothing, whatever that is called.
+
+    Attributes:
+        name: as it was asked for.
+        library: whose it is.
+        source: where its weights came from.
+        weights: their fingerprint.
+        size: of its images, (height, width).
+    """
+
+    name: str
+    library: str
+    source: str
+    weights: str
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, name: str, model: nn.Module, source: str) -> Identity:
+        card = card_of(model)
+        height, width = to_tensor(Image.new("RGB", (64, 64)), model).shape[-2:]
+        library = "timm" if card is None else card.library
+        return cls(name, library, source, fingerprint(model.state_dict()), (height, width))
 
 
 def views(images: Sequence[Image.Image], least: int = LEAST_VIEWS, seed: int = 0) -> list[Image.Image]:
@@ -56,8 +87,8 @@ def method_of_config(config: PruneConfig, label: str) -> Method:
     return Method("calibrated", label, about, criteria, reductions, config.schedule, coverage=sides)
 
 
-def result_html(found: Calibration, images: int, seen: int) -> str:
-    """The setting beside random, the default and the methods at the same cost, on the images held out."""
+def result_html(found: Calibration, model: Identity, images: int, seen: int) -> str:
+    """The setting beside random, the default and the methods at the same cost, on the images held out of one model."""
     head = ("", f"cost ({found.unit})", "of dense", f"loss: {SHORT[found.objective]}", "± standard error")
     body = ""
     for row in found.rows:
@@ -72,7 +103,9 @@ def result_html(found: Calibration, images: int, seen: int) -> str:
             "give 64 images or more to trust the numbers"
         )
     verdict = "".join(f"<p>{escape(line)}</p>" for line in found.verdict.splitlines())
+    caption = f"<caption>{escape(model.name)}, {model.size[1]}×{model.size[0]} pixels</caption>"
     return (
-        f'<div class="ep-result"><table class="ep-table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+        f'<div class="ep-result"><table class="ep-table">{caption}'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
         f'{verdict}<p class="ep-note">Loss: {escape(OBJECTIVES[found.objective])}. {escape(note)}.</p></div>'
     )

@@ -64,17 +64,17 @@ def connect(
     menus: list[Any],
     notice: Any,
     *,
-    offered: Callable[[Explorer], list[str]],
+    menus_for: Callable[..., list[Any]],
     message: Callable[[Exception, str], str],
     expected: tuple[type[Exception], ...],
 ) -> None:
-    """Let the button calibrate, show the result, and choose the setting on the left side.
+    """Let the button calibrate, show the result, and choose the setting on the left side, if its model is still shown.
 
     Args:
         gr, explorer, parts, model: Gradio; what answers; `controls`; the menu of models.
         menus: of the criteria, the left one first.
         notice: where a message goes.
-        offered: the entries of those menus.
+        menus_for: the menus for a model, given what is chosen in them.
         message, expected: of errors.
     """
 
@@ -96,23 +96,29 @@ def connect(
             label, html = explorer.calibrate(name, kind, value, pictures=pictures, effort=effort, on_step=tell)
         except expected as error:
             text = message(error, (paths or [""])[0])
-            return gr.skip(), *[gr.skip()] * len(menus), None, panels.notice(text)
+            return gr.skip(), None, None, panels.notice(text)
         finally:
             for path in paths or ():
                 remove(Path(path), Path(parts["files"].GRADIO_CACHE))
-        choices = offered(explorer)
-        others = [gr.update(choices=choices)] * (len(menus) - 1)
-        return html, gr.update(choices=choices, value=label), *others, None, ""
+        return html, (name, label), None, ""
 
-    parts["start"].click(
+    def choose(found: tuple[str, str] | None, name: str, *chosen: str) -> list[Any]:
+        if found is None:
+            return [gr.skip()] * len(chosen)
+        of, label = found
+        return menus_for(gr, explorer, name, *((label, *chosen[1:]) if of == name else chosen))
+
+    latest = gr.State(None)  # the model that was calibrated last, and what its setting is called
+    calibrating = parts["start"].click(
         run,
         [model, *(parts[name] for name in ("kind", "share", "speedup", "effort", "files"))],
-        [parts["result"], *menus, parts["files"], notice],
+        [parts["result"], latest, parts["files"], notice],
         concurrency_limit=1,
         show_progress="full",
         show_progress_on=parts["result"],
         api_visibility="private",
     )
+    calibrating.then(choose, [latest, model, *menus], menus, show_progress="hidden", api_visibility="private")
 
 
 def remove(file: Path, cache: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from entropatch.app.answering import Said, compare, output
-from entropatch.app.calibrating import MOST_IMAGES, found_label, goal_of, result_html, views
+from entropatch.app.calibrating import MOST_IMAGES, Identity, found_label, goal_of, result_html, views
 from entropatch.app.setting import Setting
 from entropatch.attention import BlockAttention
 from entropatch.calibration import calibrated
@@ -75,9 +76,14 @@ class Latency:
 class _Model:
     """A loaded model and pruned copies of it that share its weights; surgery is done once for each."""
 
+    name: str
     dense: nn.Module
     source: str
     copies: list[nn.Module] = field(default_factory=list)
+
+    @cached_property
+    def identity(self) -> Identity:
+        return Identity.of(self.name, self.dense, self.source)
 
     def pruned(self, configs: Sequence[PruneConfig]) -> list[nn.Module]:
         """Copies pruned so, one per config; they stay so until the next call."""
@@ -109,7 +115,7 @@ class Explorer:
         self._lock = threading.RLock()
         self._uploads: dict[str, Image.Image] = {}
         self._numbers = count(1)
-        self._model = lru_cache(maxsize=2)(lambda name: _Model(*load(name)))
+        self._model = lru_cache(maxsize=2)(lambda name: _Model(name, *load(name)))
         self._read = lru_cache(maxsize=4)(self._read_picture)
         self._attention = lru_cache(maxsize=8)(self._look)
         self._gflops = lru_cache(maxsize=1024)(self._count)
@@ -117,7 +123,8 @@ class Explorer:
         self._output = lru_cache(maxsize=8)(
             lambda model, picture: output(self._model(model).dense, self._images(model, picture))
         )
-        self.found: dict[str, PruneConfig] = {}  # settings that were calibrated here, by their labels
+        # Settings that were calibrated here, by their labels.
+        self._found: defaultdict[Identity, dict[str, PruneConfig]] = defaultdict(dict)
 
     def add(self, image: Image.Image, name: str) -> str:
         """Hold an image in memory, in place of the oldest if there are many; what to call it in place of a path."""
@@ -185,18 +192,24 @@ class Explorer:
             kind, value: as of `entropatch.app.calibrating.goal_of`.
             pictures: further ones.
             **settings: as of `entropatch.calibration.calibrated`.
-        Returns: what the setting is called from now on, in `found`, and what to show of it.
+        Returns: what the setting is called from now on, in `calibrations`, and what to show of it.
         """
         with self._lock:  # not while it calibrates, or the page would stand still
-            copy = pruned_copy(self._model(model).dense, PruneConfig(keep_rate=1.0))
+            loaded = self._model(model)
+            copy, identity = pruned_copy(loaded.dense, PruneConfig(keep_rate=1.0)), loaded.identity
             goal = goal_of(kind, value, self._gflops(model, None))
             images = [*pictures, *self._uploads.values(), *self.photographs.values()][:MOST_IMAGES]
         seen = views(images)
         result = calibrated(copy, seen, goal, batch_size=8, **settings)
         label = found_label(kind, value)
         with self._lock:
-            self.found[label] = result.config
-        return label, result_html(result, len(images), len(seen))
+            self._found[identity][label] = result.config
+        return label, result_html(result, identity, len(images), len(seen))
+
+    def calibrations(self, model: str) -> dict[str, PruneConfig]:
+        """What was calibrated here for this very model, by label, the earliest first; loads it if need be."""
+        with self._lock:
+            return dict(self._found[self._model(model).identity])
 
     def known_latency(self, model: str, setting: Setting) -> Latency | None:
         """What `latency` measured before."""

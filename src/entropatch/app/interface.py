@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,35 @@ def method_name(criterion: str, place: float) -> str:
     return next(name for name, method in METHODS.items() if method.label == criterion)
 
 
-def offered(explorer: Explorer) -> list[str]:
-    """The menu with what was calibrated, the latest first."""
-    return [*reversed(explorer.found), *criteria()]
+def offered(explorer: Explorer, model: str) -> list[str]:
+    """The menu with what was calibrated for a model, the latest first."""
+    return [*reversed(explorer.calibrations(model)), *criteria()]
 
 
-def setting_of(explorer: Explorer, rate: float, criterion: str, place: float) -> Setting:
-    """The setting meant by the sliders and a criterion of the menu, which may be one that was calibrated."""
-    if criterion in explorer.found:
-        return Setting(criterion, None, explorer.found[criterion])
+def setting_of(explorer: Explorer, model: str, rate: float, criterion: str, place: float) -> Setting:
+    """The setting meant by the sliders and a criterion of the menu, which may be one that was calibrated.
+
+    Raises:
+        ValueError: it was calibrated for another model.
+    """
+    calibrations = explorer.calibrations(model)
+    if criterion in calibrations:
+        return Setting(criterion, None, calibrations[criterion])
+    if criterion not in criteria():
+        raise ValueError(
+            f"a calibration counts for its own model only, but {criterion!r} is none of {model!r}; choose another "
+            "criterion, or calibrate this model."
+        )
     return Setting(method_name(criterion, place), rate)
+
+
+def chosen_menus(gr: Any, explorer: Explorer, model: str, *chosen: str) -> list[Any]:
+    """The menus for a model; what was chosen stays where it is offered, otherwise the entropy takes its place."""
+    try:
+        choices = offered(explorer, model)
+    except EXPECTED:  # which is told where the pictures are made
+        return [gr.skip()] * len(chosen)
+    return [gr.update(choices=choices, value=one if one in choices else RENYI) for one in chosen]
 
 
 def answers(
@@ -99,7 +119,7 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
                 table = gr.HTML(elem_id="ep-comparison")
                 calibration = calibration_part.controls(gr)
                 with gr.Row():
-                    sides = [_side(gr, explorer, number, start) for number, start in enumerate((RENYI, beside))]
+                    sides = [_side(gr, number, start) for number, start in enumerate((RENYI, beside))]
         inputs = [
             picture,
             model,
@@ -108,32 +128,40 @@ def build(gr: Any, explorer: Explorer, models: list[str]) -> Any:
             *(control for criterion, order, _ in sides for control in (criterion, order)),
         ]
         outputs = [crop, table, *(shown for _, _, shown in sides), notice]
-        gr.on(
-            [page.load, *(control.change for control in inputs)],
-            _guarded(gr, explorer),
-            inputs,
-            outputs,
-            # While one answer is on its way, only the latest of all further changes waits.
-            trigger_mode="always_last",
-            concurrency_limit=1,
-            show_progress="minimal",
-            show_progress_on=table,  # an animation over each picture would take time from what is being timed
-            api_visibility="private",
-        )
+        menus = [menu for menu, _, _ in sides]
+        _connect_answers(gr, explorer, page, inputs, outputs, menus)
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         gallery.select(_chosen(gr, names), None, [picture], **quick)
-        about: dict[str, Any] = {"offered": offered, "message": message, "expected": EXPECTED}
-        menus = [menu for menu, _, _ in sides]
+        about: dict[str, Any] = {"menus_for": chosen_menus, "message": message, "expected": EXPECTED}
         calibration_part.connect(gr, explorer, calibration, model, menus, notice, **about)
         upload.upload(_received(upload, explorer), [upload, picture], [picture, upload, notice], **quick)
     return page
 
 
-def _side(gr: Any, explorer: Explorer, number: int, criterion: str) -> tuple[Any, Any, Any]:
+def _connect_answers(
+    gr: Any, explorer: Explorer, page: Any, inputs: list[Any], outputs: list[Any], menus: list[Any]
+) -> None:
+    """Let every change be answered; a model's first of all by menus that offer what was calibrated for it."""
+    (_, model, *_), (_, table, *_) = inputs, outputs
+    how: dict[str, Any] = {
+        # While one answer is on its way, only the latest of all further changes waits.
+        "trigger_mode": "always_last",
+        "concurrency_limit": 1,
+        "show_progress": "minimal",
+        "show_progress_on": table,  # an animation over each picture would take time from what is being timed
+        "api_visibility": "private",
+    }
+    answer = _guarded(gr, explorer)
+    gr.on([control.change for control in inputs if control is not model], answer, inputs, outputs, **how)
+    offering = gr.on([page.load, model.change], partial(chosen_menus, gr, explorer), [model, *menus], menus, **how)
+    offering.then(answer, inputs, outputs, **how)
+
+
+def _side(gr: Any, number: int, criterion: str) -> tuple[Any, Any, Any]:
     """Criterion, order and panel of one side."""
     with gr.Column(min_width=320):
         with gr.Group(elem_classes="ep-controls"):
-            menu = gr.Dropdown(offered(explorer), value=criterion, label="Criterion", elem_id=f"ep-criterion-{number}")
+            menu = gr.Dropdown(criteria(), value=criterion, label="Criterion", elem_id=f"ep-criterion-{number}")
             order = gr.Slider(
                 0,
                 len(ORDERS) - 1,
@@ -168,7 +196,7 @@ def _guarded(gr: Any, explorer: Explorer) -> Callable[..., Iterator[Any]]:
 
     def show(picture: str, model: str, rate: float, scale: str, *choices: Any) -> Iterator[tuple[Any, ...]]:
         try:
-            first, second = (setting_of(explorer, rate, *choices[i : i + 2]) for i in (0, 2))
+            first, second = (setting_of(explorer, model, rate, *choices[i : i + 2]) for i in (0, 2))
             for answer in answers(explorer, model, picture, (first, second), SCALES[scale]):
                 yield *answer, ""
         except EXPECTED as error:

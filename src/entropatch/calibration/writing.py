@@ -14,6 +14,11 @@ from entropatch.look.naming import pruning_label, rates_text
 from entropatch.records.tables import markdown_table, write_records
 
 CONFIG = "calibrated.json"
+# What is added up, by the names of `entropatch.calibration.planning.adding`.
+SUMMED = {
+    "fresh": "what each block loses alone at its own rate",
+    "deeper": "what each loses alone at the share of all patches that it leaves, less that at the share it is given",
+}
 
 
 def setting_text(found: Calibration) -> str:
@@ -57,11 +62,12 @@ def summary(found: Calibration) -> str:
 def additivity_text(found: Calibration) -> str:
     """How the losses of single blocks add up in schedules judged together."""
     parts = [
-        f"{value['joint over sum']:.2f} times the sum ({name}; rank correlation {value['rank correlation']:.2f})"
+        f"{value['joint over sum']:.2f} times the sum of {SUMMED.get(name, name)} (rank correlation "
+        f"{value['rank correlation']:.2f})"
         for name, value in found.additivity.items()
         if value
     ]
-    return f"Losses of single blocks do not simply add up: a schedule loses {', '.join(parts)}." if parts else ""
+    return f"Losses of single blocks do not simply add up: a schedule loses {', and '.join(parts)}." if parts else ""
 
 
 def write_calibration(

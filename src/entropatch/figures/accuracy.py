@@ -12,7 +12,7 @@ import numpy as np
 from entropatch.figures.canvas import Page
 from entropatch.figures.fonts import families_for, legible
 from entropatch.figures.labels import label_points
-from entropatch.figures.style import COLOURS, ERROR_BARS, INK, LINE, MARGIN, MARKERS, SMALL, dress, style
+from entropatch.figures.style import ERROR_BARS, INK, LINE, MARGIN, SMALL, dress, looks, style
 from entropatch.records.pareto import pareto_front
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def accuracy_against(records: Sequence[Record], x: str = "gflops", *, title: str
     axes.margins(0.09)
     with style():
         front = _draw_front(axes, measured, x, less_is_better)
-        curves = [_draw_curve(axes, curve, x, number) for number, curve in enumerate(_curves(measured).values())]
+        grouped = _curves(measured)
+        curves = [_draw_curve(axes, grouped[label], x, look) for label, look in looks(grouped).items()]
         _draw_dense(axes, [record for record in measured if _is_dense(record)], x)
         axes.legend(
             loc="upper left",
@@ -135,15 +136,13 @@ def _draw_front(axes: Axes, records: Sequence[Record], x: str, less_is_better: b
     return front
 
 
-def _draw_curve(axes: Axes, curve: Sequence[Record], x: str, number: int) -> np.ndarray:
+def _draw_curve(axes: Axes, curve: Sequence[Record], x: str, look: Mapping[str, str]) -> np.ndarray:
     points = np.array([(record[x], record["top1"]) for record in curve], float)
     errors = [_error(record) for record in curve]
     axes.errorbar(
         *points.T,
         yerr=None if all(map(math.isnan, errors)) else errors,
-        color=COLOURS[number % len(COLOURS)],
-        marker=MARKERS[number % len(MARKERS)],
-        linestyle=("-", "--", ":")[number // len(COLOURS) % 3],
+        **look,
         **ERROR_BARS,
         zorder=3,
         label=textwrap.fill(_literal(curve[0]["label"]), 24),

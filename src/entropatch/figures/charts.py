@@ -10,13 +10,24 @@ import numpy as np
 
 from entropatch.figures.canvas import Page
 from entropatch.figures.patches import entropy_label
-from entropatch.figures.style import COLOURS, FRAME, INK, LINE, MARGIN, SMALL, SOFT_INK, dress, shortened, style
+from entropatch.figures.style import (
+    COLOURS,
+    FRAME,
+    INK,
+    LINE,
+    LINE_STYLES,
+    MARGIN,
+    SMALL,
+    SOFT_INK,
+    dress,
+    shortened,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_STYLES = ("-", "--", "-.", ":")
 _COLUMNS = 4
 _PANEL, _PANEL_HEIGHT, _APART = 1.55, 1.1, 0.12  # inches
 _SQUARE, _LEFT, _BELOW = 2.35, 0.62, 0.5
@@ -68,7 +79,10 @@ def entropy_histograms(
         axes = page.axes(left + column * step, top, _PANEL, _PANEL_HEIGHT)
         dress(axes)
         for place in range(len(orders)):
-            line: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linestyle": _STYLES[place % len(_STYLES)]}
+            line: dict[str, Any] = {
+                "color": COLOURS[place % len(COLOURS)],
+                "linestyle": LINE_STYLES[place % len(LINE_STYLES)],
+            }
             axes.stairs(100 * share[place, number], edges, linewidth=1.1, label=entropy_label(orders[place]), **line)
         axes.set(xlim=span, ylim=(0, 105 * share.max()))
         last_of_column = number + columns >= len(numbers)

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from entropatch.figures.fonts import families_for
-from entropatch.figures.style import COLOURS, INK, SMALL, TITLE, dress, new_figure, shortened, style
+from entropatch.figures.style import COLOURS, INK, LINE_STYLES, SMALL, TITLE, dress, new_figure, shortened, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Beside the colour, for print.
-_STYLES = ("-", "--", "-.", ":")
 _PANELS = {"loss": "training loss", "top1": "top-1 accuracy (%)", "miou": "mIoU (%)"}
 
 
@@ -59,7 +58,7 @@ def _draw(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], key:
             [record["epoch"] for record in history],
             [record[key] for record in history],
             color=COLOURS[number % len(COLOURS)],
-            linestyle=_STYLES[number % len(_STYLES)],
+            linestyle=LINE_STYLES[number % len(LINE_STYLES)],
             # A single epoch, or few, would hardly show as a line.
             marker="o" if len(history) <= 30 else None,
             markersize=3,

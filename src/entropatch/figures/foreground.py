@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 from entropatch.figures.canvas import Page
 from entropatch.figures.fonts import families_for, legible
 from entropatch.figures.style import (
-    COLOURS,
     ERROR_BARS,
     INK,
     LETTERS_PER_INCH,
     LINE,
+    LINE_STYLES,
     MARGIN,
-    MARKERS,
     SMALL,
     SOFT_INK,
     TEXT,
     dress,
+    looks,
     style,
 )
 
@@ -109,8 +109,8 @@ def _draw(
     for number, block in enumerate(pruning_blocks):
         label = "pruning blocks" if number == 0 else None
         axes.axvspan(block - 0.3, block + 0.3, color="#eceff3", linewidth=0, zorder=0, label=label)
-    for number, (label, curve) in enumerate(curves.items()):
-        _draw_curve(axes, label, curve, number)
+    for number, (label, look) in enumerate(looks(curves).items()):
+        _draw_curve(axes, label, curves[label], {**look, "linestyle": LINE_STYLES[number % len(LINE_STYLES)]})
     _ring(axes, curves, {legible(label): blocks for label, blocks in proposed.items()})
     for record in records:
         if record["block"] is None:
@@ -125,12 +125,11 @@ def _ring(axes: Axes, curves: Mapping[str, Sequence[Mapping[str, Any]]], propose
     """A ring around each proposed block's point, in the colour of its curve."""
     label: str | None = "proposed blocks"
     ring: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "markeredgewidth": 1.4, "linestyle": "none"}
-    for number, (name, curve) in enumerate(curves.items()):
-        points = [(one["block"], one["auroc"]) for one in curve if one["block"] in proposed.get(name, ())]
+    for number, (name, look) in enumerate(looks(curves).items()):
+        points = [(one["block"], one["auroc"]) for one in curves[name] if one["block"] in proposed.get(name, ())]
         if points:
             size = 10 + 2 * (number % 3)  # those of one place around each other
-            colour = COLOURS[number % len(COLOURS)]
-            axes.plot(*zip(*points, strict=True), **ring, markersize=size, color=colour, zorder=5, label=label)
+            axes.plot(*zip(*points, strict=True), **ring, markersize=size, color=look["color"], zorder=5, label=label)
             label = None
 
 
@@ -154,15 +153,13 @@ def _add_legend(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def _draw_curve(axes: Axes, label: str, curve: Sequence[Mapping[str, Any]], number: int) -> None:
+def _draw_curve(axes: Axes, label: str, curve: Sequence[Mapping[str, Any]], look: Mapping[str, str]) -> None:
     errors = [record["standard_error"] for record in curve]
     axes.errorbar(
         [record["block"] for record in curve],
         [record["auroc"] for record in curve],
         yerr=None if None in errors else errors,
-        color=COLOURS[number % len(COLOURS)],
-        marker=MARKERS[number % len(MARKERS)],
-        linestyle=("-", "--", "-.", ":")[number % 4],
+        **look,
         **ERROR_BARS,
         label=label,
     )

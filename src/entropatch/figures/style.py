@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from entropatch.extras import require
@@ -27,9 +29,23 @@ INK, SOFT_INK, FRAME = "#1a1a1a", "#4d4d4d", "#8a8a8a"
 LETTERS_PER_INCH = 14.5  # of the small font, on average
 MARGIN, LINE = 0.12, 0.16  # inches
 
-# Okabe and Ito's colours, which colour-blind eyes tell apart; their yellow is too light for a line and comes last.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+# Okabe and Ito's colours, which colour-blind eyes tell apart, and three more; their yellow is too light for a line and
+# comes last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A", "#5E3C99", "#8C510A", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+LINE_STYLES = ("-", "--", "-.", ":")
+# Which of them those have that most comparisons show, so that each looks the same in all pictures.
+_PLACES = {
+    "rényi, order ∞": 0,
+    "evit": 1,
+    "shannon": 2,
+    "calibrated": 3,
+    "tome": 4,
+    "rényi, order 2": 5,
+    "random": 6,
+    "the default": 7,
+    "tome, fewer from block to block": 8,
+}
 # Points with error bars, joined by a line.
 ERROR_BARS: dict[str, Any] = {
     "markersize": 4.5,
@@ -39,6 +55,24 @@ ERROR_BARS: dict[str, Any] = {
     "markeredgecolor": "white",
     "markeredgewidth": 0.4,
 }
+
+
+def looks(labels: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Colour, marker and line style of each label: no two alike, up to dozens; a method's the same in all figures."""
+    labels = list(dict.fromkeys(labels))
+    places: dict[int, str] = {}  # known labels by their places
+    for label in labels:
+        place = _PLACES.get(label.partition(" (")[0].casefold())
+        if place is not None:
+            places.setdefault(place, label)
+    known = {label: (place, 0) for place, label in places.items()}
+    rounds = ((place, turn) for turn in count() for place in range(len(COLOURS)))
+    free = (one for one in rounds if one not in known.values())
+    found = {label: known[label] if label in known else next(free) for label in labels}
+    return {
+        label: {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": LINE_STYLES[turn % len(LINE_STYLES)]}
+        for label, (place, turn) in found.items()
+    }
 
 
 def style() -> AbstractContextManager[None]:

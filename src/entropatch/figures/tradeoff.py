@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from entropatch.figures.canvas import Page
 from entropatch.figures.fonts import families_for, legible
-from entropatch.figures.style import COLOURS, ERROR_BARS, INK, LINE, MARGIN, MARKERS, SMALL, dress, style
+from entropatch.figures.style import ERROR_BARS, INK, LINE, MARGIN, SMALL, dress, looks, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,15 +40,14 @@ def trade_off(records: Sequence[Mapping[str, Any]], unit: str, loss: str, *, tit
     for record in records:
         lines.setdefault(str(record["label"]), []).append(record)
     with style():
-        for number, (label, points) in enumerate(lines.items()):
-            points = sorted(points, key=lambda record: record["cost"])
+        for label, look in looks(lines).items():
+            points = sorted(lines[label], key=lambda record: record["cost"])
             axes.errorbar(
                 [point["cost"] for point in points],
                 [point["loss"] for point in points],
                 yerr=[point["standard_error"] for point in points],
-                color=COLOURS[number % len(COLOURS)],
-                marker=MARKERS[number % len(MARKERS)],
                 label=legible(label),
+                **look,
                 **ERROR_BARS,
             )
         if all(record["loss"] > 0 for record in records):  # over one or two powers of ten

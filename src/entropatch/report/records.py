@@ -9,8 +9,9 @@ from typing import Any
 
 from entropatch.data.images import png_texts
 from entropatch.measure.comparing import error_notes, with_binomial
+from entropatch.report.calibrations import calibration_tables
 from entropatch.report.cells import flat, joined, pivot, records_table, shown
-from entropatch.report.content import Run, load_json, reading
+from entropatch.report.content import Run, Table, load_json, reading
 from entropatch.report.pictures import choose_pictures, read_picture
 
 # A record of one of these commands has all of the keys; the first that fits counts.
@@ -54,16 +55,21 @@ def _records_run(path: Path, data: Mapping[str, Any]) -> Run:
         findings |= {f"errors {number}": line for number, line in enumerate(error_notes(records))}
     findings |= {key: f"{key}: {shown(about[key])}" for key in about if key.startswith(NAMED_FINDINGS)}
     settings = flat({key: value for key, value in about.items() if key not in findings})
-    table = pivot(records, "block", "label", "auroc") if kind == "check" else records_table(records)
     return Run(
         path=path,
         kind=kind,
         title=_title(path.with_suffix(".md")) or path.stem,
-        findings=tuple(findings.values()),
-        tables=(table,),
+        findings=tuple(line for text in findings.values() for line in text.splitlines()),
+        tables=_tables(kind, records, about),
         settings={key.removeprefix("settings."): value for key, value in settings.items() if key not in MACHINE},
         machine={key: value for key, value in settings.items() if key in MACHINE and value != "—"},
     )
+
+
+def _tables(kind: str, records: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> tuple[Table, ...]:
+    if kind == "calibrate":
+        return calibration_tables(records, about)
+    return (pivot(records, "block", "label", "auroc") if kind == "check" else records_table(records),)
 
 
 def read_records_folder(folder: Path, most_pictures: int) -> Run | None:
@@ -81,10 +87,12 @@ def read_records_folder(folder: Path, most_pictures: int) -> Run | None:
     return Run(
         path=folder,
         kind=first.kind,
-        title=", ".join(dict.fromkeys(run.title for run in runs.values())),
+        title=_joined([run.title for run in runs.values()]),
         findings=tuple(dict.fromkeys(text for run in runs.values() for text in run.findings)),
         tables=tuple(
-            replace(table, caption=stem) if several else table for stem, run in runs.items() for table in run.tables
+            replace(table, caption=f"{stem}: {table.caption}".removesuffix(": ")) if several else table
+            for stem, run in runs.items()
+            for table in run.tables
         ),
         texts=_texts(files, runs),
         pictures=tuple(pictures),
@@ -132,6 +140,11 @@ def _title(markdown: Path) -> str | None:
         return None
     first = reading(markdown, lambda file: file.read_text(encoding="utf-8", errors="replace")).partition("\n")[0]
     return first.removeprefix("# ").strip() if first.startswith("# ") else None
+
+
+def _joined(titles: Sequence[str]) -> str:
+    """Each title once, without those of the parts of another, which follow its own behind a colon."""
+    return ", ".join(one for one in dict.fromkeys(titles) if not any(one.startswith(f"{other}: ") for other in titles))
 
 
 def _texts(files: Sequence[Path], runs: Mapping[str, Run]) -> dict[str, str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
 
 from torch import nn
 
@@ -43,7 +45,7 @@ def watch(
         A `Watch`; its `grid` is the patch grid (H, W) of the last input.
 
     Raises:
-        ValueError: a block out of range. TypeError: `look` is no function.
+        ValueError: a block out of range. TypeError: `look` is no function, or `blocks` are no numbers.
         UnsupportedModelError: the model cannot be pruned, and so not be watched either.
 
     Example:
@@ -54,14 +56,30 @@ def watch(
     if not callable(look):
         raise TypeError(f"look must be a function of a block's attention and its tokens, but got {look!r}.")
     depth = block_count(model)
-    if blocks is not None and any(block not in range(depth) for block in blocks):
-        raise ValueError(f"blocks must lie in 0 … {depth - 1}, but got {tuple(blocks)}.")
-    watching = Watch(look, None if blocks is None else frozenset(blocks), gradients, this_thread())
+    chosen = None if blocks is None else frozenset(checked_numbers("blocks", blocks, depth))
+    watching = Watch(look, chosen, gradients, this_thread())
     observers = _open(model, watching)
     try:
         yield watching
     finally:
         _close(model, observers, watching)
+
+
+def checked_numbers(name: str, given: Any, count: int | None) -> tuple[int, ...]:
+    """Blocks or heads as they were given, of which there are `count` (None: that is not known).
+
+    Raises:
+        ValueError: one is out of range. TypeError: they are no sequence of numbers.
+    """
+    numbers = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else None
+    if numbers is None or any(isinstance(one, bool) or not isinstance(one, Integral) for one in numbers):
+        alone = f"; for one alone write ({given},)" if isinstance(given, Integral) else ""
+        got = repr(given if numbers is None else numbers)
+        raise TypeError(f"{name} must be numbers such as (0, 2), or None for all, but got {got}{alone}.")
+    if any(one < 0 or (count is not None and one >= count) for one in numbers):
+        where = "be 0-based" if count is None else f"lie in 0 … {count - 1}"
+        raise ValueError(f"{name} must {where}, but got {numbers}.")
+    return tuple(int(one) for one in numbers)
 
 
 def _open(model: nn.Module, watching: Watch) -> Observers:

@@ -18,6 +18,7 @@ from entropatch.config import Stage
 from entropatch.criteria.learned import LearnedCriterion, Making
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.errors import UnsupportedModelError
+from entropatch.surgery.heads import heads_of
 from entropatch.surgery.state import PREFIX
 
 logger: logging.Logger = logging.getLogger("entropatch")
@@ -120,8 +121,7 @@ def _made(
     model: Any, adapter: Adapter, block: int, criterion: LearnedCriterion, depth: int, classes: int | None
 ) -> nn.Module | None:
     x, _ = adapter.check_inputs(model, block, 4)
-    attention = adapter.attention_of(adapter.unwrapped(adapter.blocks(model)[block]))
-    heads = next((getattr(attention, n) for n in ("num_heads", "num_attention_heads") if hasattr(attention, n)), None)
+    heads = heads_of(adapter, adapter.blocks(model)[block])
     # Drawn on the CPU, and the user's random state stays as it was.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed((criterion.seed * SEEDS + block) % 2**63)
