@@ -33,7 +33,7 @@ def _few() -> Iterator[None]:
     """Two criteria, so that a calibration takes a second."""
     two = [Renyi(1.0), entropatch.ClassAttention()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrating, "offered_criteria", lambda has_class_token: two[: 1 + has_class_token])
+        patch.setattr(calibrating, "offered_criteria", lambda: two)
         patch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit", "shannon"])
         patch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})  # those of `test_spreading`
         yield
@@ -92,6 +92,8 @@ def test_losses_are_those_of_the_loops(objective: str) -> None:
                         features = pruned.forward_features(batch)
                     y = entropatch.restore(features, trace).flatten(1, 2)
                     x = dense.forward_features(batch)[:, 1:]  # type: ignore[operator]
+                elif objective == "features":
+                    x, y = (m.forward_head(m.forward_features(batch), pre_logits=True) for m in (dense, pruned))  # type: ignore[operator]
                 else:
                     x, y = dense(batch), pruned(batch)
                 pairs = zip(x.double().numpy(), y.double().numpy(), strict=True)

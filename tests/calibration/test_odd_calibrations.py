@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import entropatch
 from entropatch.calibration import BudgetError
-from entropatch.calibration.judging import distance, output, pooled, sound
+from entropatch.calibration.answers import output, pooled
+from entropatch.calibration.judging import distance, sound
 from entropatch.calibration.proposal import Choice, Cut, powered
 from entropatch.calibration.subject import as_batch, fingerprint
 from entropatch.config import PruneConfig
@@ -28,7 +29,7 @@ QUICK: dict[str, Any] = {"effort": 0.0, "most_blocks": 1, "batch_size": 3, "bloc
 @pytest.fixture(autouse=True)
 def few_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is odd is so with two criteria as with all."""
-    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda _: [Renyi(1.0), Renyi(2.0)])
+    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda: [Renyi(1.0), Renyi(2.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
     monkeypatch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})
 

@@ -194,7 +194,7 @@ def test_export(here: Path, which: tuple[str, ...]) -> None:
 
 
 def test_calibrate(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda has_class_token: [Renyi(1.0)])
+    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda: [Renyi(1.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
     monkeypatch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})
     (here / "pictures").mkdir()

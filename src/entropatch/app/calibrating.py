@@ -9,8 +9,8 @@ from html import escape
 from PIL import Image, ImageOps
 
 from entropatch.calibration import Calibration, Goal
+from entropatch.calibration.answers import OBJECTIVES, SHORT
 from entropatch.calibration.finding import CHOSEN
-from entropatch.calibration.judging import OBJECTIVES, SHORT
 from entropatch.config import PruneConfig
 from entropatch.config_fields import setting_label
 from entropatch.named_method import Method
