@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from entropatch.calibration.sensitivity import measured, offered_criteria, singl
 from entropatch.calibration.spending import MultiplyAdds, Time
 from entropatch.calibration.subject import OnStep, Settings, Subject
 from entropatch.config import PruneConfig
+
+logger: logging.Logger = logging.getLogger("entropatch")
 
 PROBING = 0.25  # of the images chosen by, for single blocks
 
@@ -37,10 +40,13 @@ def calibrate(
         entropatch.prune_(model, config)
 
     Arguments and errors are those of `entropatch.calibration.calibrated`, which also gives the trade-off on images held
-    out, and what was tried; this is its `config`.
+    out, and what was tried; this is its `config`. That a drop is exceeded on those is logged as a warning.
     """
     goal = Goal(gflops, speedup, drop)
-    return calibrated(model, images, goal, folder=folder, on_step=on_step, **settings).config
+    found = calibrated(model, images, goal, folder=folder, on_step=on_step, **settings)
+    if found.missed:
+        logger.warning(found.missed)
+    return found.config
 
 
 def calibrated(
@@ -70,8 +76,10 @@ def calibrated(
             tensors (channels, H, W) or PIL images, or a data set or loader of them, whose labels are left. In several
             processes (`torch.distributed`) the same in each.
         goal: `Goal(gflops=…)`, 10⁹ multiply-adds per image at most; `Goal(speedup=…)`, times the dense model's speed
-            at least, as measured on batches of `batch_size`; or `Goal(drop=…)`, the largest mean loss, at least cost.
+            at least, as measured on batches of `batch_size`; or `Goal(drop=…)`, the largest mean loss on the images
+            chosen by, at least cost (`Calibration.missed` says where those held out lose more).
         folder: where every loss is written down, so that a calibration that was cut off goes on; None for nowhere.
+            Times that were measured on another device, or with other threads or software, are measured anew.
         on_step: told what is done, how many batches of it are done, and about how many there are.
         **settings: objective ("logits", what goes into the head or comes out of a model without one as "features", or
             "dense", the map of a model that makes one and the patch features of any other; None for the first the

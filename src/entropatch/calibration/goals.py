@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from entropatch.calibration.comparing import merging, usual
 from entropatch.calibration.judging import Judge
 from entropatch.calibration.planning import adding, planned
-from entropatch.calibration.proposal import Cuts, config_of
+from entropatch.calibration.proposal import LEAST_RATE, Cut, Cuts, config_of
 from entropatch.calibration.refining import Judged, Search
-from entropatch.calibration.sensitivity import Sensitivities
+from entropatch.calibration.sensitivity import FLOOR, Sensitivities
 from entropatch.calibration.spending import Spending
 from entropatch.calibration.subject import Subject
 
@@ -150,6 +150,7 @@ class Finder:
 
     def _close(self, drop: float) -> tuple[Cuts, float]:
         """The least cost at which the mean loss is at most `drop`: by bisection, then refined, then scaled down."""
+        self._refuse_drop(drop)
         dense, low, high = self.spending.dense, 0.0, 0.97
         drawn, rounds = self._amounts()
         last: list[Judged] = []
@@ -190,6 +191,17 @@ class Finder:
             raise BudgetError(
                 f"the budget must be below the dense model's {self.spending.text(self.spending.dense)}, but got "
                 f"{self.spending.text(budget)}; it needs no pruning."
+            )
+
+    def _refuse_drop(self, drop: float) -> None:
+        """Raise BudgetError for a loss that is allowed although chance and the lowest rates lose no more."""
+        blocks = self.sensitivities.blocks[: self.subject.settings.most]
+        least = tuple(Cut(block, FLOOR, LEAST_RATE) for block in blocks)
+        loss = self.judge.loss(config_of(least), self.subject.choosing)
+        if drop >= loss:
+            raise BudgetError(
+                f"drop must be less than {loss:.3g}, which is lost where chance leaves {LEAST_RATE:.0%} of the patches "
+                f"at block {blocks[0]}, but got {drop:g}; every setting meets that: ask for less, or give gflops."
             )
 
     def _unmet(self, budget: float) -> BudgetError:

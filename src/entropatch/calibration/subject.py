@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.calibration.answers import ASKED, objective_of
+from entropatch.calibration.identity import digest, fingerprint
 from entropatch.calibration.judging import Judge
 from entropatch.calibration.ledger import Ledger
 from entropatch.calibration.processes import share_of
@@ -258,18 +258,3 @@ def _part(one: Any, model: nn.Module) -> Tensor:
     if not isinstance(one, Tensor):
         raise TypeError(f"images must be tensors or PIL images, but got {type(one).__name__}.")
     return one
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A short name of the weights."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(values.view(torch.uint8).numpy())
-    return found.hexdigest()[:24]
-
-
-def digest(images: Tensor) -> str:
-    """A short name of the images."""
-    return hashlib.sha256(images.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:24]
