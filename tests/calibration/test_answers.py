@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import entropatch
 from entropatch import PruneConfig
-from entropatch.calibration import Goal, calibrated
+from entropatch.calibration import BudgetError, Goal, calibrated
 from entropatch.calibration.answers import objective_of, output
 from entropatch.calibration.judging import Judge
 from entropatch.calibration.ledger import Ledger
@@ -277,11 +277,9 @@ def test_what_is_no_answer_is_refused_once_and_for_all() -> None:
 
 
 def test_a_model_that_asks_for_more_than_images_says_so() -> None:
-    class Asking(Wrapped):
-        def forward(self, images: Tensor, words: Tensor | None = None) -> Any:
-            if words is None:
-                raise ValueError("You have to specify words")
-            return self.vit(images)
-
-    with pytest.raises(ValueError, match=r"must take images alone .else calibrate the part that does.*specify words"):
-        calibrated(Asking(None).eval(), IMAGES, Goal(gflops=1e-4), **QUICK)
+    model = CASES["CLIPModel"].model()
+    with pytest.raises(ValueError, match=r"must take images alone \(else calibrate the part that does\), but"):
+        calibrated(model, IMAGES, Goal(gflops=1e-4), **QUICK)
+    assert not entropatch.surgery.is_pruned(model)
+    with pytest.raises(BudgetError, match="needs no pruning"):
+        calibrated(model.vision_model, IMAGES, Goal(gflops=1.0), **QUICK)

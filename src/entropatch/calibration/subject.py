@@ -151,7 +151,7 @@ class Subject:
         try:
             with torch.inference_mode(), trace(self.model) as seen:
                 self.model(self.first[:1])
-        except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # of another size, or not images alone
+        except Exception as error:  # whatever a model says to images of another size, or as its first argument
             raise ValueError(
                 "images must be such as the model takes, which must take images alone (else calibrate the part that "
                 f"does), but it fails on {tuple(self.first.shape[1:])}: {error}"
