@@ -201,7 +201,7 @@ def test_calibrate(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(9):
         with Image.open(here / "picture.png") as picture:
             picture.convert("RGB").rotate(20 * i).save(here / f"pictures/{i}.png")
-    run("calibrate", "pictures", *TORCHVISION, "--blocks", "1", "--effort", 0, "--drop", 1.0, "--output", "out")
+    run("calibrate", "pictures", *TORCHVISION, "--blocks", "1", "--effort", 0, "--drop", 0.003, "--output", "out")
     assert PruneConfig.load(here / "out/calibrated.json").blocks == (1,)
 
 
