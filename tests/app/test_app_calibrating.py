@@ -169,7 +169,7 @@ def test_few_images_are_seen_in_crops_and_many_as_they_are() -> None:
 def test_a_calibration_of_the_page_is_the_library_s_and_joins_the_menu(
     explorer: Explorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda _: [Renyi(1.0), Renyi(2.0)])
+    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda: [Renyi(1.0), Renyi(2.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
     monkeypatch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})
     told: list[tuple[str, int, int]] = []

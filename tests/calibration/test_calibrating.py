@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def _few() -> Iterator[None]:
     """Two criteria, so that a calibration takes a second."""
     two = [Renyi(1.0), entropatch.ClassAttention()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrating, "offered_criteria", lambda has_class_token: two[: 1 + has_class_token])
+        patch.setattr(calibrating, "offered_criteria", lambda: two)
         patch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit", "shannon"])
         patch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})  # those of `test_spreading`
         yield
@@ -92,6 +93,8 @@ def test_losses_are_those_of_the_loops(objective: str) -> None:
                         features = pruned.forward_features(batch)
                     y = entropatch.restore(features, trace).flatten(1, 2)
                     x = dense.forward_features(batch)[:, 1:]  # type: ignore[operator]
+                elif objective == "features":
+                    x, y = (m.forward_head(m.forward_features(batch), pre_logits=True) for m in (dense, pruned))  # type: ignore[operator]
                 else:
                     x, y = dense(batch), pruned(batch)
                 pairs = zip(x.double().numpy(), y.double().numpy(), strict=True)
@@ -208,6 +211,25 @@ def test_the_least_cost_within_a_loss(drops: tuple[float, ...]) -> None:
         assert Judge(pruned, [images()[order[6:]]], "logits", Ledger(None, {})).loss(result.config, [0]) <= drop
     costs = [*(result.rows[0].cost for result in results), gflops(model)]
     assert costs == sorted(set(costs))
+
+
+def test_a_drop_that_is_missed_on_the_images_held_out_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where those held out are louder than those chosen by."""
+    batch = images()
+    batch[torch.randperm(18, generator=torch.Generator().manual_seed(0))[:6]] *= 3.0
+    result = calibrated(create("deit"), batch, Goal(drop=0.02), **{**QUICK, "effort": 0.0})
+    assert result.rows[0].loss > result.drop == 0.02
+    assert f"the loss is {result.rows[0].loss:.4g} ±" in result.missed
+    assert "above the drop of 0.02 allowed" in result.verdict
+    met = replace(result, drop=1.01 * result.rows[0].loss)
+    for one in (met, result, replace(result, drop=None)):
+        caplog.clear()
+        monkeypatch.setattr(calibrating, "calibrated", lambda *_, one=one, **__: one)
+        assert entropatch.calibrate(create("deit"), batch, drop=0.02) == result.config
+        assert (result.missed in caplog.text) == (one is result)
+        assert ("above the drop" in one.verdict) == (one is result)
 
 
 def test_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import entropatch
 from entropatch.calibration import BudgetError
-from entropatch.calibration.judging import distance, output, pooled, sound
-from entropatch.calibration.proposal import Choice, Cut, powered
-from entropatch.calibration.subject import as_batch, fingerprint
+from entropatch.calibration.answers import output, pooled
+from entropatch.calibration.identity import fingerprint
+from entropatch.calibration.judging import distance, sound
+from entropatch.calibration.proposal import Choice, Cut, powered, token_counts
+from entropatch.calibration.subject import as_batch
 from entropatch.config import PruneConfig
 from entropatch.criteria import Renyi
 from entropatch.reductions import BipartiteMerge, Drop
@@ -28,7 +30,7 @@ QUICK: dict[str, Any] = {"effort": 0.0, "most_blocks": 1, "batch_size": 3, "bloc
 @pytest.fixture(autouse=True)
 def few_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is odd is so with two criteria as with all."""
-    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda _: [Renyi(1.0), Renyi(2.0)])
+    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda: [Renyi(1.0), Renyi(2.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
     monkeypatch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})
 
@@ -165,6 +167,7 @@ def test_dense_maps_of_transformers() -> None:
         ({"foo": 1}, TypeError, "settings are objective, blocks, most_blocks, .* but got foo"),
         ({"gflops": 9.0}, BudgetError, r"below the dense model's 0\.\d+ GFLOPs, but got 9 GFLOPs; it needs no pruning"),
         ({"gflops": 1e-5}, BudgetError, r"but got 1e-05 GFLOPs, and no pruning of 1 blocks at most of \[1\] does"),
+        ({"drop": 100.0}, BudgetError, r"drop must be less than [\d.e-]+, .* but got 100; every setting meets that"),
         ({"speedup": 500.0}, BudgetError, "but got 500 times the dense model's speed, and no pruning"),
     ],
     ids=str,
@@ -198,6 +201,83 @@ def test_a_folder_knows_its_model_by_every_weight(tmp_path: Any) -> None:
     (tmp_path / "calibrating.json").write_text("[]")
     with pytest.raises(ValueError, match=r"calibrating\.json is damaged: it holds no object"):
         calibrate(vit(), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"num_heads": 2}, {"pre_norm": True}, {"act_layer": nn.ReLU}, {"norm_layer": torch.nn.RMSNorm}],
+    ids=str,
+)
+def test_a_folder_knows_its_model_by_its_structure(fields: dict[str, Any]) -> None:
+    """Weights of the same names and shapes do not make the same model."""
+    model, other = vit(num_heads=4), vit(**({"num_heads": 4} | fields))
+    other.load_state_dict(model.state_dict(), strict="pre_norm" not in fields and "norm_layer" not in fields)
+    assert not torch.equal(model(IMAGES), other(IMAGES))
+    assert fingerprint(model) != fingerprint(other)
+
+
+@pytest.mark.parametrize("name", ["ViTModel", "Dinov2Backbone", "DINOv3ViTModel", "CLIPForImageClassification"])
+def test_the_same_model_is_known_again(name: str) -> None:
+    pytest.importorskip("transformers")
+    from small_transformers import CASES
+
+    model, other = CASES[name].model(), CASES[name].model()
+    model.config._name_or_path = model.name_or_path = "somewhere/else"
+    model(**CASES[name].batch(model))
+    known = [fingerprint(prune_(one, PruneConfig(1.0))) for one in (model, other)]
+    assert known[0] == known[1]
+    attention = next(part for part in model.modules() if hasattr(part, "scaling") or hasattr(part, "scale"))
+    setattr(attention, "scaling" if hasattr(attention, "scaling") else "scale", 0.123)
+    assert fingerprint(model) != known[0]
+
+
+def test_a_folder_knows_a_model_that_was_pruned_before(tmp_path: Any) -> None:
+    expected = calibrate(vit(), folder=tmp_path)
+    pruned = prune_(vit(), keep_rate=0.5, method="dynamicvit")
+    assert calibrate(pruned, folder=tmp_path) == expected
+
+
+@pytest.mark.parametrize("changed", ["threads", "device", "batch"])
+def test_times_of_another_machine_are_measured_anew_and_losses_are_not(
+    changed: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from entropatch.calibration import Goal, calibrated, spending
+    from entropatch.measure import environment
+
+    taken: list[int] = []
+
+    def take(self: Any, proposals: Any) -> list[float]:
+        taken.append(len(proposals))
+        tokens = [sum(map(sum, token_counts(cuts, self.depth, self.patches))) for cuts in proposals]
+        return [one / (2 * self.depth * self.patches) for one in tokens]
+
+    def run() -> tuple[int, int]:
+        taken.clear()
+        found = calibrated(vit(), IMAGES, Goal(speedup=1.1), folder=tmp_path, **QUICK)
+        return sum(taken), found.counts["passes"]
+
+    monkeypatch.setattr(spending.Time, "_take", take)
+    times, passes = run()
+    assert times
+    assert passes
+    assert run() == (0, 0)
+    facts = environment("cpu")
+    if changed == "batch":  # as where several processes share it
+        monkeypatch.setattr("entropatch.calibration.subject.share_of", lambda batch: batch[:2])
+    else:
+        monkeypatch.setattr("entropatch.measure.environment", lambda device: facts | {changed: "another"})
+    again, passes = run()
+    assert again == times
+    assert passes == 0
+
+
+def test_multiply_adds_are_those_of_any_machine(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from entropatch.calibration import spending
+
+    expected = calibrate(vit(), folder=tmp_path)
+    monkeypatch.setattr("entropatch.measure.environment", lambda device: {"device": "another"})
+    monkeypatch.setattr(spending.MultiplyAdds, "_take", lambda self, proposals: pytest.fail("counted again"))
+    assert calibrate(vit(), folder=tmp_path) == expected
 
 
 def test_stopped_by_hand_the_model_is_as_it_was_and_the_next_run_goes_on(tmp_path: Any) -> None:

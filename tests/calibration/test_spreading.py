@@ -65,7 +65,7 @@ def test_both_meet_the_budget_with_as_few_as_they_can() -> None:
 
 
 def test_a_calibration_stands_beside_tome_and_may_choose_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda _: [Renyi(2.0)])
+    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda: [Renyi(2.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["tome"])
     model = create("deit")
     images = torch.cat([photographs(model, batch=4) for _ in range(3)]) + torch.randn(12, 1, 1, 1)

@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 
 
 def test_files_in_and_a_setting_out(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrating, "offered_criteria", lambda has_class_token: [Renyi(1.0)])
+    monkeypatch.setattr(calibrating, "offered_criteria", lambda: [Renyi(1.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
     monkeypatch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})
     import_module("entropatch.cli.calibrate")

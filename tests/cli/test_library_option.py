@@ -194,14 +194,14 @@ def test_export(here: Path, which: tuple[str, ...]) -> None:
 
 
 def test_calibrate(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda has_class_token: [Renyi(1.0)])
+    monkeypatch.setattr("entropatch.calibration.calibrating.offered_criteria", lambda: [Renyi(1.0)])
     monkeypatch.setattr("entropatch.calibration.comparing.compared_methods", lambda: ["evit"])
     monkeypatch.setattr("entropatch.calibration.comparing.spread_within", lambda *_: {})
     (here / "pictures").mkdir()
     for i in range(9):
         with Image.open(here / "picture.png") as picture:
             picture.convert("RGB").rotate(20 * i).save(here / f"pictures/{i}.png")
-    run("calibrate", "pictures", *TORCHVISION, "--blocks", "1", "--effort", 0, "--drop", 1.0, "--output", "out")
+    run("calibrate", "pictures", *TORCHVISION, "--blocks", "1", "--effort", 0, "--drop", 0.003, "--output", "out")
     assert PruneConfig.load(here / "out/calibrated.json").blocks == (1,)
 
 

@@ -125,7 +125,7 @@ def test_of_the_default_only_what_was_asked_for_stays(name: str, coverage: int |
 
 
 def test_it_is_what_calibration_compares_with() -> None:
-    subject: Any = SimpleNamespace(depth=12, has_class_token=True, knows_places=False)
+    subject: Any = SimpleNamespace(depth=12, has_class_token=True, knows_places=False, refusal=lambda cuts: None)
     _, (cut, *_) = usual(subject)[DEFAULT]
     assert (cut.choice.criterion, cut.choice.coverage) == (find_method(PAPER).criterion, None)
 

@@ -9,7 +9,8 @@ from html import escape
 import torch
 from torch import Tensor, nn
 
-from entropatch.calibration.judging import distance, has_head, pooled
+from entropatch.calibration.answers import has_head, pooled
+from entropatch.calibration.judging import distance
 
 TOP = 5
 

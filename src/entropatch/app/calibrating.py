@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from entropatch.calibration import Calibration, Goal
+from entropatch.calibration.answers import OBJECTIVES, SHORT
 from entropatch.calibration.finding import CHOSEN
-from entropatch.calibration.judging import OBJECTIVES, SHORT
 from entropatch.config import PruneConfig
 from entropatch.config_fields import setting_label
 from entropatch.data.images import to_tensor

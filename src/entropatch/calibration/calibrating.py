@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from entropatch.calibration.comparing import compared, curve
+from entropatch.calibration.comparing import compared, curve, left_out
 from entropatch.calibration.finding import Calibration, additivity_of, singles_of
 from entropatch.calibration.goals import Finder, Goal, tried
 from entropatch.calibration.planning import adding, predicted
+from entropatch.calibration.proposal import Choice
 from entropatch.calibration.sensitivity import measured, offered_criteria, single_passes
 from entropatch.calibration.spending import MultiplyAdds, Time
 from entropatch.calibration.subject import OnStep, Settings, Subject
 from entropatch.config import PruneConfig
+
+logger: logging.Logger = logging.getLogger("entropatch")
 
 PROBING = 0.25  # of the images chosen by, for single blocks
 
@@ -36,10 +40,13 @@ def calibrate(
         entropatch.prune_(model, config)
 
     Arguments and errors are those of `entropatch.calibration.calibrated`, which also gives the trade-off on images held
-    out, and what was tried; this is its `config`.
+    out, and what was tried; this is its `config`. That a drop is exceeded on those is logged as a warning.
     """
     goal = Goal(gflops, speedup, drop)
-    return calibrated(model, images, goal, folder=folder, on_step=on_step, **settings).config
+    found = calibrated(model, images, goal, folder=folder, on_step=on_step, **settings)
+    if found.missed:
+        logger.warning(found.missed)
+    return found.config
 
 
 def calibrated(
@@ -54,9 +61,10 @@ def calibrated(
     """Find the setting that changes what the model says least, within one budget, without labels.
 
     What is minimised is the mean over images of: the KL divergence KL(dense ‖ pruned) of the classes' probabilities for
-    a model with a head; 1 - cos of the pooled feature without one; or the error of the dense map. First each block is
-    pruned alone, at a keep rate of 0.5 by every criterion of the registered methods that suits the model, the best
-    ones mixed, with coverage, merged and fused, and at two more rates. Dynamic programming over these losses proposes
+    a model with a head; 1 - cos of the pooled feature without one; or the error of the dense map
+    (`entropatch.calibration.OBJECTIVES`). First each block is pruned alone, at a keep rate of 0.5 by every criterion of
+    the registered methods, the best ones mixed, with coverage, merged and fused, and at two more rates, as far as
+    `prune_` takes it on this model. Dynamic programming over these losses proposes
     schedules under the budget; they race, judged together on more and more images, against the registered methods at
     the usual blocks, ToMe's merging in every block, and some drawn at random; the best are changed further: a block
     moved, another criterion, a rate shifted, the budget kept. Passes share the blocks before their first difference.
@@ -68,11 +76,14 @@ def calibrated(
             tensors (channels, H, W) or PIL images, or a data set or loader of them, whose labels are left. In several
             processes (`torch.distributed`) the same in each.
         goal: `Goal(gflops=…)`, 10⁹ multiply-adds per image at most; `Goal(speedup=…)`, times the dense model's speed
-            at least, as measured on batches of `batch_size`; or `Goal(drop=…)`, the largest mean loss, at least cost.
+            at least, as measured on batches of `batch_size`; or `Goal(drop=…)`, the largest mean loss on the images
+            chosen by, at least cost (`Calibration.missed` says where those held out lose more).
         folder: where every loss is written down, so that a calibration that was cut off goes on; None for nowhere.
+            Times that were measured on another device, or with other threads or software, are measured anew.
         on_step: told what is done, how many batches of it are done, and about how many there are.
-        **settings: objective ("logits", "features" or "dense"; None for the first the model allows), blocks (None for
-            all but the first and the last), most_blocks (None for 4, or a few tokens
+        **settings: objective ("logits", what goes into the head or comes out of a model without one as "features", or
+            "dense", the map of a model that makes one and the patch features of any other; None for the first the
+            model allows), blocks (None for all but the first and the last), most_blocks (None for 4, or a few tokens
             merged in every block), batch_size (32), held_out (⅓), effort (1; more looks
             longer) and seed (0). The same seed and images give the same answer, unless speed is measured.
 
@@ -97,9 +108,9 @@ def _found(subject: Subject, goal: Goal) -> Calibration:
     shape = (subject.depth, subject.patches, subject.prefix)
     spending = kind(subject.model, subject.first, *shape, subject.ledger)
     probing = subject.choosing[: max(1, round(PROBING * len(subject.choosing)))]
-    criteria = offered_criteria(subject.has_class_token)
+    criteria = [one for one in offered_criteria() if subject.takes(Choice(one))]
     subject.phase("single blocks", single_passes(subject.blocks, criteria) * len(probing))
-    sensitivities = measured(subject.judge, subject.blocks, criteria, probing, subject.has_class_token)
+    sensitivities = measured(subject.judge, subject.blocks, criteria, probing, subject.takes)
     finder = Finder(subject, sensitivities, spending)
     cuts, budget = finder.find(goal)
     subject.phase("held out", 12 * len(subject.holding))
@@ -118,4 +129,6 @@ def _found(subject: Subject, goal: Goal) -> Calibration:
         budget=budget,
         dense=spending.dense,
         counts={**subject.images, "passes": subject.judge.passes, "schedules": len(finder.search.tried)},
+        left_out=left_out(subject),
+        drop=goal.drop,
     )

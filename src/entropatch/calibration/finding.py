@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,8 @@ class Calibration:
         additivity: of the schedules judged together: joint loss over the sum of single ones, by way of adding.
         objective, unit, budget, dense: what was minimised; what the budget is in, how much, and the dense model's.
         counts: images chosen by and held out, passes, schedules.
+        left_out: what the model does not take of what is usually compared, by its label, and why.
+        drop: the largest mean loss that was asked for; None under another budget.
     """
 
     config: PruneConfig
@@ -70,12 +73,25 @@ class Calibration:
     budget: float
     dense: float
     counts: dict[str, int]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    drop: float | None = None
+
+    @property
+    def missed(self) -> str:
+        """That the loss on the images held out is above the one allowed, in words; "" where it is not."""
+        chosen = self.rows[0]
+        if self.drop is None or chosen.loss <= self.drop:
+            return ""
+        return (
+            f"On the images held out the loss is {chosen.loss:.4g} ± {chosen.error:.2g}, above the drop of "
+            f"{self.drop:g} allowed, which the images chosen by meet; ask for a smaller one, or give more images."
+        )
 
     @property
     def verdict(self) -> str:
         """Whether the chosen setting beats the floor and the default, by paired differences and their errors."""
         (chosen, *others) = self.rows
-        lines = []
+        lines = [self.missed] if self.missed else []
         for row in others:
             difference = row.losses - chosen.losses
             mean, error = float(difference.mean()), standard_error(difference)

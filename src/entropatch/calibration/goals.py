@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from entropatch.calibration.comparing import usual
+from entropatch.calibration.comparing import merging, usual
 from entropatch.calibration.judging import Judge
 from entropatch.calibration.planning import adding, planned
-from entropatch.calibration.proposal import Cuts, config_of
+from entropatch.calibration.proposal import LEAST_RATE, Cut, Cuts, config_of
 from entropatch.calibration.refining import Judged, Search
-from entropatch.calibration.sensitivity import Sensitivities
+from entropatch.calibration.sensitivity import FLOOR, Sensitivities
 from entropatch.calibration.spending import Spending
-from entropatch.calibration.spreading import spread_within
 from entropatch.calibration.subject import Subject
 
 DRAWN, ROUNDS, CHILDREN = 12, 10, 6  # at effort 1
@@ -97,13 +96,21 @@ class Finder:
             for step in self._steps.values()
             for count, first in asked
         ]
-        known = [cuts for _, cuts in usual(self.subject).values() if not any(cut.choice.is_random for cut in cuts)]
+        known = [cuts for _, cuts in usual(self.subject).values() if self._may_be_chosen(cuts)]
         met = [self.spending.met(cuts, budget) for cuts in (*found, *known) if cuts]
         if settings.most_blocks is None:
             every = [blocks] if settings.blocks is not None else [blocks, range(self.subject.depth)]
-            met += [cuts for some in every for cuts in spread_within(self.spending, budget, some).values()]
+            met += [cuts for some in every for cuts in merging(self.subject, self.spending, budget, some).values()]
         met += self.search.drawn(budget, drawn)
         return list(dict.fromkeys(cuts for cuts in met if cuts))
+
+    def _may_be_chosen(self, cuts: Cuts) -> bool:
+        """Whether a known schedule is not random, and keeps to the blocks, and to how many of them, if any were asked
+        for."""
+        settings, blocks = self.subject.settings, [cut.block for cut in cuts]
+        allowed = settings.blocks is None or set(blocks) <= set(settings.blocks)
+        few = settings.most_blocks is None or len(blocks) <= settings.most_blocks
+        return allowed and few and not any(cut.choice.is_random for cut in cuts)
 
     def best(self, budget: float, drawn: int, rounds: int) -> list[Judged]:
         """The best schedules found at a cost; none if none meets it."""
@@ -143,6 +150,7 @@ class Finder:
 
     def _close(self, drop: float) -> tuple[Cuts, float]:
         """The least cost at which the mean loss is at most `drop`: by bisection, then refined, then scaled down."""
+        self._refuse_drop(drop)
         dense, low, high = self.spending.dense, 0.0, 0.97
         drawn, rounds = self._amounts()
         last: list[Judged] = []
@@ -183,6 +191,17 @@ class Finder:
             raise BudgetError(
                 f"the budget must be below the dense model's {self.spending.text(self.spending.dense)}, but got "
                 f"{self.spending.text(budget)}; it needs no pruning."
+            )
+
+    def _refuse_drop(self, drop: float) -> None:
+        """Raise BudgetError for a loss that is allowed although chance and the lowest rates lose no more."""
+        blocks = self.sensitivities.blocks[: self.subject.settings.most]
+        least = tuple(Cut(block, FLOOR, LEAST_RATE) for block in blocks)
+        loss = self.judge.loss(config_of(least), self.subject.choosing)
+        if drop >= loss:
+            raise BudgetError(
+                f"drop must be less than {loss:.3g}, which is lost where chance leaves {LEAST_RATE:.0%} of the patches "
+                f"at block {blocks[0]}, but got {drop:g}; every setting meets that: ask for less, or give gflops."
             )
 
     def _unmet(self, budget: float) -> BudgetError:

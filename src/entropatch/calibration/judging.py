@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from entropatch.calibration.answers import output
 from entropatch.calibration.ledger import Ledger
 from entropatch.calibration.processes import gathered
 from entropatch.config import PruneConfig
-from entropatch.surgery import prune_, restore, trace
+from entropatch.surgery import prune_
 from entropatch.surgery.sharing import Shared, sharing
 
-OBJECTIVES = {
-    "logits": "KL divergence of the dense model's classes from the pruned one's, in nats",
-    "features": "1 - cosine of the pooled feature, dense and pruned",
-    "dense": "1 - cosine of the patch features, dense and pruned, mean over the grid",
-}
-SHORT = {"logits": "KL(dense ‖ pruned), nats", "features": "1 - cosine of features", "dense": "1 - cosine of patches"}
 WORST = 1e6  # the loss of an output that is not finite, where the dense model's is
 MEMORY = 2**30  # bytes of blocks' inputs that passes share, of all batches together
 
@@ -32,7 +26,7 @@ class Judge:
     Args:
         model: pruned already, in evaluation mode.
         batches: images, (batch, 3, H, W) each; in several processes those of this one.
-        objective: one of `OBJECTIVES`.
+        objective: one of `entropatch.calibration.answers.OBJECTIVES`.
         ledger: what was found before, and where it is written down.
         on_step: called after each batch, also one that was known already.
     """
@@ -103,57 +97,14 @@ def sound(dense: Tensor, objective: str) -> Tensor:
     return dense
 
 
-def output(model: Any, images: Tensor, objective: str) -> Tensor:
-    """What the objective compares: logits or pooled features (batch, C), patch features (batch, patches, C)."""
-    if objective == "dense":
-        run = getattr(model, "forward_features", model)  # of transformers, a base model's last hidden state
-        with trace(model) as seen:
-            features = run(images)
-        features = getattr(features, "last_hidden_state", features)
-        if not isinstance(features, Tensor) or features.ndim != 3:
-            raise ValueError(f"{type(model).__name__} gives no patch features; use objective='features' or 'logits'.")
-        return restore(features, seen).flatten(1, -2).float()
-    return pooled(model(images)).float()
-
-
-def pooled(result: Any) -> Tensor:
-    """The logits, or the pooled feature, among what a model returns: (batch, C)."""
-    for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state"):
-        part = result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
-        if isinstance(part, Tensor):
-            result = part
-            break
-    if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor):
-        result = result[0]
-    if not isinstance(result, Tensor) or result.ndim not in (2, 3):
-        raise ValueError(
-            f"the model must return logits or features (batch, C), or a mapping with logits, but got "
-            f"{_described(result)}; wrap it in one that does."
-        )
-    return result if result.ndim == 2 else result[:, 0]
-
-
-def _described(result: Any) -> str:
-    if isinstance(result, Tensor):
-        return f"a tensor {tuple(result.shape)}"
-    names = f" of {', '.join(map(str, result))}" if isinstance(result, Mapping) else ""
-    return f"{type(result).__name__}{names}"
-
-
 def distance(dense: Tensor, pruned: Tensor, objective: str) -> Tensor:
     """The loss of each image, (batch,)."""
-    if objective == "logits":
+    if objective == "value map":
+        away = (pruned - dense).abs().flatten(1).sum(1)
+        return away / dense.abs().flatten(1).sum(1).clamp_min(torch.finfo(dense.dtype).tiny)
+    if objective in ("logits", "class map"):
         expected, got = dense.log_softmax(-1), pruned.log_softmax(-1)
-        return (expected.exp() * (expected - got)).sum(-1).clamp_min(0)
-    away = 1 - F.cosine_similarity(dense, pruned, dim=-1)
+        away = (expected.exp() * (expected - got)).sum(-1).clamp_min(0)
+    else:
+        away = 1 - F.cosine_similarity(dense, pruned, dim=-1)
     return away if away.ndim == 1 else away.mean(1)
-
-
-def has_head(model: Any) -> bool:
-    """Whether what the model returns are logits of classes, as far as it says so."""
-    classes = getattr(model, "num_classes", None)
-    if classes is None:
-        classes = getattr(getattr(model, "config", None), "num_labels", None) if hasattr(model, "classifier") else None
-    if classes is None:
-        classes = len(getattr(model, "heads", ()) or ())  # torchvision
-    return bool(classes)

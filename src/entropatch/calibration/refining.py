@@ -90,7 +90,7 @@ class Search:
             blocks = sorted(
                 self.random.sample(self.sensitivities.blocks, min(self.most, len(self.sensitivities.blocks)))
             )
-            blocks = blocks[: self.random.randint(2, self.most)]
+            blocks = blocks[: self.random.randint(min(2, self.most), self.most)]
             cuts = tuple(Cut(b, self._choice(b), rounded(self.random.uniform(0.4, 0.9))) for b in blocks)
             met = self.spending.met(cuts, budget)
             if met is not None and met not in found:

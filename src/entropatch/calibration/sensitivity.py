@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from entropatch.calibration.judging import Judge
 from entropatch.calibration.proposal import Choice, Cut, config_of
@@ -18,17 +18,12 @@ BEST = 2  # criteria of a block that are tried with coverage and merging
 FLOOR = Choice(Random(0))
 
 
-def offered_criteria(has_class_token: bool) -> list[Criterion]:
-    """The criteria of the registered methods, and the usual orders, that need no training and suit the model."""
+def offered_criteria() -> list[Criterion]:
+    """The criteria of the registered methods, and the usual orders, that need no training."""
     untrained = [method for method in METHODS.values() if not method.trained]
     methods = [*untrained, *(renyi_method(order) for order in (1.0, 2.0, math.inf))]
     found = [criterion for method in methods for criterion, reduction in method.parts if reduction.needs_scores]
-    return [
-        criterion
-        for criterion in dict.fromkeys(found)
-        if not (isinstance(criterion, Random) or criterion.before)
-        and (has_class_token or not criterion.needs_class_token)
-    ]
+    return [one for one in dict.fromkeys(found) if not (isinstance(one, Random) or one.before)]
 
 
 class Sensitivities:
@@ -96,7 +91,11 @@ def single_passes(blocks: Sequence[int], criteria: Sequence[Criterion]) -> int:
 
 
 def measured(
-    judge: Judge, blocks: Sequence[int], criteria: Sequence[Criterion], batches: Sequence[int], has_class_token: bool
+    judge: Judge,
+    blocks: Sequence[int],
+    criteria: Sequence[Criterion],
+    batches: Sequence[int],
+    takes: Callable[[Choice], bool],
 ) -> Sensitivities:
     """Each block pruned alone: first every criterion, then mixtures, coverage and reductions of the best, then rates.
 
@@ -105,12 +104,12 @@ def measured(
         blocks: 0-based.
         criteria: as of `offered_criteria`.
         batches: which of the judge's batches.
-        has_class_token: of the model.
+        takes: whether the model takes a choice; others are left out.
     """
     found = Sensitivities()
 
     def look(block: int, choice: Choice, rate: float = RATE) -> None:
-        if (block, choice, rate) not in found.by:
+        if (block, choice, rate) not in found.by and takes(choice):
             found.note(block, choice, rate, judge.loss(config_of((Cut(block, choice, rate),)), batches))
 
     for block in blocks:
@@ -126,8 +125,7 @@ def measured(
             for side in SIDES:
                 look(block, Choice(criterion, Drop(), side))
                 look(block, Choice(criterion, Merge(), side))
-        if has_class_token:
-            look(block, Choice(best[0], Fuse()))
+        look(block, Choice(best[0], Fuse()))
         for rate in RATES:
             look(block, found.ranked(block)[0], rate)
     return found

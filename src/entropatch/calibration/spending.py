@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from entropatch.calibration.identity import machine
 from entropatch.calibration.ledger import Ledger
 from entropatch.calibration.processes import from_first
 from entropatch.calibration.proposal import Choice, Cut, Cuts, config_of, powered, token_counts
@@ -45,6 +46,7 @@ class Spending(ABC):
         self.model, self.images, self.ledger = model, images, ledger
         self.depth, self.patches, self.prefix = depth, patches, prefix
         self._extra: dict[Hashable, float] = {}
+        self._where = self._place()
         probes: list[Cuts] = [()]
         for block, rate in ((0, 0.5), (1, 0.25), (depth // 3, 0.5), (depth // 2, 0.25), (2 * depth // 3, 0.5)):
             probes.append((Cut(min(block, depth - 1), _PLAIN, rate),))
@@ -79,12 +81,19 @@ class Spending(ABC):
 
     def exact_all(self, proposals: Sequence[Cuts]) -> list[float]:
         """The costs of several schedules, taken side by side; each once."""
-        keys = [f"{self.unit}:{self.ledger.key(config_of(cuts))}" for cuts in proposals]
+        keys = [self._key(cuts) for cuts in proposals]
         new = [cuts for key, cuts in zip(keys, proposals, strict=True) if self.ledger.cost(key) is None]
         if new:
             for cuts, cost in zip(new, from_first(self._take(new)), strict=True):
-                self.ledger.add_cost(f"{self.unit}:{self.ledger.key(config_of(cuts))}", cost)
+                self.ledger.add_cost(self._key(cuts), cost)
         return [float(self.ledger.cost(key) or 0.0) for key in keys]
+
+    def _key(self, cuts: Sequence[Cut]) -> str:
+        return f"{self._where}:{self.ledger.key(config_of(cuts))}"
+
+    def _place(self) -> str:
+        """What the costs are of, beside the model, its images and the setting: those of another are taken anew."""
+        return self.unit
 
     @abstractmethod
     def _take(self, proposals: Sequence[Cuts]) -> list[float]: ...
@@ -166,6 +175,9 @@ class Time(Spending):
     unit = "time"
     whole: float | None = 1.0
     repeats = 7
+
+    def _place(self) -> str:
+        return f"{self.unit} on {from_first(machine(self.model, self.images))}"  # every process looks for the same
 
     def text(self, cost: float) -> str:
         return f"{1 / cost:.3g} times the dense model's speed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from entropatch.calibration.judging import OBJECTIVES, Judge, has_head
+from entropatch.calibration.answers import ASKED, objective_of
+from entropatch.calibration.identity import digest, fingerprint
+from entropatch.calibration.judging import Judge
 from entropatch.calibration.ledger import Ledger
 from entropatch.calibration.processes import share_of
+from entropatch.calibration.proposal import Choice, Cut, config_of
 from entropatch.config import PruneConfig
 from entropatch.config_fields import check_blocks
-from entropatch.surgery import block_count, is_pruned, prune_, pruning_config, trace, unprune_
+from entropatch.surgery import UnsupportedModelError, block_count, is_pruned, prune_, pruning_config, trace, unprune_
 from entropatch.surgery.state import pruned_part, pruning_of
 
 LEAST_IMAGES = 8
@@ -41,8 +43,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.objective is not None and self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, or None, but got {self.objective!r}.")
+        if self.objective is not None and self.objective not in ASKED:
+            raise ValueError(f"objective must be one of {', '.join(ASKED)}, or None, but got {self.objective!r}.")
         for name, least in (("most_blocks", 1), ("batch_size", 1), ("seed", None)):
             value = getattr(self, name)
             if value is None and name == "most_blocks":
@@ -100,6 +102,7 @@ class Subject:
         self, model: nn.Module, images: Any, settings: Settings, folder: str | Path | None, on_step: OnStep | None
     ):
         self.model, self.settings, self._tell = model, settings, on_step
+        self._taken: dict[Choice, bool] = {}
         self.depth: int = block_count(model)
         self.blocks: list[int] = _blocks(settings.blocks, self.depth)
         batch = as_batch(images, model)
@@ -107,21 +110,17 @@ class Subject:
             raise ValueError(f"images must be at least {LEAST_IMAGES}, better 64 to 512, but got {len(batch)}.")
         if bad := int((~batch.isfinite()).flatten(1).any(1).sum()):
             raise ValueError(f"images must be finite, but {bad} of {len(batch)} hold NaN or infinity.")
-        self.objective: str = settings.objective or ("logits" if has_head(pruned_or_stock(model)) else "features")
-        about = {"model": fingerprint(model), "images": digest(batch), "objective": self.objective}
-        about |= {"seed": settings.seed, "batch_size": settings.batch_size, "held_out": settings.held_out}
-        self.ledger: Ledger = Ledger(folder, about)
         self._before = pruning_config(model) if is_pruned(model) else None
         self._modes = {module: module.training for module in model.modules()}
         prune_(model, PruneConfig(keep_rate=1.0))
         try:
             model.eval()
-            self._make_ready(batch)
+            self._make_ready(batch, folder)
         except BaseException:
             self.close()
             raise
 
-    def _make_ready(self, batch: Tensor) -> None:
+    def _make_ready(self, batch: Tensor, folder: str | Path | None) -> None:
         settings, model = self.settings, self.model
         order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(settings.seed))
         held = min(max(2, round(settings.held_out * len(batch))), len(batch) - 2)
@@ -133,20 +132,45 @@ class Subject:
         parameter = next(model.parameters())
         shares = [share_of(part).to(parameter.dtype) for part in (*parts[0], *parts[1])]
         self._what, self._done, self._total = "", 0, 0
-        self.judge: Judge = Judge(model, shares, self.objective, self.ledger, self._step)
         part: Any = pruned_part(model)
         adapter = pruning_of(model).adapter
         self.prefix, self.has_class_token = adapter.num_prefix_tokens(part), adapter.has_class_token(part)
         self.knows_places = adapter.knows_places(part)
         self.first: Tensor = shares[0].to(parameter.device)
-        prune_(model, PruneConfig(keep_rate=0.5, blocks=(0,)))
+        self.patches: int = self._count_patches()
+        prune_(model, PruneConfig(keep_rate=1.0))
+        with torch.inference_mode():
+            self.objective: str = objective_of(model, settings.objective, self.first[:1])
+        about = {"model": fingerprint(model), "images": digest(batch), "objective": self.objective}
+        about |= {"seed": settings.seed, "batch_size": settings.batch_size, "held_out": settings.held_out}
+        self.ledger: Ledger = Ledger(folder, about)
+        self.judge: Judge = Judge(model, shares, self.objective, self.ledger, self._step)
+
+    def _count_patches(self) -> int:
+        prune_(self.model, PruneConfig(keep_rate=0.5, blocks=(0,)))
         try:
-            with torch.inference_mode(), trace(model) as seen:
-                model(self.first[:1])
-        except (RuntimeError, AssertionError) as error:  # of another size, or with other channels
-            size = tuple(self.first.shape[1:])
-            raise ValueError(f"images must be such as the model takes, but it fails on {size}: {error}") from error
-        self.patches: int = int(seen.counts[0])  # pyright: ignore[reportArgumentType]
+            with torch.inference_mode(), trace(self.model) as seen:
+                self.model(self.first[:1])
+        except Exception as error:  # whatever a model says to images of another size, or as its first argument
+            raise ValueError(
+                "images must be such as the model takes, which must take images alone (else calibrate the part that "
+                f"does), but it fails on {tuple(self.first.shape[1:])}: {error}"
+            ) from error
+        return int(seen.counts[0])  # pyright: ignore[reportArgumentType]
+
+    def refusal(self, cuts: Sequence[Cut]) -> str | None:
+        """Why the model does not take a schedule, as `prune_` says it; None if it does."""
+        try:
+            prune_(self.model, config_of(cuts))
+        except (UnsupportedModelError, ValueError) as error:
+            return str(error)
+        return None
+
+    def takes(self, choice: Choice) -> bool:
+        """Whether the model takes a choice, in whichever blocks."""
+        if choice not in self._taken:
+            self._taken[choice] = self.refusal([Cut(block, choice, 0.5) for block in range(self.depth)]) is None
+        return self._taken[choice]
 
     def close(self) -> None:
         """Leave the model as it was found."""
@@ -173,10 +197,6 @@ def _listed(blocks: Any) -> Sequence[Any]:
     if isinstance(blocks, str) or not isinstance(blocks, Sequence):
         raise TypeError(f"blocks must be a sequence of block indices such as (1, 2, 3), but got {blocks!r}.")
     return blocks
-
-
-def pruned_or_stock(model: nn.Module) -> nn.Module:
-    return pruned_part(model) if is_pruned(model) else model
 
 
 def _blocks(blocks: Sequence[int] | None, depth: int) -> list[int]:
@@ -238,18 +258,3 @@ def _part(one: Any, model: nn.Module) -> Tensor:
     if not isinstance(one, Tensor):
         raise TypeError(f"images must be tensors or PIL images, but got {type(one).__name__}.")
     return one
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A short name of the weights."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(values.view(torch.uint8).numpy())
-    return found.hexdigest()[:24]
-
-
-def digest(images: Tensor) -> str:
-    """A short name of the images."""
-    return hashlib.sha256(images.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:24]

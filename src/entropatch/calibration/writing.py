@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from entropatch.calibration.answers import OBJECTIVES, SHORT
 from entropatch.calibration.finding import CHOSEN, Calibration, Row
-from entropatch.calibration.judging import OBJECTIVES, SHORT
 from entropatch.config_fields import setting_label
 from entropatch.look.naming import pruning_label, rates_text
 from entropatch.records.tables import markdown_table, write_records
@@ -54,9 +54,15 @@ def summary(found: Calibration) -> str:
         f"On {counts['held out']} images held out:",
         trade_off_table(found),
         found.verdict,
+        left_out_text(found),
         additivity_text(found),
     ]
     return "\n".join(line for line in lines if line)
+
+
+def left_out_text(found: Calibration) -> str:
+    """What the comparison usually has and the model does not take, a line each."""
+    return "\n".join(f"{label} is left out: {reason}" for label, reason in found.left_out.items())
 
 
 def additivity_text(found: Calibration) -> str:
@@ -90,6 +96,7 @@ def write_calibration(
     folder.mkdir(parents=True, exist_ok=True)
     found.config.save(folder / CONFIG)
     facts: dict[str, Any] = {"made by": "entropatch calibrate", "verdict": found.verdict}
+    facts |= {"left out": left_out_text(found)} if found.left_out else {}
     facts |= {"loss": OBJECTIVES[found.objective], "budget": found.budget, "unit": found.unit, "dense": found.dense}
     facts |= {"additivity": additivity_text(found), **found.counts, **(about or {})}
     title = title or "Calibrated"

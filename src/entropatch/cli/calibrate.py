@@ -51,7 +51,7 @@ def calibrate(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help="What is to change least: logits, features or dense. Default: the output."),
+        typer.Option(help="What is to change least: logits, features (before a head), or dense. Default: the output."),
     ] = None,
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that may prune, 0-based, commas between; default all but the two ends.")
