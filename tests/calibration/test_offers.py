@@ -107,7 +107,7 @@ def test_a_budget_that_only_other_blocks_meet_is_refused() -> None:
 
 
 def test_a_loss_is_met_in_the_blocks_given() -> None:
-    found = calibrated(vit(), IMAGES, Goal(drop=0.002), blocks=(1, 2), most_blocks=2, **FEW)
+    found = calibrated(vit(), IMAGES, Goal(drop=0.0002), blocks=(1, 2), most_blocks=2, **FEW)
     assert set(found.config.blocks or ()) <= {1, 2}
 
 
