@@ -13,7 +13,7 @@ import hook
 import methods_page
 import pytest
 import tables
-from evidence import FREE, RESULTS, TRAINED, runs
+from evidence import FREE, RESULTS, TRAINED, by_seed, runs
 from written import DOCS, ROOT, blocks
 
 import entropatch
@@ -104,6 +104,12 @@ def test_tables_say_what_the_records_say() -> None:
     assert "**" in next(line for line in trained if line.startswith("| calibrated"))  # ahead of all others at 0.3
     assert "**" not in next(line for line in trained if line.startswith("| Random"))
     assert tables.top1(FREE, "paper", "112") != table
+    rows = tables.made("trained-at-one-cost imagenette 0.5 112").splitlines()
+    (row,) = [line for line in rows if line.startswith("| Shannon |")]
+    before, after = (by_seed(tag, "paper", 112)["imagenette", 0.5]["shannon"] for tag in (FREE, TRAINED))
+    tops = [accuracy(before[None]), accuracy(after[0])]
+    assert row.split(" | ")[2:4] == [f"{one.value:.1f} ± {one.standard_error:.1f}" for one in tops]
+    assert next(line for line in rows if line.startswith("| SPViT")).split(" | ")[2] == "—"  # new weights say nothing
     with pytest.raises(KeyError):
         tables.made("no-such-table")
 
