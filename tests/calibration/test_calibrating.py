@@ -201,7 +201,7 @@ def test_a_calibration_that_was_cut_off_goes_on(tmp_path: Path, found: tuple[Any
         calibrated(create("deit"), images(), Goal(gflops=budget), folder=folder, **QUICK)
 
 
-@pytest.mark.parametrize("drops", [(0.1,), pytest.param((0.5, 0.01), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("drops", [(0.1,), pytest.param((0.12, 0.01), marks=pytest.mark.slow)], ids=str)
 def test_the_least_cost_within_a_loss(drops: tuple[float, ...]) -> None:
     model = create("deit")
     results = [calibrated(model, images(), Goal(drop=drop), **QUICK) for drop in drops]
