@@ -84,5 +84,5 @@ def test_methods_on_transformers() -> None:
         prune_(model, PruneConfig(**setting(name)))
         with torch.no_grad(), entropatch.trace(model) as trace:
             assert model(images).pooler_output.isfinite().all()
-        fewer = trace.stages[-1].tokens_before < 25 or trace.stages[-1].tokens_after < 25
+        fewer = any(stage.tokens_after < 25 for stage in trace.stages)
         assert fewer or (name == "evo-vit" and trace.kept[-1].shape[1] == 12)
