@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -106,3 +107,16 @@ def supported_names() -> list[str]:
 def promised_class(name: str) -> Any:
     """The class in the return annotation of a timm entry point."""
     return inspect.signature(model_entrypoint(name)).return_annotation
+
+
+class Wrapped(nn.Module):
+    """A model that says where in it the one to prune is, and makes something else of what that returns."""
+
+    entropatch_tower = "tower"
+
+    def __init__(self, tower: nn.Module, wrap: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.tower, self.wrap = tower, wrap
+
+    def forward(self, images: Tensor) -> Any:
+        return self.wrap(self.tower(images))

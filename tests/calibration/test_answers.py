@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from small_models import Wrapped
 from small_towers import torchvision_model
 from small_transformers import CASES
 from torch import Tensor, nn
@@ -256,19 +257,8 @@ def test_of_a_map_nothing_else_is_compared(objective: str) -> None:
         found_of(entropatch.Segmenter(vit(), 3).eval(), objective)
 
 
-class Wrapped(nn.Module):
-    entropatch_tower = "vit"
-
-    def __init__(self, wrap: Any) -> None:
-        super().__init__()
-        self.vit, self.wrap = vit(), wrap
-
-    def forward(self, images: Tensor) -> Any:
-        return self.wrap(self.vit(images))
-
-
 def test_what_is_no_answer_is_refused_once_and_for_all() -> None:
-    model = Wrapped(lambda out: {"boxes": out[None]}).eval()
+    model = Wrapped(vit(), lambda out: {"boxes": out[None]}).eval()
     for objective in (None, "logits", "features"):
         with pytest.raises(ValueError, match=r"got dict of boxes; wrap it in a module that does"):
             judged(model, objective)

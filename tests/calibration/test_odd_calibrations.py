@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from small_models import Wrapped
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -92,20 +93,9 @@ def test_images_take_the_model_s_type() -> None:
 # ----------------------------------------------------------------------------------------------------------- models
 
 
-class Wrapped(nn.Module):
-    entropatch_tower = "vit"
-
-    def __init__(self, wrap: Any) -> None:
-        super().__init__()
-        self.vit, self.wrap = vit(), wrap
-
-    def forward(self, images: Tensor) -> Any:
-        return self.wrap(self.vit(images))
-
-
 def test_outputs_are_found_in_dictionaries_and_tuples() -> None:
     expected = calibrate(vit(), objective="logits")
-    assert calibrate(Wrapped(lambda out: {"loss": None, "logits": out}).eval(), objective="logits") == expected
+    assert calibrate(Wrapped(vit(), lambda out: {"loss": None, "logits": out}).eval(), objective="logits") == expected
     logits = IMAGES[:, 0, 0]
     assert pooled((logits, 3)) is pooled({"other": 1, "logits": logits}) is logits
     with pytest.raises(ValueError, match="a mapping with logits, but got dict of scores, aux"):
