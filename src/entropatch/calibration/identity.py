@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from entropatch.models import checkpoint
+
 _LENGTH = 24
 _ELSEWHERE = ("training", "name_or_path", "transformers_version")  # attributes that say where a model is from, or is at
 
@@ -20,10 +22,7 @@ def fingerprint(model: nn.Module) -> str:
     for name, part in model.named_modules():
         kind = f"{type(part).__module__}.{type(part).__qualname__}"
         found.update(f"{name} {kind} {sorted(_plain_attributes(vars(part)))}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(values.view(torch.uint8).numpy())
+    found.update(checkpoint.fingerprint(model.state_dict()).encode())
     return found.hexdigest()[:_LENGTH]
 
 
