@@ -13,6 +13,7 @@ from torch import Tensor
 from entropatch import PruneConfig, prune_, trace
 from entropatch.kernels import attend_with_entropy, choose_backend
 from entropatch.kernels.head_mean_ops import column_norms
+from entropatch.measure import count_flops
 from entropatch.measure.variants import takes_keep_rate
 from entropatch.methods import ALL, expanded_methods
 
@@ -92,6 +93,8 @@ def test_a_pruned_model_is_that_of_the_cpu(method: str) -> None:
     model = timm.create_model("vit_tiny_patch16_224", depth=6, num_classes=7).eval()
     images = torch.randn(3, 3, 224, 224)
     prune_(model, PruneConfig(0.5, method=method) if takes_keep_rate(method) else PruneConfig(method=method))
+    if not takes_keep_rate(method):  # it decides by a threshold, about which untrained weights are undecided
+        model, images = model.double(), images.double()
     there = copy.deepcopy(model).cuda()
     with torch.no_grad(), trace(model) as here_trace, trace(there) as there_trace:
         expected, found = model(images), there(images.cuda())
@@ -101,6 +104,19 @@ def test_a_pruned_model_is_that_of_the_cpu(method: str) -> None:
         for one, other in zip(kept, kept_there, strict=True):
             here, there_too = (set(numbers[numbers >= 0].tolist()) for numbers in (one, other))
             assert len(here & there_too) > 0.98 * max(len(here), len(there_too)) - 1  # near ties may fall either way
+
+
+@pytest.mark.parametrize("method", expanded_methods([ALL])[1:])
+def test_multiply_adds_are_those_counted_on_the_cpu(method: str) -> None:
+    pytest.importorskip("fvcore")
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", depth=6, num_classes=7, img_size=112).eval().double()
+    images = torch.randn(3, 3, 112, 112, dtype=torch.float64)
+    prune_(model, PruneConfig(0.5, method=method) if takes_keep_rate(method) else PruneConfig(method=method))
+    here = count_flops(model, images)
+    there = count_flops(model.cuda(), images.cuda())
+    assert there.total == pytest.approx(here.total, rel=1e-3)
+    assert not there.uncounted
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -117,9 +117,9 @@ def is_free(operator: str) -> bool:
 # indexing, creation, views and copies.
 # fmt: off
 FREE = frozenset((
-    "all", "any", "amax", "amin", "argmax", "argmin", "argsort", "count_nonzero", "cummax", "cummin", "cumprod",
-    "cumsum", "diff", "logcumsumexp", "logsumexp", "mean", "median", "max", "min", "mode", "norm", "prod", "quantile",
-    "sort", "std", "std_mean", "sum", "topk", "kthvalue", "unique_consecutive", "var", "var_mean",
+    "all", "any", "amax", "amin", "argmax", "argmin", "argsort", "bincount", "count_nonzero", "cummax", "cummin",
+    "cumprod", "cumsum", "diff", "logcumsumexp", "logsumexp", "mean", "median", "max", "min", "mode", "norm", "prod",
+    "quantile", "sort", "std", "std_mean", "sum", "topk", "kthvalue", "unique_consecutive", "var", "var_mean",
     "linalg_vector_norm", "searchsorted", "bucketize", "isin", "softmax", "_softmax", "log_softmax", "_log_softmax",
     "softmin", "normalize", "alpha_dropout", "dropout", "feature_dropout", "glu", "alias", "as_strided", "atleast_2d",
     "broadcast_tensors", "broadcast_to", "clone", "concat", "concatenate", "diagonal", "expand_as", "flip", "hstack",

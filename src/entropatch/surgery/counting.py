@@ -32,3 +32,10 @@ def asked(stage: Stage, k: Any, fewest: Any) -> Any:
 def least(stage: Stage, n: Any) -> Any:
     """The fewest of n tokens that the reduction can leave."""
     return max(n - stage.reduction.most_removed(n), min(n, 1))
+
+
+def within(counts: Tensor, fewest: Any, most: Any) -> Tensor:
+    """The counts (batch,) of a schedule, at least `fewest` and at most `most`."""
+    # torch.jit.trace has sizes as tensors on the CPU, which `clamp` refuses beside counts on a GPU.
+    fewest, most = (size.to(counts.device) if isinstance(size, Tensor) else size for size in (fewest, most))
+    return counts.clamp_min(fewest).clamp_max(most)

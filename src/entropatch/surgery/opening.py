@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from entropatch.config import Stage
 from entropatch.criteria.learned import Decision, Entering, LearnedCriterion, Note
 from entropatch.priorities import preferring
+from entropatch.surgery.counting import within
 from entropatch.surgery.outcome import covered, site_of
 from entropatch.surgery.plan_check import checked_counts, checked_scores
 from entropatch.surgery.reduced import NO_BACKEND, Reduced
@@ -143,7 +144,7 @@ def _counts(
     read = checked_scores(criterion, getattr(criterion, schedule.reads)(scores), shape, schedule.reads)
     chosen = schedule.chosen(site, read)
     counts = schedule.count(site, read) if chosen is None else chosen.sum(1)
-    counts = schedule.rounded(checked_counts(schedule, counts, shape[0]), site).clamp(0, tokens.n)
+    counts = within(schedule.rounded(checked_counts(schedule, counts, shape[0]), site), 0, tokens.n)
     return counts, priorities if chosen is None else preferring(priorities, chosen)
 
 

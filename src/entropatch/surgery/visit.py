@@ -13,7 +13,7 @@ from entropatch.attention import BlockAttention
 from entropatch.config import Stage
 from entropatch.criteria import Criterion
 from entropatch.priorities import preferring
-from entropatch.surgery.counting import allowed, asked, least
+from entropatch.surgery.counting import allowed, asked, least, within
 from entropatch.surgery.outcome import Outcome, covered, ranked_within, site_of
 from entropatch.surgery.plan_check import checked_counts, checked_plan, checked_scores, checked_state
 from entropatch.surgery.state import Watch
@@ -243,7 +243,7 @@ class Visit:
         counts = schedule.count(site, read) if chosen is None else chosen.sum(1)
         if not again:
             counts = schedule.rounded(checked_counts(schedule, counts, shape[0]), site)
-            self._counts, self._chosen = counts.clamp(least(stage, self.tokens.n), self.tokens.n), chosen
+            self._counts, self._chosen = within(counts, least(stage, self.tokens.n), self.tokens.n), chosen
 
     def _reduce_groups(
         self, x: Tensor, stage: Stage, attention: BlockAttention, counts: Tensor, then: Callable[[Tensor], Tensor]
