@@ -92,8 +92,9 @@ def test_a_pruned_model_is_that_of_the_cpu(method: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", depth=6, num_classes=7).eval()
     images = torch.randn(3, 3, 224, 224)
-    prune_(model, PruneConfig(0.5, method=method) if takes_keep_rate(method) else PruneConfig(method=method))
-    if not takes_keep_rate(method):  # it decides by a threshold, about which untrained weights are undecided
+    config = PruneConfig(0.5, method=method) if takes_keep_rate(method) else PruneConfig(method=method)
+    prune_(model, config)
+    if config.schedule.per_image:  # scores of untrained weights lie closer to a threshold than float32 tells apart
         model, images = model.double(), images.double()
     there = copy.deepcopy(model).cuda()
     with torch.no_grad(), trace(model) as here_trace, trace(there) as there_trace:
