@@ -16,10 +16,10 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # the weights of the package, so that the pictures are the same everywhere
 
 import numpy as np
+from accuracy_tables import SETTINGS
 from evidence import DATA, FREE, runs
 from facts import needs_training
 from PIL import Image
-from tables import SETTINGS
 
 from entropatch import figures
 from entropatch.data.images import cropped, sample_photographs, to_tensor
