@@ -38,25 +38,25 @@ def bench(file: str, *columns: str) -> str:
     return f"{table(['method', 'keep rate', *heads], rows)}\n\n{machine(data['about'], file)}"
 
 
-def one_cost(file: str, rate: str, size: str) -> str:
+def one_cost(file: str, rate: str | None = None, size: str | None = None) -> str:
     """Each method of a run of `entropatch bench` under one budget: cost, speed at its batch sizes, and accuracy.
 
     Args:
         file: of the bench.
-        rate: the keep rate of the paper's blocks whose multiply-adds are the budget.
+        rate: the keep rate of the paper's blocks whose multiply-adds are the budget; without it no accuracy is shown.
         size: of the images, in pixels.
     """
     data = _record(file)
     speed = {(one["method"], one["batch_size"]): one for one in data["records"] if one["gflops"] is not None}
     batches = sorted({batch for _, batch in speed})
-    found = runs("cost", "paper", int(size))
+    found = None if size is None else runs("cost", "paper", int(size))
     rows = []
     for name in dict.fromkeys(method for method, _ in speed):
         one = speed[name, batches[0]]
         if name != "dense" and one.get("target_gflops") is None:  # it meets no budget
             continue
-        key = None if name == "dense" else float(rate)
-        columns = [found.get((data_set, key), {}).get(name) for data_set in DATA]
+        key = None if name == "dense" or rate is None else float(rate)
+        columns = [] if found is None else [found.get((data_set, key), {}).get(name) for data_set in DATA]
         rows.append(
             [
                 one["label"],
@@ -65,7 +65,12 @@ def one_cost(file: str, rate: str, size: str) -> str:
                 *("—" if bits is None else cell(bits) for bits in columns),
             ]
         )
-    heads = ["method", "GFLOPs", *(f"× dense, batch {batch}" for batch in batches), *DATA.values()]
+    heads = [
+        "method",
+        "GFLOPs",
+        *(f"× dense, batch {batch}" for batch in batches),
+        *(() if found is None else DATA.values()),
+    ]
     return f"{table(heads, rows)}\n\n{machine(data['about'], file)}"
 
 
