@@ -3,9 +3,10 @@
     python benchmarks/evidence/equal_cost.py --data imagenette --root FOLDER --weights CLASSIFIER --output FOLDER
 
 Writes FOLDER/METHOD-ρ.json at the largest keep rate whose multiply-adds are at most those; of ToMe as many tokens in
-every block and, as tome-falling, linearly fewer down to none. Where an image's own scores say how many of its patches
-stay, the mean over training images counts. Methods that cannot reach a cost, or whose weights say what they cost, are
-named and have no file, but for the ones trained for a share of patches: they have one with that share.
+every block and, as tome-falling, linearly fewer down to none; STAR's criterion, as star, with the relevance of places
+over training images. Where an image's own scores say how many of its patches stay, the mean over training images
+counts. Methods that cannot reach a cost, or whose weights say what they cost, are named and have no file, but for the
+ones trained for a share of patches: they have one with that share.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from entropatch import PruneConfig
 from entropatch.bench.targets import meeting
 from entropatch.calibration.proposal import token_counts
 from entropatch.calibration.spreading import spread
+from entropatch.criteria import Synergistic
 from entropatch.data.loaders import data_config
 from entropatch.measure import count_flops
-from entropatch.measure.budget import BudgetError, largest
+from entropatch.measure.budget import BudgetError, largest, rate_for_gflops
 from entropatch.measure.variants import Variant, pruned_copy, takes_keep_rate
 from entropatch.methods import ALL, DENSE, METHODS, expanded_methods
 from entropatch.models.spec import ModelSpec
 from entropatch.reductions import BipartiteMerge
 from entropatch.schedule import RemovePerBlock
 
-FALLING = "tome-falling"
+FALLING, STAR = "tome-falling", "star"
 COUNTED = 16  # training images, where each costs something of its own
+LEARNT = 192  # training images, of which STAR learns what each place is worth
 
 
 def falling(model: nn.Module, images: Tensor, target: float) -> PruneConfig:
@@ -55,6 +58,16 @@ def falling(model: nn.Module, images: Tensor, target: float) -> PruneConfig:
     return setting(steps - kept)
 
 
+def star(model: nn.Module, images: Tensor, target: float, full: float, near: float) -> PruneConfig:
+    """STAR's criterion, of the images, at the largest keep rate whose multiply-adds are at most `target`."""
+    criterion = Synergistic().calibrate(model, images)
+
+    def setting(rate: float) -> PruneConfig:
+        return PruneConfig(rate, criterion=criterion)
+
+    return setting(rate_for_gflops(lambda rate: cost(model, images[:1], setting(rate)), full, target, near))
+
+
 def cost(model: nn.Module, images: Tensor, config: PruneConfig | None) -> float:
     return count_flops(pruned_copy(model, config), images).total / 1e9
 
@@ -75,18 +88,25 @@ def main(
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     bytes_ = packed(cache, data, root, size, dense)["train"]
     margin = (bytes_.shape[-1] - size) // 2
-    every = bytes_[:: len(bytes_) // COUNTED][:COUNTED, :, margin : margin + size, margin : margin + size]
-    images = (every / 255 - mean) / std
+
+    def training(number: int) -> Tensor:
+        evenly = bytes_[:: len(bytes_) // number][:number, :, margin : margin + size, margin : margin + size]
+        return (evenly / 255 - mean) / std
+
+    images = training(COUNTED)
     full = cost(dense, images[:1], None)
     output.mkdir(parents=True, exist_ok=True)
     for rate in map(float, keep_rates.split(",")):
         target = cost(dense, images[:1], PruneConfig(rate, method="shannon"))
-        for name in (*expanded_methods([ALL]), FALLING):
+        for name in (*expanded_methods([ALL]), FALLING, STAR):
             file = output / f"{name}-{rate}.json"
             if name == DENSE or file.exists():
                 continue
             try:
-                found = _setting(name, rate, target, full, dense, images)
+                if name == STAR:
+                    found = star(dense, training(LEARNT), target, full, rate)
+                else:
+                    found = _setting(name, rate, target, full, dense, images)
             except BudgetError as error:
                 typer.echo(f"{name} at {target:.3f} GFLOPs: {error}")
                 continue

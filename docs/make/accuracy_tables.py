@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
-from evidence import DATA, FREE, RESULTS, TRAINED, Bits, by_seed, counted, runs
+from evidence import DATA, RESULTS, TRAINED, Bits, by_seed, runs
 from methods_page import table
 
 from entropatch import PruneConfig
@@ -16,6 +16,7 @@ from entropatch.records.uncertainty import Estimate, accuracy, ahead, of_shared_
 SETTINGS = {  # not methods by name
     "calibrated": "calibrated",
     "tome-falling": "ToMe, fewer from block to block",
+    "star": "STAR",
     "class-cover-merge": "Class attention, the best of each 2 × 2, merged",
     "class-renyi-2-cover-merge": "Class attention × Rényi, order 2, the best of each 2 × 2, merged",
     "col-ln-cover-merge": "Col-Ln, the best of each 2 × 2, merged",
@@ -27,7 +28,7 @@ def top1(tag: str, blocks: str = "paper", size: str = "196", rates: str = "0.7,0
     """Accuracy by method and keep rate on both data sets; bold what is ahead of all others by two paired errors."""
     found = runs(tag, blocks, int(size))
     keys = [(data, float(rate)) for data in DATA for rate in rates.split(",")]
-    names = sorted({name for key in keys for name in found.get(key, {})}, key=_place)
+    names = sorted({name for key in keys for name in found.get(key, {})}, key=place)
     seeds = by_seed(tag, blocks, int(size))
     best = {key: _ahead_of_all(seeds[key]) for key in keys if key in found}
     rows = [["dense", *(cell(found[data, None]["dense"]) if rate == keys[0][1] else "" for data, rate in keys)]]
@@ -35,7 +36,7 @@ def top1(tag: str, blocks: str = "paper", size: str = "196", rates: str = "0.7,0
         cells = [cell(found[key][name]) if name in found.get(key, {}) else "—" for key in keys]
         rows.append(
             [
-                _label(name),
+                label(name),
                 *(f"**{cell}**" if best.get(key) == name else cell for key, cell in zip(keys, cells, strict=True)),
             ]
         )
@@ -46,17 +47,17 @@ def less_random(tag: str, blocks: str = "paper", size: str = "196") -> str:
     """What each method's accuracy is above that of random pruning, on the same images."""
     found = by_seed(tag, blocks, int(size))
     keys = [(data, rate) for data in DATA for rate in (0.7, 0.5, 0.3)]
-    names = sorted({name for key in keys for name in found.get(key, {})} - {"random"}, key=_place)
+    names = sorted({name for key in keys for name in found.get(key, {})} - {"random"}, key=place)
     rows = []
     for name in names:
-        row = [_label(name)]
+        row = [label(name)]
         for key in keys:
             column = found.get(key, {})
             if name not in column or "random" not in column:
                 row.append("—")
                 continue
             off = paired_difference(*of_shared_seeds(column[name], column["random"]), resamples=0)
-            row.append(_gap(off))
+            row.append(gap(off))
         rows.append(row)
     return table(["less random", *(f"{DATA[data]} {rate:g}" for data, rate in keys)], rows)
 
@@ -65,13 +66,13 @@ def penalty() -> str:
     """Classifiers trained with and without the entropy penalty at 112 px, pruned at 0.5 without training for it."""
     names = {"random": "random", "evit": "EViT", "shannon": "Shannon", "renyi-inf": "order ∞"}
     rows = []
-    for data, label in DATA.items():
+    for data, title in DATA.items():
         for arm in ("plain", "lower", "higher"):
             found = runs(f"entropy-{arm}", size=112)
             column = found[data, 0.5]
             off = paired_difference(column["shannon"], column["random"], resamples=0)
             dense = cell(found[data, None]["dense"])
-            rows.append([f"{label}, {arm}", dense, *(cell(column[name]) for name in names), _gap(off)])
+            rows.append([f"{title}, {arm}", dense, *(cell(column[name]) for name in names), gap(off)])
     return table(["trained", "dense", *names.values(), "Shannon less random"], rows)
 
 
@@ -82,7 +83,7 @@ def calibration(name: str = "calibration") -> str:
         name: of the folder of records below evidence.
     """
     rows = []
-    for data, label in DATA.items():
+    for data, title in DATA.items():
         for rate in ("0.7", "0.5", "0.3"):
             folder = RESULTS / f"evidence/{name}/{data}-{rate}"
             if not folder.exists():
@@ -97,7 +98,7 @@ def calibration(name: str = "calibration") -> str:
             stages = zip(config.blocks or (), rates, by, strict=True)
             rows.append(
                 [
-                    f"{label}, {own['cost']:.2f} GFLOPs",
+                    f"{title}, {own['cost']:.2f} GFLOPs",
                     "<br>".join(f"{block}: {share:.2f} by {what}" for block, share, what in stages),
                     f"{own['loss']:.4f} ± {own['standard_error']:.4f}",
                     f"{chance['loss']:.4f} ± {chance['standard_error']:.4f}",
@@ -106,47 +107,17 @@ def calibration(name: str = "calibration") -> str:
     return table(["budget", "block: keep rate", "KL", "random's"], rows, "---")
 
 
-def trained_at_one_cost(data: str, rate: str, size: str) -> str:
-    """Each method at one cost, without training and fine-tuned with it active, seed 0, some of them longer.
-
-    Args:
-        data: the data set.
-        rate: the keep rate of the paper's blocks whose multiply-adds are the budget.
-        size: of the images, in pixels.
-    """
-    key, pixels = (data, float(rate)), int(size)
-    free, cost, grid, own = (by_seed(tag, "paper", pixels)[key] for tag in (FREE, "cost", TRAINED, "cost-trained"))
-    untrained = {**cost, **free, **{name: cost[name] for name in own if name in cost}}
-    trained = {name: bits[0] for name, bits in {**grid, **own}.items() if 0 in bits}
-    longer, spent = by_seed("cost-longer", "paper", pixels)[key], counted("cost-trained", pixels).get(key, {})
-    rows = []
-    for name in sorted(trained, key=_place):
-        off = paired_difference(trained[name], trained["random"], resamples=0)
-        rows.append(
-            [
-                _label(name),
-                f"{spent[name]:.2f}" if name in spent else "",
-                cell(untrained[name][None]) if name in untrained else "—",
-                cell(trained[name]),
-                "" if name == "random" else _gap(off),
-                cell(longer[name][0]) if name in longer else "",
-            ]
-        )
-    heads = ["method", "GFLOPs, where counted", "without training", "6 epochs", "less random", "30 epochs"]
-    return table(heads, rows)
-
-
 def longer(rate: str, size: str) -> str:
     """Three times the epochs: accuracy of seed 0 after six and after eighteen, and the paired difference."""
     six, more = (by_seed(tag, "paper", int(size)) for tag in (TRAINED, "plateau"))
     rows = []
-    for name in [*sorted(more["caltech101", float(rate)], key=_place), "dense"]:
-        row = ["dense" if name == "dense" else _label(name)]
+    for name in [*sorted(more["caltech101", float(rate)], key=place), "dense"]:
+        row = ["dense" if name == "dense" else label(name)]
         for data in DATA:
             key = (data, None if name == "dense" else float(rate))
             after, before = more[key][name][0], six[key][name].get(0)
             row += ["—" if before is None else cell(before), cell(after)]
-            row.append("—" if before is None else _gap(paired_difference(after, before, resamples=0)))
+            row.append("—" if before is None else gap(paired_difference(after, before, resamples=0)))
         rows.append(row)
     heads = [head for data in DATA.values() for head in (f"{data}, 6 epochs", "18 epochs", "gained")]
     return table(["method", *heads], rows)
@@ -163,15 +134,15 @@ def cell(correct: Bits) -> str:
     return f"{found.value:.1f} ± {found.standard_error:.1f}{seeds}"
 
 
-def _gap(off: Estimate) -> str:
+def gap(off: Estimate) -> str:
     return f"{off.value:+.1f} ± {off.standard_error:.1f}".replace("-", "−")
 
 
-def _place(name: str) -> tuple[float, str]:
+def place(name: str) -> tuple[float, str]:
     if name in SETTINGS:
         return ({"calibrated": 1000.0, "tome-falling": 31.0}.get(name, 65.0), name)
     return METHODS[name].sort_key if name in METHODS else find_method(name).sort_key
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     return SETTINGS.get(name) or method_label(name)

@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from accuracy_tables import cell
-from evidence import DATA, RESULTS, runs
+from evidence import RESULTS
 from methods_page import table
 
 HEADS = {
@@ -24,13 +23,13 @@ HEADS = {
 
 def bench(file: str, *columns: str) -> str:
     """Rows of `entropatch bench`: method, keep rate, and the columns asked for; then on what it was measured."""
-    data = _record(file)
+    data = record(file)
     records = [one for one in data["records"] if not one["note"]]
     rows = [
         [
             one["label"],
             "—" if one["keep_rate"] is None else f"{one['keep_rate']:g}",
-            *(_column(one, c) for c in columns),
+            *(column(one, c) for c in columns),
         ]
         for one in records
     ]
@@ -38,45 +37,9 @@ def bench(file: str, *columns: str) -> str:
     return f"{table(['method', 'keep rate', *heads], rows)}\n\n{machine(data['about'], file)}"
 
 
-def one_cost(file: str, rate: str | None = None, size: str | None = None) -> str:
-    """Each method of a run of `entropatch bench` under one budget: cost, speed at its batch sizes, and accuracy.
-
-    Args:
-        file: of the bench.
-        rate: the keep rate of the paper's blocks whose multiply-adds are the budget; without it no accuracy is shown.
-        size: of the images, in pixels.
-    """
-    data = _record(file)
-    speed = {(one["method"], one["batch_size"]): one for one in data["records"] if one["gflops"] is not None}
-    batches = sorted({batch for _, batch in speed})
-    found = None if size is None else runs("cost", "paper", int(size))
-    rows = []
-    for name in dict.fromkeys(method for method, _ in speed):
-        one = speed[name, batches[0]]
-        if name != "dense" and one.get("target_gflops") is None:  # it meets no budget
-            continue
-        key = None if name == "dense" or rate is None else float(rate)
-        columns = [] if found is None else [found.get((data_set, key), {}).get(name) for data_set in DATA]
-        rows.append(
-            [
-                one["label"],
-                f"{one['gflops']:.2f}",
-                *(_column(speed[name, batch], "vs_dense") for batch in batches),
-                *("—" if bits is None else cell(bits) for bits in columns),
-            ]
-        )
-    heads = [
-        "method",
-        "GFLOPs",
-        *(f"× dense, batch {batch}" for batch in batches),
-        *(() if found is None else DATA.values()),
-    ]
-    return f"{table(heads, rows)}\n\n{machine(data['about'], file)}"
-
-
 def statements(file: str) -> str:
     """What an import takes."""
-    data = _record(file)
+    data = record(file)
     rows = [[f"`{one['statement']}`", f"{one['p50_ms']:.0f}", f"{one['ratio']:.3f}"] for one in data["records"]]
     return f"{table(['statement', 'ms, median', 'ratio'], rows)}\n\n{machine(data['about'], file)}"
 
@@ -86,18 +49,18 @@ def scoring(*files: str) -> str:
     names: list[str] = []
     rows = []
     for file in files:
-        data = _record(file)
+        data = record(file)
         about = data["about"]
         scored = [one for one in data["records"] if one["method"] not in ("dense", "random")]
         names = [one["label"] for one in scored]
         batch, rounds = scored[0]["batch_size"], scored[0]["rounds"]
         policy = "" if about["device"] != "cpu" else f", OMP_WAIT_POLICY {about['omp_wait_policy'] or 'unset'}"
         what = f"{about['hardware']}, {about['image_size']} px, batch {batch}, {about['dtype']}{policy}"
-        rows.append([what, str(rounds), *(_column(one, "vs_random") for one in scored)])
+        rows.append([what, str(rounds), *(column(one, "vs_random") for one in scored)])
     return table(["machine and setting", "rounds", *names], rows)
 
 
-def _record(file: str) -> dict[str, Any]:
+def record(file: str) -> dict[str, Any]:
     return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
@@ -111,7 +74,7 @@ def machine(about: Mapping[str, Any], file: str) -> str:
     return f"*{about['hardware']}{threads}{policy}; {versions}; {when}. Record: `benchmarks/results/{file}`.*"
 
 
-def _column(record: Mapping[str, Any], name: str) -> str:
+def column(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
     if value is None or value == "":
         return "—"

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 
 import accuracy_tables as accuracy
+import cost_tables as cost
 import speed_tables as speed
 
 
@@ -20,10 +21,10 @@ TABLES: dict[str, Callable[..., str]] = {
     "less-random": accuracy.less_random,
     "calibration": accuracy.calibration,
     "penalty": accuracy.penalty,
-    "trained-at-one-cost": accuracy.trained_at_one_cost,
+    "trained-at-one-cost": cost.trained_at_one_cost,
     "longer": accuracy.longer,
     "bench": speed.bench,
-    "one-cost": speed.one_cost,
+    "one-cost": cost.one_cost,
     "scoring": speed.scoring,
     "statements": speed.statements,
 }
