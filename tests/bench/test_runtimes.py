@@ -81,7 +81,7 @@ def test_exported_files_run_beside_pytorch(monkeypatch: pytest.MonkeyPatch) -> N
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     model = create("deit", depth=1)
-    monkeypatch.setattr(bench_run, "_create", lambda settings: model)
+    monkeypatch.setattr(bench_run, "created", lambda settings: model)
     outputs: dict[str, Any] = {}
     real = bench_run._time
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.bench.compiling import compiled, no_eager_fallback
+from entropatch.bench.inputs import autocast, created, random_images
 from entropatch.bench.rows import Record, Row, ratios_asked, records_of, settled
 from entropatch.bench.runtimes import COMPILE, EXPORTED, ExportedFiles, versions
-from entropatch.bench.settings import DTYPES, BenchSettings
+from entropatch.bench.settings import BenchSettings
 from entropatch.bench.targets import meeting
 from entropatch.error_text import one_line
 from entropatch.export.subject import BACKEND
@@ -25,7 +26,6 @@ from entropatch.measure.environment import load_average
 from entropatch.measure.memory import memory_errors
 from entropatch.measure.variants import Variant, pruned_copy
 from entropatch.methods import RANDOM
-from entropatch.models.libraries import RANDOM_WEIGHTS, TIMM, Request, load_from
 from entropatch.surgery import trace
 
 
@@ -77,15 +77,15 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
         no_eager_fallback() if COMPILE in settings.runtimes else nullcontext(),
         ExportedFiles(settings.int8) as files,
     ):
-        model = _create(settings)
-        dense = cache(lambda: count_flops(model, _images(settings, 1)).total / 1e9)
-        with _autocast(settings):
+        model = created(settings)
+        dense = cache(lambda: count_flops(model, random_images(settings, 1)).total / 1e9)
+        with autocast(settings):
             for target in settings.target_gflops:
                 refuse_dense(target, dense())
         rates: dict[float, float] = {}  # of each target the last that was found, near which another method's is
         made = [_make(variant, model, settings, dense, rates) for variant in settings.variants()]
         for batch_size in settings.batch_sizes:
-            images, reason = _attempt(lambda batch_size=batch_size: _images(settings, batch_size))
+            images, reason = _attempt(lambda batch_size=batch_size: random_images(settings, batch_size))
             group = [
                 (replace(row, batch_size=batch_size, notes=[*row.notes], runtime=runtime, int8=int8), pruned)
                 for runtime, int8 in settings.kinds()
@@ -104,48 +104,6 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
     return BenchResult(records_of(rows, settings.bar), _about(settings) | {"load_average_before": load})
 
 
-def _create(settings: BenchSettings) -> nn.Module:
-    made = _of_timm(settings) if settings.library == TIMM else _of_library(settings)
-    return made.to(settings.device, torch.float32 if settings.amp else DTYPES[settings.dtype]).eval()
-
-
-def _of_library(settings: BenchSettings) -> nn.Module:
-    model, _ = load_from(settings.library, Request(settings.model, RANDOM_WEIGHTS, settings.image_size, images=False))
-    return model
-
-
-def _of_timm(settings: BenchSettings) -> nn.Module:
-    import timm
-
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = timm.create_model(settings.model, pretrained=False, img_size=settings.image_size)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise ValueError(
-            f"timm cannot make the model {settings.model!r} at {settings.image_size} px: {one_line(error, first=True)}"
-        ) from error
-    patches = getattr(model, "patch_embed", None)
-    patch = max(getattr(patches, "patch_size", (1,)))
-    if settings.image_size % patch and not getattr(patches, "dynamic_img_pad", False):
-        above = (settings.image_size // patch + 1) * patch
-        raise ValueError(
-            f"image_size must be a multiple of the patch size {patch}, but got {settings.image_size}; use {above}."
-        )
-    return model
-
-
-def _images(settings: BenchSettings, batch_size: int) -> Tensor:
-    shape = (batch_size, 3, settings.image_size, settings.image_size)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return images.to(settings.device, torch.float32 if settings.amp else DTYPES[settings.dtype])
-
-
-def _autocast(settings: BenchSettings) -> AbstractContextManager[Any]:
-    kind = torch.device(settings.device).type
-    return torch.autocast(kind, dtype=DTYPES[settings.dtype]) if settings.amp else nullcontext()
-
-
 def _make(
     variant: Variant, model: nn.Module, settings: BenchSettings, dense: Callable[[], float], rates: dict[float, float]
 ) -> tuple[Row, nn.Module | None]:
@@ -154,9 +112,9 @@ def _make(
     Where there is a budget, `dense` gives the dense model's 10⁹ multiply-adds per image, and `rates` the last keep rate
     that met each target; one that is found is noted there.
     """
-    images = _images(settings, 1)
+    images = random_images(settings, 1)
     if (target := variant.target) is not None:
-        with _autocast(settings):
+        with autocast(settings):
             met, reason = _attempt(lambda: meeting(variant, model, images, dense(), rates.get(target)))
         if reason is not None:
             return Row(variant, notes=[reason]), None
@@ -177,7 +135,7 @@ def _make(
             flops = count_flops(pruned, images)
         return flops, seen.stages[0].backend if seen.stages else None
 
-    with _autocast(settings):
+    with autocast(settings):
         inspected, reason = _attempt(inspect)
     if reason is not None:
         row.notes.append(f"GFLOPs not counted: {reason}")
@@ -202,7 +160,7 @@ def _probe(row: Row, model: nn.Module, images: Tensor, settings: BenchSettings, 
         forward = compiled(model) if row.runtime == COMPILE else model
 
         def run() -> object:
-            with _autocast(settings):
+            with autocast(settings):
                 return forward(images)
 
         return run, peak_memory(run, settings.device)
