@@ -190,8 +190,8 @@ def test_scaling_keeps_proportions_and_has_that_geometric_mean(rate):
 MORE = [
     Point("evit", 0.5, 0),
     Point("evit", 0.5, 0, (1, 2)),
-    Point("calibrated", None, 3, None, CALIBRATED),
-    Point("drawn", None, 0, None, PruneConfig(0.5, criterion=Random())),
+    Point("calibrated", None, 3, setting=CALIBRATED),
+    Point("drawn", None, 0, setting=PruneConfig(0.5, criterion=Random())),
 ]
 
 
@@ -247,7 +247,7 @@ AT = (4, 8)
 OTHERS = {
     Point("random", 0.5, 0, AT): 75.0,
     Point("shannon", 0.5, 0, AT): 85.5,
-    Point("calibrated", None, 0, None, CALIBRATED): 84.0,
+    Point("calibrated", None, 0, setting=CALIBRATED): 84.0,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -244,6 +245,7 @@ def _reason(error: Exception) -> str:
 
 def _about(settings: BenchSettings) -> dict[str, Any]:
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    chosen["configs"] = {name: json.loads(config.to_json()) for name, config in settings.configs.items()}
     return {
         **environment(settings.device),
         **{

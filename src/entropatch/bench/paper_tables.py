@@ -8,7 +8,7 @@ from typing import Any
 from entropatch.bench.rows import Record
 from entropatch.bench.settings import BenchSettings
 from entropatch.criteria import ClassAttention
-from entropatch.methods import DENSE, find_method
+from entropatch.methods import DENSE, find_method, is_known
 from entropatch.records.tables import footnotes, markdown_table
 from entropatch.reductions import Fuse
 from entropatch.schedule import KeepRate
@@ -130,6 +130,8 @@ def _paper_name(method: str) -> str:
     """What the paper calls a method, by what it does; empty for one it has not."""
     if method == DENSE:
         return DENSE
+    if not is_known(method):  # a setting
+        return ""
     found = find_method(method)
     if found.drops_by_entropy:
         return "ours"

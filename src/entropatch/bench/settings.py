@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from entropatch.bench.runtimes import COMPILE, EXPORTED, RUNTIMES, TORCH
 from entropatch.config import PruneConfig
 from entropatch.export.int8 import INT8
-from entropatch.measure.variants import Variant, variants_of
+from entropatch.measure.variants import Variant, check_setting, variants_of
 from entropatch.methods import DENSE, compared_methods, find_method
 
 KEEP_RATES = (0.7, 0.5, 0.3)
@@ -30,6 +31,7 @@ class BenchSettings:
             a target are given.
         target_gflops: budgets in 10⁹ multiply-adds per image, in place of keep rates: every method that takes a keep
             rate gets the largest one of four decimals that meets each, so that all are compared at one cost.
+        configs: settings given as wholes, by what they are to be called, such as calibrated ones; each at its own cost.
         batch_sizes: images per call.
         image_size: height and width in pixels.
         dtype: "float32", "bfloat16" or "float16": of weights and images, or of autocast with `amp`.
@@ -70,6 +72,7 @@ class BenchSettings:
     bar: float | None = None
     runtimes: tuple[str, ...] = ()
     int8: str | None = None
+    configs: Mapping[str, PruneConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.target_gflops and self.keep_rates is not None:
@@ -84,6 +87,8 @@ class BenchSettings:
         for method in self.methods:
             if method != DENSE:
                 find_method(method)
+        for name, config in self.configs.items():
+            check_setting(name, config)
         for target in self.target_gflops:
             if not 0 < target < math.inf:
                 raise ValueError(f"target_gflops must be numbers above 0, but got {target}.")
@@ -109,8 +114,9 @@ class BenchSettings:
             raise ValueError("device cuda needs a CUDA device, but PyTorch sees none here; use cpu.")
 
     def variants(self) -> list[Variant]:
-        """The rows of one batch size: dense once, every other method at each keep rate or for each target."""
-        return variants_of(self.methods, self.keep_rates or (), self.target_gflops)
+        """The rows of one batch size: dense once, other methods at each keep rate or for each target, settings once."""
+        settings = [Variant(name, setting=config) for name, config in self.configs.items()]
+        return variants_of(self.methods, self.keep_rates or (), self.target_gflops) + settings
 
     def kinds(self) -> list[tuple[str, str | None]]:
         """Runtime and eight bits, or None for float, in which every variant is measured."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, named_methods, names_group
+from entropatch.cli.options import entries, named_configs, named_methods, names_group
 from entropatch.cli.terminal import fail, progress_bar
 
 
@@ -29,6 +29,13 @@ def bench(
         typer.Option(
             help="Budgets, commas between: each method at the largest keep rate with at most so many GFLOPs, so that "
             "all are compared at one cost; finding it takes seconds for each."
+        ),
+    ] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A setting as a file, such as calibrated.json: one more row, called by the file's name, at its own "
+            "cost. Repeatable."
         ),
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Images per call; commas between.")] = "1,16",
@@ -83,6 +90,7 @@ def bench(
             methods=named_methods(methods) or (DENSE, *compared_methods()),
             keep_rates=None if keep_rates is None else entries(keep_rates, float, "--keep-rates"),
             target_gflops=() if target_gflops is None else entries(target_gflops, float, "--target-gflops"),
+            configs=named_configs(config or []),
             batch_sizes=entries(batch_sizes, int, "--batch-sizes"),
             image_size=image_size,
             dtype=dtype,
@@ -102,7 +110,7 @@ def bench(
             check_table(table, settings)
         if Path(name).name != name:
             raise ValueError(f"--name is a file name without folders, but got {name!r}; use --output for the folder.")
-    except ValueError as error:
+    except (TypeError, ValueError, OSError) as error:
         fail("bench", error, 2)
     try:
         with progress_bar("measuring", settings.steps()) as step:

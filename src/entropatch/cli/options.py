@@ -38,6 +38,18 @@ def named_methods(text: str | None) -> tuple[str, ...]:
     return () if text is None else expanded_methods(entries(text, str, "--methods"))
 
 
+def named_configs(paths: Sequence[Path]) -> dict[str, PruneConfig]:
+    """The settings in these files, by the names of the files without folder and suffix."""
+    found: dict[str, PruneConfig] = {}
+    for path in paths:
+        if path.stem in found:
+            raise ValueError(
+                f"a setting is called by its file's name, but two files are called {path.stem}; rename one."
+            )
+        found[path.stem] = PruneConfig.load(path)
+    return found
+
+
 def names_group(text: str | None) -> bool:
     """Whether --methods names a group, of which a model may refuse some, or nothing."""
     from entropatch.methods import ALL, TRAINING_FREE

@@ -17,6 +17,7 @@ from entropatch.cli.options import (
     data_of,
     entries,
     model_spec,
+    named_configs,
     named_methods,
     names_group,
     pairs,
@@ -24,7 +25,6 @@ from entropatch.cli.options import (
     weights_about,
 )
 from entropatch.cli.terminal import fail
-from entropatch.config import PruneConfig
 from entropatch.extras import require
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def search(
             blocks=sets[0],
             more_blocks=sets[1:],
             leave_out=methods is not None and names_group(methods),
-            configs=_configs(config or []),
+            configs=named_configs(config or []),
             recipe=_recipe(scope, recipe, pairs(setting or [], "--set"), about),
             target_gflops=target_gflops,
             target_speedup=target_speedup,
@@ -194,18 +194,6 @@ def search(
 def _block_sets(texts: list[str]) -> tuple[Any, ...]:
     """The sets of blocks that --blocks names; None for the default ones, as the first."""
     return tuple(None if text.strip() == DEFAULT else entries(text, int, "--blocks") for text in texts)
-
-
-def _configs(paths: list[Path]) -> dict[str, PruneConfig]:
-    """The settings in these files, by the names of the files without folder and suffix."""
-    found: dict[str, PruneConfig] = {}
-    for path in paths:
-        if path.stem in found:
-            raise ValueError(
-                f"a setting is called by its file's name, but two files are called {path.stem}; rename one."
-            )
-        found[path.stem] = PruneConfig.load(path)
-    return found
 
 
 def _recipe(scope: str, name: str, changes: dict[str, Any], about: dict[str, Any]) -> Recipe:

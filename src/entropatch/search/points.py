@@ -27,12 +27,10 @@ class Point(Variant):
     Attributes:
         seed: of training; of the scores of random pruning.
         blocks: 0-based blocks that prune, where they are others than the study's.
-        setting: what is pruned, where it was given as a whole; `method` is then what it is called.
     """
 
     seed: int = 0
     blocks: tuple[int, ...] | None = None
-    setting: PruneConfig | None = None
 
     @property
     def name(self) -> str:
@@ -49,18 +47,11 @@ class Point(Variant):
     @property
     def setting_label(self) -> str:
         """The same without its blocks."""
-        return super().label if self.setting is None else self.method
-
-    @property
-    def order(self) -> float | None:
-        """Of the entropy that scores the patches; None for what uses none, or was given as a whole."""
-        return super().order if self.setting is None else None
+        return super().label
 
     @property
     def sort_key(self) -> tuple[float, str, float]:
-        """As of `Variant`: what was given as a whole last, and of one method the study's blocks first."""
-        if self.setting is not None:
-            return float("inf"), self.method, 0.0
+        """As of `Variant`, and of one method the study's blocks first."""
         rank, name, rate = super().sort_key
         return rank, " ".join((name, *(f"{block:06d}" for block in self.blocks or ()))), rate
 
@@ -85,7 +76,7 @@ class Point(Variant):
 
         Random pruning draws by the point's seed; in training it draws anew at every step, from the run's seed.
         """
-        config = self.setting or self.config(blocks if self.blocks is None else self.blocks)
+        config = self.config(blocks if self.blocks is None else self.blocks)
         seed = self.seed if scope == TRAINING_FREE else None
         if config is None:
             return None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from entropatch.config import PruneConfig
 from entropatch.measure.evaluation import Speed
-from entropatch.measure.variants import takes_keep_rate
-from entropatch.methods import DENSE, compared_methods, is_known
+from entropatch.measure.variants import check_setting, takes_keep_rate
+from entropatch.methods import DENSE, compared_methods
 from entropatch.search.points import LARGEST_SEED, SCOPES, TRAINING_FREE, known_method
 from entropatch.search.scaling import is_scalable
 from entropatch.train import ModelSpec, Recipe
@@ -111,13 +110,7 @@ class SearchSettings:
 
     def _check_configs(self) -> None:
         for name, config in self.configs.items():
-            if not isinstance(config, PruneConfig):
-                raise TypeError(f"configs must hold PruneConfigs, but {name} is {config!r:.80}.")
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", name) or name == DENSE or is_known(name):
-                raise ValueError(
-                    f"a setting must be called by letters, digits, '.', '+', '_' and '-', and otherwise than a method, "
-                    f"but got {name!r}; rename its file."
-                )
+            check_setting(name, config)
             if self.has_target and not is_scalable(config):
                 raise ValueError(
                     f"a target is met by keep rates, but {name} has none below 1 or another schedule "

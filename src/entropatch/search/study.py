@@ -192,7 +192,7 @@ def point_of(trial: FrozenTrial | Trial) -> Point | None:
     try:
         blocks, setting = _own_parts(trial.user_attrs)
         if setting is not None:
-            return None if keep_rate is not None or blocks is not None else Point(method, None, seed, None, setting)
+            return None if keep_rate is not None or blocks is not None else Point(method, None, seed, setting=setting)
     except (ValueError, TypeError):  # damaged, or of a module that was not imported: see `refuse_unknown`
         return None
     if method != DENSE and not is_known(method):

@@ -56,7 +56,7 @@ class Summary:
     @property
     def point(self) -> Point:
         """What was tried, whatever the seed."""
-        return Point(self.method, self.keep_rate, 0, self.blocks, self.setting)
+        return Point(self.method, self.keep_rate, 0, self.blocks, setting=self.setting)
 
     @property
     def setting_label(self) -> str:
