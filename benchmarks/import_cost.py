@@ -1,4 +1,4 @@
-"""What `import entropatch` adds to `import torch`: fresh interpreters in turns, into FOLDER/import.{md,csv,json}.
+"""What `import entropatch` adds to `import torch`.
 
 python benchmarks/import_cost.py FOLDER
 """
@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from entropatch.measure import environment, time_interleaved
 from entropatch.records.tables import write_records
@@ -14,7 +18,9 @@ from entropatch.records.tables import write_records
 STATEMENTS = {"torch": "import torch", "entropatch": "import entropatch"}
 
 
-def main(folder: str) -> None:
+def main(folder: Annotated[Path, typer.Argument(help="For import.md, .csv and .json.")]) -> None:
+    """Start fresh interpreters in turns, and write what they took."""
+
     def run(statement: str) -> None:
         subprocess.run([sys.executable, "-c", statement], check=True)
 
@@ -31,4 +37,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    typer.run(main)

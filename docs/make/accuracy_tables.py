@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import numpy as np
-from evidence import DATA, RESULTS, TRAINED, Bits, by_seed, runs
+from evidence import DATA, FREE, RESULTS, TRAINED, Bits, by_seed, runs
 from methods_page import table
 
 from entropatch import PruneConfig
 from entropatch.methods import METHODS, find_method, method_label
 from entropatch.records.uncertainty import Estimate, accuracy, ahead, of_shared_seeds, paired_difference
 
+SETTINGS_OF_BOTH = {"calibrated", "tome-falling"}
 SETTINGS = {  # not methods by name
     "calibrated": "calibrated",
     "tome-falling": "ToMe, fewer from block to block",
@@ -26,10 +27,10 @@ SETTINGS = {  # not methods by name
 
 def top1(tag: str, blocks: str = "paper", size: str = "196", rates: str = "0.7,0.5,0.3") -> str:
     """Accuracy by method and keep rate on both data sets; bold what is ahead of all others by two paired errors."""
-    found = runs(tag, blocks, int(size))
+    seeds = _beside(tag, blocks, int(size))
+    found = {key: {name: np.stack([*by.values()]) for name, by in column.items()} for key, column in seeds.items()}
     keys = [(data, float(rate)) for data in DATA for rate in rates.split(",")]
     names = sorted({name for key in keys for name in found.get(key, {})}, key=place)
-    seeds = by_seed(tag, blocks, int(size))
     best = {key: _ahead_of_all(seeds[key]) for key in keys if key in found}
     rows = [["dense", *(cell(found[data, None]["dense"]) if rate == keys[0][1] else "" for data, rate in keys)]]
     for name in names:
@@ -41,6 +42,17 @@ def top1(tag: str, blocks: str = "paper", size: str = "196", rates: str = "0.7,0
             ]
         )
     return table(["ρ at its blocks", *(f"{DATA[data]} {rate:g}" for data, rate in keys)], rows)
+
+
+def _beside(tag: str, blocks: str, size: int) -> dict[tuple[str, float | None], dict[str, dict[Any, Bits]]]:
+    """What was found under a tag, and without training calibrated and ToMe whichever table has them."""
+    found = {key: dict(column) for key, column in by_seed(tag, blocks, size).items()}
+    other = {FREE: "cost", "cost": FREE}.get(tag)
+    if other is not None:
+        for key, column in by_seed(other, blocks, size).items():
+            for name in SETTINGS_OF_BOTH & set(column):
+                found.setdefault(key, {}).setdefault(name, column[name])
+    return found
 
 
 def less_random(tag: str, blocks: str = "paper", size: str = "196") -> str:

@@ -59,7 +59,7 @@ def trained_at_one_cost(data: str, rate: str, size: str, file: str) -> str:
     """
     key, pixels = (data, float(rate)), int(size)
     free, cost, grid, own = (by_seed(tag, "paper", pixels)[key] for tag in (FREE, "cost", TRAINED, "cost-trained"))
-    untrained = {**cost, **free, **{name: cost[name] for name in own if name in cost}}
+    untrained = {**free, **cost}
     trained = {name: bits[0] for name, bits in {**grid, **own}.items() if 0 in bits}
     longer, spent = by_seed("cost-longer", "paper", pixels)[key], counted("cost-trained", pixels).get(key, {})
     bench = record(file)
