@@ -48,7 +48,7 @@ def one_cost(file: str, rate: str | None = None, size: str | None = None) -> str
     return f"{table(heads, rows)}\n\n{machine(data['about'], file)}"
 
 
-def trained_at_one_cost(data: str, rate: str, size: str, file: str) -> str:
+def trained_at_one_cost(data: str, rate: str, size: str, file: str, given: str) -> str:
     """Each method at one cost: speed, accuracy without training, and fine-tuned with it active (seed 0), some longer.
 
     Args:
@@ -56,6 +56,7 @@ def trained_at_one_cost(data: str, rate: str, size: str, file: str) -> str:
         rate: the keep rate of the paper's blocks whose multiply-adds are the budget.
         size: of the images, in pixels.
         file: of a run of `entropatch bench` under that budget.
+        given: of one of whole settings, that of each data set called "calibrated-" and its name.
     """
     key, pixels = (data, float(rate)), int(size)
     free, cost, grid, own = (by_seed(tag, "paper", pixels)[key] for tag in (FREE, "cost", TRAINED, "cost-trained"))
@@ -64,6 +65,8 @@ def trained_at_one_cost(data: str, rate: str, size: str, file: str) -> str:
     longer, spent = by_seed("cost-longer", "paper", pixels)[key], counted("cost-trained", pixels).get(key, {})
     bench = record(file)
     timed, batches = by_batch(bench)
+    for (name, batch), one in by_batch(record(given))[0].items():
+        timed.setdefault((name.replace(f"calibrated-{data}", "calibrated"), batch), one)
     rows = []
     for name in sorted(trained, key=place):
         off = paired_difference(trained[name], trained["random"], resamples=0)
