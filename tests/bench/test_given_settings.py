@@ -16,6 +16,7 @@ from entropatch import PruneConfig
 from entropatch.bench import BenchSettings, run_bench
 from entropatch.cli import app
 from entropatch.cli import bench as _registered  # noqa: F401
+from entropatch.cli.options import named_configs
 from entropatch.measure import count_flops
 
 TINY = ("--model", "test_vit", "--image-size", "48", "--repeats", "1", "--warmup", "0", "--batch-sizes", "1")
@@ -44,7 +45,7 @@ def test_a_setting_is_a_row_at_its_own_cost():
     ("files", "message"),
     [
         (("evit.json",), "otherwise than a method, but got 'evit'; rename its file"),
-        (("a/one.json", "b/one.json"), "two files are called one; rename one"),
+        (("a/one.json", "b/a/one.json"), "two are called a; rename one"),
         (("missing.json",), "missing.json"),
     ],
 )
@@ -52,7 +53,7 @@ def test_files_that_cannot_be_rows_are_refused(files: tuple[str, ...], message: 
     given: list[str] = []
     for name in files:
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if name != "missing.json":
             PruneConfig(0.5).save(path)
         given += ["--config", str(path)]
@@ -71,6 +72,24 @@ def test_a_file_beside_methods(tmp_path: Path):
     rows = [line for line in ran.output.splitlines() if line.startswith("| ")]
     names = [row.split("|")[1].strip() for row in rows if not row.startswith("| -")]
     assert names == ["method", "Dense", "EViT", "mine"]
+
+
+def test_files_of_one_name_are_called_by_their_folders(tmp_path: Path):
+    for folder, rate in (("first", 0.5), ("second", 0.7)):
+        (tmp_path / folder).mkdir()
+        PruneConfig(keep_rate=rate, blocks=(1,)).save(tmp_path / folder / "calibrated.json")
+    found = named_configs([tmp_path / "first/calibrated.json", tmp_path / "second/calibrated.json"])
+    assert {name: config.keep_rate for name, config in found.items()} == {"first": 0.5, "second": 0.7}
+
+
+def test_under_a_budget_a_method_without_a_keep_rate_says_that_it_meets_none():
+    chosen = BenchSettings(
+        model="test_vit", image_size=48, repeats=1, warmup=0, batch_sizes=(1,), methods=("dense", "a-vit"),
+        target_gflops=(0.0025,),
+    )  # fmt: skip
+    dense, row = run_bench(chosen).records
+    assert dense["note"] == ""
+    assert row["note"].startswith("it takes no keep rate, so it meets no budget")
 
 
 def test_a_setting_that_the_model_does_not_allow_fails_alone():

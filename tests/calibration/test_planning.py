@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_models import create, photographs
@@ -154,3 +155,20 @@ def test_cuts_and_settings_mean_the_same() -> None:
     config = PruneConfig((0.7, 0.5), order=(1.0, 2.0), blocks=(1, 3), reduction=("drop", "merge"), coverage=(2, None))
     assert config_of(cuts_of(config, 5)) == config
     assert config_of(()).keep_rate == 1.0
+
+
+def test_noise_of_measured_times_makes_no_block_cost_less_than_nothing() -> None:
+    """Times of a small model are mostly noise, of which a fit may make weights below 0."""
+
+    class Noisy(MultiplyAdds):
+        def _take(self, proposals: Any) -> list[float]:
+            return [1.0 + 0.3 * len(cuts) for cuts in proposals]  # the more is cut, the longer it took
+
+    model = entropatch.prune_(create("deit", depth=5), keep_rate=1.0)
+    spending = Noisy(model, torch.zeros(1, 3, 32, 32), 5, 4, 1, Ledger(None, {}))
+    assert spending.of_block(1.0, 0.5) >= 0
+    assert spending.of_block(None, None) >= 0
+    planned(sensitivities(0), spending, 0.9, adding(sensitivities(0))["fresh"], 2)
+    spending._weights = np.array([-0.1, -0.02, -1e-4, -0.05])
+    assert spending.of_block(1.0, 0.5) == spending.of_block(None, None) == 0
+    planned(sensitivities(0), spending, 0.9, adding(sensitivities(0))["fresh"], 2)

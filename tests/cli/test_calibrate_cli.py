@@ -38,3 +38,7 @@ def test_files_in_and_a_setting_out(tmp_path: Path, checkpoint: Path, monkeypatc
     config = PruneConfig.load(tmp_path / "out" / "calibrated.json")
     assert set(config.blocks or ()) <= {1, 2}
     assert (tmp_path / "out" / "calibration.svg").exists()
+    other = CliRunner().invoke(app, [*arguments, "--gflops", "0.027"])
+    assert other.exit_code == 2
+    assert "holds the calibration for at most 0.028 GFLOPs, but got at most 0.027 GFLOPs; give" in other.output
+    assert PruneConfig.load(tmp_path / "out" / "calibrated.json") == config

@@ -96,8 +96,6 @@ def test_what_was_not_learnt_is_refused() -> None:
         Synergistic(2)
     with pytest.raises(ValueError, match="equally many patches"):
         Synergistic(relevance=((0.1,), (0.1, 0.2)))
-    with pytest.raises(ValueError, match="at least one image"):
-        Synergistic().calibrate(model, images[:0])
 
 
 def test_calibrated_criteria_save_mix_and_fuse() -> None:
@@ -112,3 +110,16 @@ def test_calibrated_criteria_save_mix_and_fuse() -> None:
     with torch.no_grad():
         assert model(images).isfinite().all()
     assert Renyi(2.0).calibrate(model, images) == Renyi(2.0)
+
+
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        ("photos", "str"),
+        (torch.zeros(3, 32, 32), r"\(3, 32, 32\)"),
+        (torch.zeros(0, 3, 32, 32), r"\(0, 3, 32, 32\)"),
+    ],
+)
+def test_what_are_no_images_is_refused(images: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"normalised images \(n, 3, H, W\), at least one, but got {got}"):
+        Synergistic().calibrate(create("deit"), images)

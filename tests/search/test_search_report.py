@@ -493,7 +493,7 @@ def test_with_a_budget_the_best_that_meets_it():
     chosen, rule = recommend([summary("evit", 0.5, 85.0, 2.2, speed=0.9), random_], FREE | {"target_gflops": 2.5})
     assert chosen.method == "evit"
     assert rule.endswith(
-        "; but it is not faster than dense; but it is no better than random pruning at the same cost (85.50 %)"
+        "; but it is not faster than dense; but it is no better than random pruning within the budget (85.50 %)"
     )
     alike = [summary(name, 0.5, top1, 2.2, images=1000) for name, top1 in (("evit", 85.0), ("shannon", 85.2))]
     assert recommend(alike, FREE | {"target_gflops": 2.5})[1].endswith("; not told apart from evit at keep rate 0.5")
@@ -607,3 +607,18 @@ def test_a_report_of_nothing_is_refused(tmp_path):
     made(tmp_path, RESULTS)
     with pytest.raises(ValueError, match="there is no study 'other'; there are: search"):
         report(tmp_path, study="other")
+
+
+def test_within_a_budget_random_that_meets_it_is_the_rival_of_what_spends_less():
+    """A whole setting may fall short of the budget, where no random pruning costs as little."""
+    budget = {"target_gflops": 3.0, "target_speedup": None}
+    tried = [summary("dense", None, 60.0, 4.6), summary("random", 0.7, 50.0, 2.99)]
+    short, evit = summary("shannon", 0.5, 50.0, 2.8), summary("evit", 0.7, 52.0, 2.98)
+    chosen, rule = recommend([*tried, short, evit], budget)
+    assert chosen == evit
+    assert "no better than random" not in rule
+    chosen, rule = recommend([*tried, short], budget)
+    assert chosen == short
+    assert rule.endswith("it is no better than random pruning within the budget (50.00 %)")
+    _, rule = recommend([tried[0], short], budget)
+    assert "random pruning within it was not tried" in rule

@@ -337,6 +337,13 @@ def test_the_default_recipe_is_the_papers_protocol_and_says_whose_each_setting_i
     assert sources["layer_decay"].startswith("entropatch")
     changed = {r["setting"]: r["source"] for r in provenance(Recipe(epochs=5))}
     assert changed["epochs"] == "given (default: 100)"
+    named = dataclasses.replace(RECIPES["dynamicvit"], batch_size=64)
+    sources = {r["setting"]: r["source"] for r in provenance(named, "dynamicvit")}
+    assert sources["backbone_rate"] == "the recipe dynamicvit (the paper's: 1.0)"
+    assert sources["batch_size"] == "given (default: 1024)"
+    assert sources["optimizer"].startswith("the paper")
+    assert "for the first 5 of 30 epochs" in named.learning_rates_text()
+    assert "stay as they are" not in paper.learning_rates_text()
     # The rates of EViT's published command, which holds for its batch of 1024 alone.
     published = dataclasses.replace(RECIPES["evit"], warmup_epochs=1).learning_rates
     assert published == {

@@ -26,7 +26,7 @@ from entropatch.measure.budget import refuse_dense
 from entropatch.measure.environment import load_average
 from entropatch.measure.memory import memory_errors
 from entropatch.measure.variants import Variant, pruned_copy
-from entropatch.methods import RANDOM
+from entropatch.methods import DENSE, RANDOM
 from entropatch.surgery import trace
 
 
@@ -121,6 +121,8 @@ def _make(
             return Row(variant, notes=[reason]), None
         variant, rates[target] = met, met.keep_rate
     row = Row(variant)
+    if settings.target_gflops and target is None and variant.method != DENSE and variant.setting is None:
+        row.notes.append("it takes no keep rate, so it meets no budget")
     config = variant.config(backend=settings.backend)
     pruned, reason = _attempt(lambda: pruned_copy(model, config))
     if reason is not None:

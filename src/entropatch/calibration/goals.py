@@ -207,8 +207,8 @@ class Finder:
     def _unmet(self, budget: float) -> BudgetError:
         return BudgetError(
             f"the budget must be one that some setting meets, but got {self.spending.text(budget)}, and no pruning of "
-            f"{self.subject.settings.most} blocks at most of {self.sensitivities.blocks} does; ask for less, or "
-            "allow more or earlier blocks."
+            f"{self.subject.settings.most} blocks at most of {self.sensitivities.blocks} does; allow a larger one, or "
+            "more or earlier blocks."
         )
 
 

@@ -68,12 +68,15 @@ class Spending(ABC):
         return float(self._features(cuts) @ self._weights) + extra
 
     def of_block(self, before: float | None, after: float | None) -> float:
-        """The cost of one block that a share of the patches enters and one leaves; of all else for None."""
+        """The cost of one block that a share of the patches enters and one leaves; of all else for None.
+
+        Never below 0, where noise of measured times could bring a fitted weight.
+        """
         base, entering, squared, leaving = self._weights
         if before is None or after is None:
-            return float(base)
+            return max(float(base), 0.0)
         n, m = (share * self.patches + self.prefix for share in (before, after))
-        return float(entering * n + squared * n * n + leaving * m)
+        return max(float(entering * n + squared * n * n + leaving * m), 0.0)
 
     def exact(self, cuts: Sequence[Cut]) -> float:
         """The cost, taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from entropatch.config_fields import setting_label
 from entropatch.look.naming import pruning_label, rates_text
 from entropatch.records.tables import markdown_table, write_records
 
-CONFIG = "calibrated.json"
+CONFIG, GOAL = "calibrated.json", "goal"
 # What is added up, by the names of `entropatch.calibration.planning.adding`.
 SUMMED = {
     "fresh": "what each block loses alone at its own rate",
@@ -74,6 +75,29 @@ def additivity_text(found: Calibration) -> str:
         if value
     ]
     return f"Losses of single blocks do not simply add up: a schedule loses {', and '.join(parts)}." if parts else ""
+
+
+def goal_text(gflops: float | None, speedup: float | None, drop: float | None) -> str:
+    """What a calibration was asked for, such as "at most 3 GFLOPs"."""
+    asked = (
+        (gflops, "at most {:g} GFLOPs"),
+        (speedup, "at least {:g} times dense's speed"),
+        (drop, "a loss of at most {:g}"),
+    )
+    return ", ".join(text.format(value) for value, text in asked if value is not None)
+
+
+def refuse_other_goal(folder: str | Path, goal: str) -> None:
+    """Raise ValueError where the folder holds what was found for another goal, which would be lost."""
+    file = Path(folder) / "calibration.json"
+    if not file.exists():
+        return
+    before = json.loads(file.read_text(encoding="utf-8")).get("about", {}).get(GOAL)
+    if before is not None and before != goal:
+        raise ValueError(
+            f"{folder} holds the calibration for {before}, but got {goal}; give it a folder of its own (--output). "
+            "Copies of losses.jsonl and calibrating.json in it spare what was measured already."
+        )
 
 
 def write_calibration(

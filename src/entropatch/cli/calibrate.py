@@ -31,10 +31,12 @@ def calibrate(
         typer.Argument(help="Image files, or folders of them; or --data instead.", metavar="[IMAGE]..."),
     ] = None,
     gflops: Annotated[float | None, typer.Option(help="The budget: 10⁹ multiply-adds per image at most;")] = None,
-    speedup: Annotated[float | None, typer.Option(help="or times the dense model's speed at least, measured;")] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="or times dense's speed at least, measured, which takes longer;")
+    ] = None,
     drop: Annotated[float | None, typer.Option(help="or the largest mean loss, at the least cost.")] = None,
     weights: Annotated[
-        str, typer.Option(help="pretrained, or a file; the file of a run knows its model and data.")
+        str, typer.Option(help="pretrained, none, bundled, or a file; the file of a run knows its model and data.")
     ] = "pretrained",
     model: Annotated[str | None, typer.Option(help="A model of --library; default what the file is of.")] = None,
     library: parameters.SpecLibrary = None,
@@ -54,7 +56,11 @@ def calibrate(
         typer.Option(help="What is to change least: logits, features (before a head), or dense. Default: the output."),
     ] = None,
     blocks: Annotated[
-        str | None, typer.Option(help="Blocks that may prune, 0-based, commas between; default all but the two ends.")
+        str | None,
+        typer.Option(
+            help="Blocks that may reduce, 0-based, commas between; default all but the two ends, where only a few "
+            "tokens merged in every block may reduce too."
+        ),
     ] = None,
     most_blocks: Annotated[
         int | None, typer.Option(help="At most so many of them; default 4, or a few tokens merged in each.", min=1)
@@ -65,7 +71,11 @@ def calibrate(
     imports: parameters.Imports = None,
     device: parameters.Device = "cpu",
     output: Annotated[
-        Path, typer.Option(help="Folder for calibrated.json, tables, a picture and a page; the same command continues.")
+        Path,
+        typer.Option(
+            help="Folder for calibrated.json, tables, a picture and a page; the same command continues, another budget "
+            "has a folder of its own."
+        ),
     ] = Path("entropatch-calibrated"),
 ) -> None:
     """Find the blocks, criteria, coverage, reductions and keep rates that change a model's output least.
@@ -77,6 +87,7 @@ def calibrate(
     """
     try:
         from entropatch.calibration import Goal, calibrated
+        from entropatch.calibration.writing import GOAL, goal_text, refuse_other_goal
 
         goal = Goal(gflops, speedup, drop)
         about = weights_about(weights, model, "files" if images else data, library)
@@ -85,6 +96,7 @@ def calibrate(
         network = spec.build(None, size, strict=True, say=partial(typer.echo, err=True))
         found = _images(images, about, data, root, download, pairs(data_option or [], "--data-option"), limit, seed)
         places = None if blocks is None else entries(blocks, int, "--blocks")
+        refuse_other_goal(output, goal_text(gflops, speedup, drop))
         device = _device(device)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("calibrate", error, 2)
@@ -104,18 +116,19 @@ def calibrate(
                 seed=seed,
             )
         if _is_first():
-            _report(result, output, {"model": spec.name, "weights": weights, "seed": seed}, device)
+            about = {"model": spec.name, "weights": weights, "seed": seed, GOAL: goal_text(gflops, speedup, drop)}
+            _report(result, output, about, device)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("calibrate", error, 1)
 
 
 def _report(result: Calibration, output: Path, about: dict[str, Any], device: str) -> None:
     """Print what was found, and write it."""
-    from entropatch.calibration.writing import summary, write_calibration
+    from entropatch.calibration.writing import GOAL, summary, write_calibration
     from entropatch.measure import environment
 
     typer.echo(summary(result))
-    title = f"{about['model']} within {result.budget:.4g} of {result.dense:.4g} {result.unit}"
+    title = f"{about['model']}, {about[GOAL]}"
     paths = write_calibration(result, output, title, {**about, **environment(device)})
     if find_spec("jinja2") is not None and find_spec("markdown_it") is not None:
         from entropatch.report import write_report

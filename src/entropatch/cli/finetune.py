@@ -93,9 +93,10 @@ def finetune(
         changes = pairs(setting or [], "--set")
         prune = pruning(method, keep_rate, blocks, config, order, coverage)
         changes = with_options(changes, entropy_weight=entropy_weight, entropy_target=entropy_target)
-        settings = recipe_of(recipe or _own_recipe(prune), changes)
+        begun = recipe or _own_recipe(prune)
+        settings = recipe_of(begun, changes)
         if show_recipe:
-            _show_recipe(settings)
+            _show_recipe(settings, begun)
             return
         for package in ("accelerate", *(("tensorboard",) if tensorboard else ())):
             require(package, "train")  # before anything is fetched or trained
@@ -145,11 +146,11 @@ def _own_recipe(prune: PruneConfig | None) -> str:
     return (None if criterion is None else criterion.recipe) or "paper"
 
 
-def _show_recipe(settings: Recipe) -> None:
+def _show_recipe(settings: Recipe, name: str) -> None:
     from entropatch.records.tables import markdown_table
     from entropatch.train import provenance
 
-    records = provenance(settings)
+    records = provenance(settings, name)
     typer.echo(markdown_table(list(records[0]), [list(record.values()) for record in records]))
     typer.echo(f"With this recipe {settings.learning_rates_text()}.")
 

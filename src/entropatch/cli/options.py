@@ -39,14 +39,18 @@ def named_methods(text: str | None) -> tuple[str, ...]:
 
 
 def named_configs(paths: Sequence[Path]) -> dict[str, PruneConfig]:
-    """The settings in these files, by the names of the files without folder and suffix."""
+    """The settings in these files, by the names of the files without folder and suffix; of the folders, where several
+    files have one name, as calibrated.json does."""
+    stems = [path.stem for path in paths]
     found: dict[str, PruneConfig] = {}
     for path in paths:
-        if path.stem in found:
+        name = path.stem if stems.count(path.stem) == 1 else path.resolve().parent.name
+        if name in found:
             raise ValueError(
-                f"a setting is called by its file's name, but two files are called {path.stem}; rename one."
+                f"a setting is called by its file's name, or by its folder's where files have one name, but two are "
+                f"called {name}; rename one."
             )
-        found[path.stem] = PruneConfig.load(path)
+        found[name] = PruneConfig.load(path)
     return found
 
 

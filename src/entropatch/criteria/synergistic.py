@@ -64,8 +64,9 @@ class Synergistic(Criterion):
 
     def calibrate(self, model: nn.Module, images: Tensor, batch: int = 16) -> Synergistic:
         """This criterion with the maps of a model, from normalised images (n, 3, H, W); no labels are needed."""
-        if not len(images):
-            raise ValueError("images must hold at least one image, but got none.")
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+            raise ValueError(f"images must be normalised images (n, 3, H, W), at least one, but got {got}.")
         totals: list[Tensor] = []
         for part in images.split(batch):
             output, entered, prefix = dense_pass(model, part)

@@ -25,9 +25,9 @@ def recommend(
     whose mean top-1 is at most `tolerance` below the dense model's; if there is none, or dense was not tried, the
     highest mean top-1. Of equals, the one of fewer multiply-adds, then of higher top-1, then the first in the table.
 
-    Settings that were timed no faster than dense, or that are not ahead of random pruning at the same cost (by more
-    than 2 standard errors of the difference, where they are known), are passed over. If nothing else is left, none is
-    recommended; with a budget the rule's choice is, and the rule says what is wrong with it.
+    Settings that were timed no faster than dense, or that are not ahead of random pruning at the same cost, or within
+    the budget (by more than 2 standard errors of the difference, where they are known), are passed over. If nothing
+    else is left, none is recommended; with a budget the rule's choice is, and the rule says what is wrong with it.
 
     Args:
         summaries: as `summaries_of` gives them.
@@ -43,11 +43,13 @@ def recommend(
     if budget := budget_text(settings):
         most = settings["target_gflops"]
         met = [s for s in tried if most is None or _gflops(s) <= most]
-        chosen = _highest(_worthwhile(met, summaries)) or _highest(met)
+        rivals = [s for s in summaries if s.is_random and (most is None or _gflops(s) <= most)]
+        chosen = _highest([s for s in met if not _objections(s, rivals, budget=True)]) or _highest(met)
         if chosen is None:
             return None, f"no setting meets the budget ({budget})"
         rule = f"the highest mean top-1 that meets the budget ({budget})"
-        return chosen, "; but ".join([rule + _close(chosen, met), *_objections(chosen, summaries)])
+        alone = "" if rivals else "; random pruning within it was not tried"
+        return chosen, "; but ".join([rule + alone + _close(chosen, met), *_objections(chosen, rivals, budget=True)])
     faster = [s for s in tried if s.vs_dense > 1]
     if not faster:
         return None, "no setting is faster than dense"
@@ -77,12 +79,16 @@ def _worthwhile(summaries: Sequence[Summary], among: Sequence[Summary]) -> list[
     return [s for s in summaries if not _objections(s, among)]
 
 
-def _objections(summary: Summary, among: Sequence[Summary]) -> list[str]:
-    """What speaks against a setting: it is not faster than dense, or no better than random."""
+def _objections(summary: Summary, among: Sequence[Summary], *, budget: bool = False) -> list[str]:
+    """What speaks against a setting: it is not faster than dense, or no better than random.
+
+    With a budget `among` is the random pruning that meets it, whatever the setting leaves of it.
+    """
     found = [] if summary.vs_dense > 1 else ["it is not faster than dense"]
-    rival = _rival(summary, among)
+    rival = _highest(among) if budget else _rival(summary, among)
     if rival is not None and not _is_ahead(summary, rival):
-        found.append(f"it is no better than random pruning at the same cost ({cell(rival)} %)")
+        where = "within the budget" if budget else "at the same cost"
+        found.append(f"it is no better than random pruning {where} ({cell(rival)} %)")
     return found
 
 

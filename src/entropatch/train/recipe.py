@@ -171,11 +171,17 @@ class Recipe:
     def learning_rates_text(self) -> str:
         """The rates used, in a line."""
         rates = self.learning_rates
+        frozen = (
+            f"; the model's weights stay as they are for the first {min(self.backbone_frozen_epochs, self.epochs)} of "
+            f"{self.epochs} epochs (backbone_frozen_epochs)"
+            if self.backbone_frozen_epochs
+            else ""
+        )
         warmup = f"rises from {rates['warmup_from']:.3g} to" if self.warmup_epochs else "starts at"
         return (
             f"the learning rate {warmup} {rates['peak']:.3g} and falls to {rates['minimum']:.3g}: learning_rate and "
             f"minimum_learning_rate, {self.learning_rate:.3g} and {self.minimum_learning_rate:.3g} per 512 images, "
-            f"times {self.batch_size} / 512"
+            f"times {self.batch_size} / 512{frozen}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -251,11 +257,21 @@ ADDED = ("entropy_weight", "entropy_target", "entropy_side", "entropy_order", "e
 ADDED += ("backbone_rate", "backbone_frozen_epochs")
 
 
-def provenance(recipe: Recipe) -> list[dict[str, str]]:
-    """Each setting, its value, and where it comes from: one record per field."""
-    records = []
+def provenance(recipe: Recipe, name: str = "paper") -> list[dict[str, str]]:
+    """Each setting, its value, and where it comes from: one record per field.
+
+    Args:
+        recipe: what is computed.
+        name: of the one of `RECIPES` that it began as.
+    """
+    records, named = [], RECIPES[name]
     for entry in dataclasses.fields(recipe):
         value = getattr(recipe, entry.name)
-        source = entry.metadata["source"] if value == entry.default else f"given (default: {entry.default})"
+        if value == entry.default == getattr(named, entry.name):
+            source = entry.metadata["source"]
+        elif value == getattr(named, entry.name):
+            source = f"the recipe {name} (the paper's: {entry.default})"
+        else:
+            source = f"given (default: {getattr(named, entry.name)})"
         records.append({"setting": entry.name, "value": str(value), "source": source})
     return records
