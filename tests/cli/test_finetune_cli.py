@@ -105,7 +105,8 @@ def test_a_teacher_and_a_config_file(tmp_path):
 def test_the_recipe_is_shown_with_its_sources():
     shown = command("--data", "digits", "--output", "nowhere", "--show-recipe", "--recipe", "evit", "--set", "epochs=5")
     assert shown.exit_code == 0
-    assert "given (default: 100)" in shown.output
+    assert "given (default: 30)" in shown.output
+    assert "the recipe evit (the paper's: 256)" in shown.output
     assert "EViT's fine-tuning recipe" in shown.output
     assert "the learning rate starts at 4e-05 and falls to 2e-06" in shown.output  # of a batch of 1024
 

@@ -145,7 +145,7 @@ def test_from_the_command_line_with_blocks_and_a_calibration(weights, tmp_path, 
         (["--blocks", "1,2"], "but (1, 2) is there twice"),
         (["--blocks", "default"], "the default ones stand first or not at all"),
         (["--config", tmp_path / "none.json"], "none.json"),
-        (["--config", tmp_path / "calibrated.json"], "two files are called calibrated"),
+        (["--config", tmp_path / "calibrated.json"], "where files have one name, but two are called"),
     ):
         shown = command(*output, *options, *more)
         assert (shown.exit_code, message in shown.output) == (2, True), shown.output
