@@ -11,6 +11,7 @@ ones trained for a share of patches: they have one with that share.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -58,14 +59,15 @@ def falling(model: nn.Module, images: Tensor, target: float) -> PruneConfig:
     return setting(steps - kept)
 
 
-def star(model: nn.Module, images: Tensor, target: float, full: float, near: float) -> PruneConfig:
-    """STAR's criterion, of the images, at the largest keep rate whose multiply-adds are at most `target`."""
-    criterion = Synergistic().calibrate(model, images)
+def star(
+    model: nn.Module, images: Tensor, criterion: Synergistic, target: float, full: float, near: float
+) -> PruneConfig:
+    """STAR's criterion, learnt already, at the largest keep rate whose multiply-adds are at most `target`."""
 
     def setting(rate: float) -> PruneConfig:
         return PruneConfig(rate, criterion=criterion)
 
-    return setting(rate_for_gflops(lambda rate: cost(model, images[:1], setting(rate)), full, target, near))
+    return setting(rate_for_gflops(lambda rate: cost(model, images, setting(rate)), full, target, near))
 
 
 def cost(model: nn.Module, images: Tensor, config: PruneConfig | None) -> float:
@@ -94,6 +96,7 @@ def main(
         return (evenly / 255 - mean) / std
 
     images = training(COUNTED)
+    learnt = functools.cache(lambda: Synergistic().calibrate(dense, training(LEARNT)))
     full = cost(dense, images[:1], None)
     output.mkdir(parents=True, exist_ok=True)
     for rate in map(float, keep_rates.split(",")):
@@ -104,7 +107,7 @@ def main(
                 continue
             try:
                 if name == STAR:
-                    found = star(dense, training(LEARNT), target, full, rate)
+                    found = star(dense, images[:1], learnt(), target, full, rate)
                 else:
                     found = _setting(name, rate, target, full, dense, images)
             except BudgetError as error:

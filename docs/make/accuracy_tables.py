@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
-from evidence import DATA, FREE, RESULTS, TRAINED, Bits, by_seed, runs
+from evidence import DATA, FREE, RESULTS, TRAINED, Bits, by_seed, runs, stacked
 from methods_page import table
 
 from entropatch import PruneConfig
@@ -27,14 +27,15 @@ SETTINGS = {  # not methods by name
 
 def top1(tag: str, blocks: str = "paper", size: str = "196", rates: str = "0.7,0.5,0.3") -> str:
     """Accuracy by method and keep rate on both data sets; bold what is ahead of all others by two paired errors."""
-    seeds = _beside(tag, blocks, int(size))
-    found = {key: {name: np.stack([*by.values()]) for name, by in column.items()} for key, column in seeds.items()}
+    found = _beside(tag, blocks, int(size))
     keys = [(data, float(rate)) for data in DATA for rate in rates.split(",")]
     names = sorted({name for key in keys for name in found.get(key, {})}, key=place)
-    best = {key: _ahead_of_all(seeds[key]) for key in keys if key in found}
-    rows = [["dense", *(cell(found[data, None]["dense"]) if rate == keys[0][1] else "" for data, rate in keys)]]
+    best = {key: _ahead_of_all(found[key]) for key in keys if key in found}
+    rows = [
+        ["dense", *(cell(stacked(found[data, None]["dense"])) if rate == keys[0][1] else "" for data, rate in keys)]
+    ]
     for name in names:
-        cells = [cell(found[key][name]) if name in found.get(key, {}) else "—" for key in keys]
+        cells = [cell(stacked(found[key][name])) if name in found.get(key, {}) else "—" for key in keys]
         rows.append(
             [
                 label(name),

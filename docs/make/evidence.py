@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,14 @@ FREE, TRAINED = "free", "grid"
 @cache
 def runs(tag: str, blocks: str = "paper", size: int = 196) -> dict[tuple[str, float | None], dict[str, Bits]]:
     """By data set and keep rate, (seeds, images) of each method; the keep rate of dense is None."""
-    found = by_seed(tag, blocks, size)
-    return {key: {name: np.stack(list(by.values())) for name, by in one.items()} for key, one in found.items()}
+    return {
+        key: {name: stacked(by) for name, by in column.items()} for key, column in by_seed(tag, blocks, size).items()
+    }
+
+
+def stacked(by: Mapping[Any, Bits]) -> Bits:
+    """The images of every seed, (seeds, images)."""
+    return np.stack(list(by.values()))
 
 
 @cache

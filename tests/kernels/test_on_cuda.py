@@ -87,12 +87,16 @@ def test_column_norms_are_those_of_float64(power: float) -> None:
     assert (found.double() - expected).abs().max() < 1e-5 * expected.max()
 
 
+def at_one_half(method: str) -> PruneConfig:
+    return PruneConfig(0.5, method=method) if takes_keep_rate(method) else PruneConfig(method=method)
+
+
 @pytest.mark.parametrize("method", expanded_methods([ALL])[1:])
 def test_a_pruned_model_is_that_of_the_cpu(method: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", depth=6, num_classes=7).eval()
     images = torch.randn(3, 3, 224, 224)
-    config = PruneConfig(0.5, method=method) if takes_keep_rate(method) else PruneConfig(method=method)
+    config = at_one_half(method)
     prune_(model, config)
     if config.schedule.per_image:  # scores of untrained weights lie closer to a threshold than float32 tells apart
         model, images = model.double(), images.double()
@@ -113,7 +117,7 @@ def test_multiply_adds_are_those_counted_on_the_cpu(method: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", depth=6, num_classes=7, img_size=112).eval().double()
     images = torch.randn(3, 3, 112, 112, dtype=torch.float64)
-    prune_(model, PruneConfig(0.5, method=method) if takes_keep_rate(method) else PruneConfig(method=method))
+    prune_(model, at_one_half(method))
     here = count_flops(model, images)
     there = count_flops(model.cuda(), images.cuda())
     assert there.total == pytest.approx(here.total, rel=1e-3)

@@ -47,6 +47,15 @@ class Goal:
             if value is not None and not least < value < math.inf:
                 raise ValueError(f"{name} must be a number above {least:g}, but got {value}.")
 
+    @property
+    def text(self) -> str:
+        """In words, such as "at most 3 GFLOPs"."""
+        if self.gflops is not None:
+            return f"at most {self.gflops:g} GFLOPs"
+        if self.speedup is not None:
+            return f"at least {self.speedup:g} times dense's speed"
+        return f"a loss of at most {self.drop:g}"
+
 
 class Finder:
     """Finds the schedule that meets a goal.

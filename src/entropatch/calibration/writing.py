@@ -77,16 +77,6 @@ def additivity_text(found: Calibration) -> str:
     return f"Losses of single blocks do not simply add up: a schedule loses {', and '.join(parts)}." if parts else ""
 
 
-def goal_text(gflops: float | None, speedup: float | None, drop: float | None) -> str:
-    """What a calibration was asked for, such as "at most 3 GFLOPs"."""
-    asked = (
-        (gflops, "at most {:g} GFLOPs"),
-        (speedup, "at least {:g} times dense's speed"),
-        (drop, "a loss of at most {:g}"),
-    )
-    return ", ".join(text.format(value) for value, text in asked if value is not None)
-
-
 def refuse_other_goal(folder: str | Path, goal: str) -> None:
     """Raise ValueError where the folder holds what was found for another goal, which would be lost."""
     file = Path(folder) / "calibration.json"

@@ -87,16 +87,16 @@ def calibrate(
     """
     try:
         from entropatch.calibration import Goal, calibrated
-        from entropatch.calibration.writing import GOAL, goal_text, refuse_other_goal
+        from entropatch.calibration.writing import GOAL, refuse_other_goal
 
         goal = Goal(gflops, speedup, drop)
+        refuse_other_goal(output, goal.text)
         about = weights_about(weights, model, "files" if images else data, library)
         spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"), library)
         size = image_size or about.get("image_size", 224 if spec.library == "timm" else None)
         network = spec.build(None, size, strict=True, say=partial(typer.echo, err=True))
         found = _images(images, about, data, root, download, pairs(data_option or [], "--data-option"), limit, seed)
         places = None if blocks is None else entries(blocks, int, "--blocks")
-        refuse_other_goal(output, goal_text(gflops, speedup, drop))
         device = _device(device)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("calibrate", error, 2)
@@ -116,8 +116,8 @@ def calibrate(
                 seed=seed,
             )
         if _is_first():
-            about = {"model": spec.name, "weights": weights, "seed": seed, GOAL: goal_text(gflops, speedup, drop)}
-            _report(result, output, about, device)
+            said = {"model": spec.name, "weights": weights, "seed": seed, GOAL: goal.text}
+            _report(result, output, said, device)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("calibrate", error, 1)
 

@@ -11,6 +11,7 @@ from entropatch.search.accuracy_tables import cell, printed
 from entropatch.search.summaries import Summary
 
 TOLERANCE = 1.0
+WITHIN, ALIKE = "within the budget", "at the same cost"  # where random pruning is a setting's rival
 SAME_COST = (
     1.02  # random pruning with at most so many times a setting's multiply-adds costs the same: EViT fuses a token
 )
@@ -43,13 +44,13 @@ def recommend(
     if budget := budget_text(settings):
         most = settings["target_gflops"]
         met = [s for s in tried if most is None or _gflops(s) <= most]
-        rivals = [s for s in summaries if s.is_random and (most is None or _gflops(s) <= most)]
-        chosen = _highest([s for s in met if not _objections(s, rivals, budget=True)]) or _highest(met)
+        rival = _highest([s for s in summaries if s.is_random and (most is None or _gflops(s) <= most)])
+        chosen = _highest([s for s in met if not _objections(s, rival, WITHIN)]) or _highest(met)
         if chosen is None:
             return None, f"no setting meets the budget ({budget})"
         rule = f"the highest mean top-1 that meets the budget ({budget})"
-        alone = "" if rivals else "; random pruning within it was not tried"
-        return chosen, "; but ".join([rule + alone + _close(chosen, met), *_objections(chosen, rivals, budget=True)])
+        alone = "; random pruning within it was not tried" if rival is None else ""
+        return chosen, "; but ".join([rule + alone + _close(chosen, met), *_objections(chosen, rival, WITHIN)])
     faster = [s for s in tried if s.vs_dense > 1]
     if not faster:
         return None, "no setting is faster than dense"
@@ -76,18 +77,13 @@ def _highest(summaries: Sequence[Summary]) -> Summary | None:
 
 
 def _worthwhile(summaries: Sequence[Summary], among: Sequence[Summary]) -> list[Summary]:
-    return [s for s in summaries if not _objections(s, among)]
+    return [s for s in summaries if not _objections(s, _rival(s, among), ALIKE)]
 
 
-def _objections(summary: Summary, among: Sequence[Summary], *, budget: bool = False) -> list[str]:
-    """What speaks against a setting: it is not faster than dense, or no better than random.
-
-    With a budget `among` is the random pruning that meets it, whatever the setting leaves of it.
-    """
+def _objections(summary: Summary, rival: Summary | None, where: str) -> list[str]:
+    """What speaks against a setting: it is not faster than dense, or no better than random pruning, the rival there."""
     found = [] if summary.vs_dense > 1 else ["it is not faster than dense"]
-    rival = _highest(among) if budget else _rival(summary, among)
     if rival is not None and not _is_ahead(summary, rival):
-        where = "within the budget" if budget else "at the same cost"
         found.append(f"it is no better than random pruning {where} ({cell(rival)} %)")
     return found
 

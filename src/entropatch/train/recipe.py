@@ -266,12 +266,12 @@ def provenance(recipe: Recipe, name: str = "paper") -> list[dict[str, str]]:
     """
     records, named = [], RECIPES[name]
     for entry in dataclasses.fields(recipe):
-        value = getattr(recipe, entry.name)
-        if value == entry.default == getattr(named, entry.name):
-            source = entry.metadata["source"]
-        elif value == getattr(named, entry.name):
+        value, default = getattr(recipe, entry.name), getattr(named, entry.name)
+        if value != default:
+            source = f"given (default: {default})"
+        elif default != entry.default:
             source = f"the recipe {name} (the paper's: {entry.default})"
         else:
-            source = f"given (default: {getattr(named, entry.name)})"
+            source = entry.metadata["source"]
         records.append({"setting": entry.name, "value": str(value), "source": source})
     return records
