@@ -310,6 +310,34 @@ def test_a_row_that_cannot_be_compiled_says_so(monkeypatch):
     assert [r["note"] for r in result.failed] == ["RuntimeError: no compiler"]
 
 
+@pytest.mark.parametrize("skips", [0, 1])
+def test_a_row_of_cuda_graphs_is_compiled_for_them_or_refused(monkeypatch, skips):
+    """What Inductor would run without a CUDA graph is no row of that runtime."""
+    from torch._dynamo.utils import counters
+
+    modes, calls = [], []
+
+    def compile_(f: Any, mode: str | None, **options: Any) -> Any:
+        modes.append(mode)
+        return called
+
+    def called(images: torch.Tensor) -> None:
+        calls.append(images)
+        monkeypatch.setitem(counters["inductor"], "cudagraph_skips", counters["inductor"]["cudagraph_skips"] + skips)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    row = Row(Variant("dense"), batch_size=1, runtime="cuda-graphs")
+    chosen = settings(methods=("dense",))
+    bench_run._probe(row, bench_run.created(chosen), bench_run.random_images(chosen, 1), chosen, None)
+    assert modes == ["reduce-overhead"]
+    assert len(calls) == 3
+    assert (row.run is None) == bool(skips)
+    assert row.notes == (
+        ["RuntimeError: Inductor made no CUDA graph of this row; TORCH_LOGS=perf_hints says why."] * skips
+    )
+    assert row.peak is None
+
+
 @pytest.mark.slow
 def test_compiled_by_inductor():
     result = run_bench(settings(methods=("dense", "renyi-2"), compile=True))

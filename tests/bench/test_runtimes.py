@@ -59,8 +59,12 @@ def test_what_is_measured_stands_beside_pytorch() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runtimes": ("tensorrt",)}, "runtimes must be of torch, compile, onnxruntime, openvino, but got 'tensorrt'"),
+        (
+            {"runtimes": ("tensorrt",)},
+            "runtimes must be of torch, compile, cuda-graphs, onnxruntime, openvino, but got 'tensorrt'",
+        ),
         ({"runtimes": ("onnxruntime",), "compile": True}, "compile is short for"),
+        ({"runtimes": ("cuda-graphs",)}, "cuda-graphs needs device cuda, but got cpu; use compile on a CPU"),
         ({"runtimes": ("onnxruntime",), "dtype": "bfloat16"}, "on the CPU in float32, but got device cpu and dtype bf"),
         ({"int8": "dynamic"}, "with a runtime of onnxruntime, openvino, but got 'dynamic' with torch"),
         ({"runtimes": ("openvino",), "int8": "4"}, "int8 must be one of dynamic, static"),

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from entropatch.bench.compiling import compiled, no_eager_fallback
+from entropatch.bench.compiling import compiled, no_eager_fallback, record_cuda_graph
 from entropatch.bench.inputs import autocast, created, random_images
 from entropatch.bench.rows import Record, Row, ratios_asked, records_of, settled
-from entropatch.bench.runtimes import COMPILE, EXPORTED, ExportedFiles, versions
+from entropatch.bench.runtimes import COMPILED, CUDA_GRAPHS, EXPORTED, TORCH, ExportedFiles, versions
 from entropatch.bench.settings import BenchSettings
 from entropatch.bench.targets import meeting
 from entropatch.error_text import one_line
@@ -41,7 +41,7 @@ class BenchResult:
             rate too) with their 95 % intervals vs_…_low and _high (see `speed_ratio`), reaches (with a bar: "yes",
             "no" or "unknown"), peak_memory_mib, note; runtime and int8; with several of them vs_torch (to the same
             variant in PyTorch, as vs_dense) and difference (largest of an output from PyTorch's; with random weights
-            near ties show in it). What could not be measured is None; the note says why.
+            near ties show in it; None in the compiled ones). What could not be measured is None; the note says why.
         about: machine, versions and settings, which hold for all rows.
     """
 
@@ -75,7 +75,7 @@ def run_bench(settings: BenchSettings, on_step: Callable[[], None] | None = None
     on_cpu = torch.device(settings.device).type == "cpu"
     with (
         memory_errors() if on_cpu else nullcontext(),
-        no_eager_fallback() if COMPILE in settings.runtimes else nullcontext(),
+        no_eager_fallback() if {*COMPILED} & {*settings.runtimes} else nullcontext(),
         ExportedFiles(settings.int8) as files,
     ):
         model = created(settings)
@@ -160,12 +160,15 @@ def _probe(row: Row, model: nn.Module, images: Tensor, settings: BenchSettings, 
             with torch.inference_mode():
                 row.difference = (model(images) - torch.from_numpy(run())).abs().max().item()
             return run, None  # the runtime's own memory, of which PyTorch knows nothing
-        forward = compiled(model) if row.runtime == COMPILE else model
+        forward = model if row.runtime == TORCH else compiled(model, row.runtime == CUDA_GRAPHS)
 
         def run() -> object:
             with autocast(settings):
                 return forward(images)
 
+        if row.runtime == CUDA_GRAPHS:
+            record_cuda_graph(run)
+            return run, None  # a graph holds its memory from call to call
         return run, peak_memory(run, settings.device)
 
     prepared, reason = _attempt(prepare)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 
-def compiled(model: nn.Module) -> Callable[[Tensor], object]:
-    """The model as one compiled graph."""
+def compiled(model: nn.Module, cuda_graphs: bool = False) -> Callable[[Tensor], object]:
+    """The model as one compiled graph, whose kernels a CUDA graph starts all at once if asked."""
 
     def forward(images: Tensor) -> object:
         return model(images)
@@ -19,7 +19,23 @@ def compiled(model: nn.Module) -> Callable[[Tensor], object]:
     # Dynamo keeps its graphs by code object and tries all of one's in turn; a code object of its own keeps each row
     # from paying for the guards of the rows before it, and from the limit on recompilations.
     own = types.FunctionType(forward.__code__.replace(), globals(), "forward", None, forward.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False)
+    return torch.compile(own, fullgraph=True, dynamic=False, mode="reduce-overhead" if cuda_graphs else None)
+
+
+def record_cuda_graph(run: Callable[[], object]) -> None:
+    """Call it until its CUDA graph is recorded: the first call compiles, the second records, the third replays.
+
+    Raises:
+        RuntimeError: Inductor found something that a CUDA graph cannot hold, and would run without one.
+    """
+    from torch._dynamo.utils import counters
+
+    before = counters["inductor"]["cudagraph_skips"]
+    with torch.inference_mode():
+        for _ in range(3):
+            run()
+    if counters["inductor"]["cudagraph_skips"] > before:
+        raise RuntimeError("Inductor made no CUDA graph of this row; TORCH_LOGS=perf_hints says why.")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Rows in other runtimes: an ONNX file of each variant, run by ONNX Runtime or OpenVINO beside PyTorch."""
+"""The runtimes that rows are measured in, and those of an ONNX file of each variant: ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from entropatch.export.subject import subject_of
 from entropatch.extras import require
 from entropatch.measure.variants import Variant
 
-TORCH, COMPILE, ONNXRUNTIME, OPENVINO = "torch", "compile", "onnxruntime", "openvino"
-RUNTIMES = (TORCH, COMPILE, ONNXRUNTIME, OPENVINO)
+TORCH, COMPILE, CUDA_GRAPHS, ONNXRUNTIME, OPENVINO = "torch", "compile", "cuda-graphs", "onnxruntime", "openvino"
+RUNTIMES = (TORCH, COMPILE, CUDA_GRAPHS, ONNXRUNTIME, OPENVINO)
+COMPILED = (COMPILE, CUDA_GRAPHS)  # those of torch.compile
 EXPORTED = (ONNXRUNTIME, OPENVINO)  # those that run a file
 
 

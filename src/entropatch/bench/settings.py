@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from entropatch.bench.runtimes import COMPILE, EXPORTED, RUNTIMES, TORCH
+from entropatch.bench.runtimes import COMPILE, CUDA_GRAPHS, EXPORTED, RUNTIMES, TORCH
 from entropatch.config import PruneConfig
 from entropatch.export.int8 import INT8
 from entropatch.measure.variants import Variant, check_setting, variants_of
@@ -39,8 +39,9 @@ class BenchSettings:
         device: "cpu" or "cuda".
         backend: what computes the entropies, as in `PruneConfig`; "auto" chooses, and the records say what.
         compile: each row through `torch.compile`, as one graph; short for runtimes=("compile",).
-        runtimes: "torch", "compile" (`torch.compile`), "onnxruntime" and "openvino" (the exported ONNX file, on the CPU
-            in float32). Where others than "torch" are named it is measured beside them.
+        runtimes: "torch", "compile" (`torch.compile`), "cuda-graphs" (its mode "reduce-overhead", on a CUDA device),
+            "onnxruntime" and "openvino" (the exported ONNX file, on the CPU in float32). Where others than "torch" are
+            named it is measured beside them.
         int8: "dynamic" or "static": the exported files in eight bits too, see `entropatch.export`.
         repeats, warmup: timed and untimed rounds, as in `time_interleaved`.
         until_interval: add rounds until the 95 % interval of each ratio to random (to dense where random is not
@@ -142,6 +143,8 @@ def _runtimes(settings: BenchSettings) -> tuple[str, ...]:
             f"{exported[0]} runs the exported file on the CPU in float32, "
             f"but got device {settings.device} and dtype {settings.dtype}."
         )
+    if CUDA_GRAPHS in named and settings.device == "cpu":
+        raise ValueError(f"{CUDA_GRAPHS} needs device cuda, but got {settings.device}; use {COMPILE} on a CPU.")
     if settings.int8 is not None and (settings.int8 not in INT8 or not exported):
         raise ValueError(
             f"int8 must be one of {', '.join(INT8)}, with a runtime of {', '.join(EXPORTED)}, "

@@ -50,7 +50,8 @@ def bench(
     runtimes: Annotated[
         str | None,
         typer.Option(
-            help="Of torch, compile, onnxruntime, openvino, commas between: exported files beside PyTorch, on the CPU."
+            help="Of torch, compile, cuda-graphs (torch.compile in its mode reduce-overhead, on a GPU), onnxruntime, "
+            "openvino (exported files, on the CPU); commas between. What is named is measured beside torch."
         ),
     ] = None,
     int8: Annotated[
