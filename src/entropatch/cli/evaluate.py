@@ -19,6 +19,7 @@ from entropatch.cli.options import (
     names_group,
     pairs,
     possible,
+    say_untaught,
     weights_about,
 )
 from entropatch.cli.terminal import fail, progress_bar
@@ -92,6 +93,7 @@ def evaluate(
             names = [name for name in named_methods(methods) if name != DENSE]
             allowed = ",".join((DENSE, *possible(built, names, False, say)))
             settings = _settings(allowed, keep_rates, blocks, config or [], None)
+        say_untaught(settings, about, say)
         correct: list[CorrectImages] = []
         with progress_bar(
             "evaluating", count_steps(opened, len(settings), batch_size, speed), unit="batches and timed calls"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from entropatch.data import DataSet
+    from entropatch.named_method import Method
     from entropatch.train import ModelSpec, Recipe
 
 T = TypeVar("T")
@@ -146,6 +147,26 @@ def possible(model: nn.Module, names: Sequence[str], insist: bool, say: Callable
         else:
             say(f"{method_label(name)} is left out: {refused[name]}")
     return list(dict.fromkeys(chosen))
+
+
+def say_untaught(
+    rows: Mapping[str, Method | PruneConfig | None], about: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Name the rows whose method must be trained with the model, where the weights say of themselves another."""
+    from entropatch.criteria.learned import LearnedCriterion
+
+    def kinds(row: Method | PruneConfig | None) -> set[type]:
+        scoring = [] if row is None else [part[0] for part in row.parts]
+        return {type(criterion) for criterion in scoring if isinstance(criterion, LearnedCriterion)}
+
+    own = about.get("prune")
+    taught = kinds(PruneConfig.from_json(json.dumps(own)) if own else None)
+    names = [name for name, row in rows.items() if kinds(row) - taught]
+    if names:
+        say(
+            f"These weights were not trained with {'; '.join(names)}, so that accuracy says nothing of the method: "
+            "train with entropatch finetune --method."
+        )
 
 
 def remarks_on(image: Image, model: nn.Module, name: str) -> list[str]:

@@ -22,6 +22,7 @@ from entropatch.cli.options import (
     names_group,
     pairs,
     recipe_of,
+    say_untaught,
     weights_about,
 )
 from entropatch.cli.terminal import fail
@@ -125,6 +126,8 @@ def search(
         require("safetensors", "search")
         from entropatch import search as searching
         from entropatch.measure.evaluation import Speed
+        from entropatch.methods import DENSE, find_method
+        from entropatch.search.points import TRAINING_FREE
         from entropatch.search.searching import require_extras
         from entropatch.train import Runtime
 
@@ -164,6 +167,9 @@ def search(
             batch_size=batch_size,
             speed=Speed(speed_batch_size, repeats),
         )
+        if scope == TRAINING_FREE:
+            tried = {find_method(name).label: find_method(name) for name in settings.methods if name != DENSE}
+            say_untaught(tried | dict(settings.configs), about, partial(typer.echo, err=True))
         options = pairs(data_option or [], "--data-option")
         opened = data_of(about, data, root, download, test_limit, options, train_limit)
     except (ImportError, TypeError, ValueError, OSError) as error:
