@@ -326,7 +326,7 @@ def main(
             line = {
                 **asdict(cell),
                 "tag": tag,
-                "config": None if setting is None else json.loads(setting.to_json()),
+                "config": None if setting is None else setting.to_dict(),
                 **result,
                 **about,
             }

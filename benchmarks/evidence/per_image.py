@@ -107,7 +107,7 @@ def rows_of(
         if against != (criterion, schedule):
             gap = paired_difference(right, results[against][0])
         error = (None, None, None) if gap is None else (gap.value, gap.standard_error, gap.differing)
-        config = json.loads(found[criterion, schedule].to_json())
+        config = found[criterion, schedule].to_dict()
         named = "" if gap is None else " ".join(against)
         rows.append(
             Row(criterion, schedule, keep_rate, gflops, top1.value, top1.standard_error, named, *error, counts, config)

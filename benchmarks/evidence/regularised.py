@@ -79,7 +79,7 @@ def main(
         for cell in cells(["dense", *methods.split(",")], rates, ["paper"], [seed], {}):
             setting = cell.config({})
             found = bench.test(copy.deepcopy(trained), setting, seed)
-            text = None if setting is None else json.loads(setting.to_json())
+            text = None if setting is None else setting.to_dict()
             lines.append(json.dumps({**cell.__dict__, "config": text, "seconds": 0.0, **found, **about}) + "\n")
         draft = file.with_suffix(".draft")
         draft.write_text("".join(lines))

@@ -219,6 +219,10 @@ class PruneConfig:
 
     def to_json(self) -> str:
         """This setting as a JSON object; `from_json` gives an equal one back."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `to_json` writes, of dictionaries, lists, texts and numbers alone."""
         saved = {
             "version": VERSION,
             "keep_rate": self.keep_rate,
@@ -229,7 +233,7 @@ class PruneConfig:
             "backend": self.backend,
             "coverage": self.coverage,
         }
-        return json.dumps(saved, indent=2)
+        return json.loads(json.dumps(saved))
 
     @classmethod
     def from_json(cls, text: str) -> PruneConfig:

@@ -304,6 +304,7 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], error:
 
 def rows(*losses: Any) -> tuple[Row, ...]:
     names = ((CHOSEN, "calibrated"), (RANDOM, "random"), (DEFAULT, "the default"), ("evit", "EViT"))
+    names += (("tome", "ToMe"), ("ats", "ATS"))
     return tuple(
         Row(name, label, PruneConfig(), 1.0, np.asarray(one)) for (name, label), one in zip(names, losses, strict=False)
     )
@@ -314,12 +315,23 @@ def verdict(*losses: Any) -> str:
 
 
 def test_a_difference_within_its_paired_error_is_none() -> None:
-    """The errors of both means are large; that of their difference decides."""
-    image = np.linspace(0, 1, 10)
-    said = verdict(image, image + 0.01 * (1 + image), image + np.where(np.arange(10) % 2, 0.11, -0.1), image - 0.2)
-    assert "The calibrated setting beats random at the same cost" in said
-    assert "does not beat the default" in said
-    assert said.endswith("Better by more than the paired error: EViT.")
+    """The errors of both means are large; that of their difference decides, and twice that."""
+    image, noise = np.linspace(0, 1, 10), np.where(np.arange(10) % 2, 1.0, -1.0)
+    said = verdict(image, image + 0.01 * (1 + image), image + 0.05 + 0.1 * noise, image - 0.2).splitlines()
+    assert said[0].startswith("The calibrated setting beats random at the same cost")
+    assert said[1].startswith("The calibrated setting cannot be told from the default at")  # 1.5 errors
+    assert said[2].startswith("The calibrated setting is worse than EViT, the best of the others, at the same cost")
+    assert len(said) == 3
+
+
+def test_the_best_of_the_others_is_named_and_whoever_else_is_better() -> None:
+    image = np.linspace(0.5, 1, 10)
+    small = 0.001 * np.linspace(-1, 1, 10)
+    said = verdict(image, image + 1, image + 1, image - 0.1 + small, image - 0.2 + small, image + 0.3).splitlines()
+    assert said[2].startswith("The calibrated setting is worse than ToMe, the best of the others, at")
+    assert said[3:] == ["Better by more than two paired errors as well: EViT."]
+    said = verdict(image, image + 1, image + 1, image + 0.1 + small).splitlines()
+    assert said[2].startswith("The calibrated setting beats EViT, the best of the others, at")
 
 
 def test_files(tmp_path: Path, found: tuple[Any, Calibration, float]) -> None:

@@ -29,7 +29,7 @@ found = calibrated(create("deit"), images, Goal(gflops=0.0016), batch_size=5, ef
                    most_blocks=2, folder=sys.argv[2])
 if dist.get_rank() == 0:
     losses = {row.name: row.losses.tolist() for row in found.rows if row.name != "random"}
-    print(json.dumps({"config": json.loads(found.config.to_json()), "losses": losses}))
+    print(json.dumps({"config": found.config.to_dict(), "losses": losses}))
 dist.destroy_process_group()
 """
 

@@ -42,3 +42,8 @@ def test_files_in_and_a_setting_out(tmp_path: Path, checkpoint: Path, monkeypatc
     assert other.exit_code == 2
     assert "holds the calibration for at most 0.028 GFLOPs, but got at most 0.027 GFLOPs; give" in other.output
     assert PruneConfig.load(tmp_path / "out" / "calibrated.json") == config
+    (tmp_path / "out" / "calibration.json").write_text("[1")
+    broken = CliRunner().invoke(app, [*arguments, "--gflops", "0.028"])
+    assert broken.exit_code == 2
+    assert "calibration.json is damaged" in broken.output
+    assert "remove it, or give a folder of its own" in broken.output

@@ -163,7 +163,7 @@ def test_methods_that_these_weights_were_not_trained_with_are_named(here, weight
     )
     model = SPEC.build(10, 48)
     entropatch.prune_(model, method="dynamicvit", keep_rate=0.7)
-    taught = json.loads(entropatch.pruning_config(model).to_json())
+    taught = entropatch.pruning_config(model).to_dict()
     save_weights(model, here / "taught.safetensors", read_about(weights) | {"prune": taught})
     shown = run(command, "--weights", "taught.safetensors", *small[2:-1], "other", "--methods", "dense,dynamicvit")
     assert "not trained with" not in shown.stderr

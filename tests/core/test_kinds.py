@@ -86,7 +86,7 @@ def test_criteria_inside_criteria_are_saved() -> None:
 @pytest.mark.parametrize("reduction", ["drop", "fuse", "merge", Merge(proportional=False), BipartiteMerge()])
 def test_reductions_are_saved_by_their_names_or_with_their_fields(reduction: Any) -> None:
     config = PruneConfig(reduction=reduction)
-    saved = json.loads(config.to_json())["reduction"]
+    saved = config.to_dict()["reduction"]
     assert PruneConfig.from_json(config.to_json()) == config
     assert isinstance(saved, str) == (reduction != Merge(proportional=False))
 
@@ -135,7 +135,7 @@ def test_errors_of_load_name_the_file(text: str, message: str, tmp_path: Any) ->
 @given(st.data())
 def test_damaged_files_give_the_promised_error(data: st.DataObject) -> None:
     """Whatever stands in a place of the file."""
-    saved = json.loads(PruneConfig(0.5, method="tome").to_json()) | {"order": None, "method": None, "r": None}
+    saved = PruneConfig(0.5, method="tome").to_dict() | {"order": None, "method": None, "r": None}
     values = st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5) | st.just(10**400),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),

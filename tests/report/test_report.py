@@ -603,7 +603,7 @@ def test_titles_name_the_folder_of_the_data_and_the_method(tmp_path: Path) -> No
     folder = seed_run(tmp_path / "run", 0, [50.0])
     settings = json.loads((folder / "run.json").read_text())
     settings["data"] = {"name": "folder", "root": "/data/moths", "options": {}}
-    settings["prune"] = json.loads(method_config("evit", (0.9, 0.7, 0.5), (4, 8, 10)).to_json())
+    settings["prune"] = method_config("evit", (0.9, 0.7, 0.5), (4, 8, 10)).to_dict()
     (folder / "run.json").write_text(json.dumps(settings))
     assert read_run(folder).title == "test_vit on the folder moths, EViT, blocks 4, 8, 10, keep rate 0.9/0.7/0.5"
     settings["prune"]["criterion"] = {"name": "TheirOwn", "power": 2}
@@ -631,7 +631,7 @@ def test_what_is_no_run_is_refused_with_what_is_supported(tmp_path: Path) -> Non
 def segment_run(folder: Path, finished: bool = True) -> Path:
     folder.mkdir(parents=True)
     settings = {"task": "segmentation", "entropatch": "0.1.0", "data": {"name": "mask-folder"}, "recipe": {"epochs": 2}}
-    settings |= {"prune": json.loads(entropatch.PruneConfig(method="dtop", blocks=(6,)).to_json()), "seed": 3}
+    settings |= {"prune": entropatch.PruneConfig(method="dtop", blocks=(6,)).to_dict(), "seed": 3}
     settings |= {"segmenter": {"classes": 11, "head": "linear"}, "about": {"model": {"name": "test_vit"}}}
     (folder / "run.json").write_text(json.dumps(settings))
     epoch = {"loss": 2.0, "miou": 40.0, "miou_se": 1.25, "patches_left": 12.0, "seconds": 30.0}

@@ -84,7 +84,7 @@ def test_records_and_files_of_a_run(default):
     best = max((first, last), key=lambda record: record["top1"])
     assert (result["best_top1"], result["best_epoch"]) == (best["top1"], best["epoch"])
     about = read_about(default / "final.safetensors")
-    assert about["prune"] == json.loads(FIXED.to_json())
+    assert about["prune"] == FIXED.to_dict()
     assert about["classes"] == 10
     assert about["epoch"] == 2
     assert read_about(default / "best.safetensors")["epoch"] == best["epoch"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -250,7 +249,7 @@ def _reason(error: Exception) -> str:
 
 def _about(settings: BenchSettings) -> dict[str, Any]:
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    chosen["configs"] = {name: json.loads(config.to_json()) for name, config in settings.configs.items()}
+    chosen["configs"] = {name: config.to_dict() for name, config in settings.configs.items()}
     return {
         **environment(settings.device),
         **{

@@ -13,6 +13,7 @@ from entropatch.calibration.proposal import Cuts, config_of
 from entropatch.config import PruneConfig
 
 CHOSEN, RANDOM, DEFAULT = "calibrated", "random", "default"
+AHEAD, BEHIND, LEVEL = "beats", "is worse than", "cannot be told from"
 
 
 @dataclass(frozen=True)
@@ -89,27 +90,30 @@ class Calibration:
 
     @property
     def verdict(self) -> str:
-        """Whether the chosen setting beats the floor and the default, by paired differences and their errors."""
-        (chosen, *others) = self.rows
+        """Whether the chosen setting beats the floor, the default and the best of the other methods: by more than two
+        standard errors of the paired difference, without allowance for how many are compared."""
+        (_, *others) = self.rows
         lines = [self.missed] if self.missed else []
-        for row in others:
-            difference = row.losses - chosen.losses
-            mean, error = float(difference.mean()), standard_error(difference)
-            if row.name not in (RANDOM, DEFAULT):
-                continue
-            word = "beats" if mean > error else "is worse than" if mean < -error else "does not beat"
-            lines.append(
-                f"The calibrated setting {word} {row.label} at the same cost: {chosen.loss:.4g} against "
-                f"{row.loss:.4g}, paired difference {mean:+.4g} ± {error:.2g}."
-            )
-        better = [
-            row.label
-            for row in others
-            if (row.losses - chosen.losses).mean() < -standard_error(row.losses - chosen.losses)
-        ]
+        lines += [self._against(row, row.label) for row in others if row.name in (RANDOM, DEFAULT)]
+        rest = sorted((row for row in others if row.name not in (RANDOM, DEFAULT)), key=lambda row: row.loss)
+        lines += [self._against(row, f"{row.label}, the best of the others,") for row in rest[:1]]
+        better = [row.label for row in rest[1:] if self._gap(row) == BEHIND]
         if better:
-            lines.append(f"Better by more than the paired error: {', '.join(better)}.")
+            lines.append(f"Better by more than two paired errors as well: {', '.join(better)}.")
         return "\n".join(lines)
+
+    def _against(self, row: Row, label: str) -> str:
+        chosen = self.rows[0]
+        difference = row.losses - chosen.losses
+        return (
+            f"The calibrated setting {self._gap(row)} {label} at the same cost: {chosen.loss:.4g} against "
+            f"{row.loss:.4g}, paired difference {difference.mean():+.4g} ± {standard_error(difference):.2g}."
+        )
+
+    def _gap(self, row: Row) -> str:
+        difference = row.losses - self.rows[0].losses
+        mean, error = float(difference.mean()), standard_error(difference)
+        return AHEAD if mean > 2 * error else BEHIND if mean < -2 * error else LEVEL
 
 
 def singles_of(by: dict[Any, float]) -> tuple[dict[str, Any], ...]:

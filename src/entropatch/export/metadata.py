@@ -25,7 +25,7 @@ def about(subject: Subject, **more: Any) -> dict[str, Any]:
     return {
         "made by": f"entropatch {__version__}, torch {torch.__version__}",
         "model": architecture(subject.model),
-        "pruning": None if config is None else json.loads(config.to_json()),
+        "pruning": None if config is None else config.to_dict(),
         "label": "Dense" if config is None else config.label,
         "backend": None if config is None else "reference",
         "input": ["batch", *subject.images.shape[1:]],

@@ -138,7 +138,7 @@ def finetune(
         "entropatch": __version__,
         "model": {"kind": architecture(model), "classes": len(data.classes), "weights": digest(model)},
         "data": dict(data.description),
-        "prune": None if prune is None else json.loads(prune.to_json()),
+        "prune": None if prune is None else prune.to_dict(),
         "recipe": recipe.to_dict(),
         "learning_rates": recipe.learning_rates,
         "seed": seed,

@@ -265,7 +265,7 @@ def _settings(
         "task": "segmentation",
         "segmenter": {**made, "weights": digest(segmenter)},
         "data": {**data.description, **lists},
-        "prune": None if prune is None else json.loads(prune.to_json()),
+        "prune": None if prune is None else prune.to_dict(),
         "recipe": json.loads(json.dumps(asdict(recipe))),
         "seed": seed,
         "about": dict(about or {}),
