@@ -34,6 +34,23 @@ def main(monkeypatch, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("evaluate", "entropatch evaluate: interrupted.\n"),
+        ("finetune", "entropatch finetune: interrupted; the same command continues.\n"),
+    ],
+)
+def test_an_interruption_is_said(monkeypatch, name, said):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    module = import_module(f"entropatch.cli.{name}")
+    monkeypatch.setattr(module, "weights_about" if name == "evaluate" else "pairs", interrupted)
+    shown = CliRunner().invoke(cli.app, [name, "--data", "digits", "--output", "nowhere"])
+    assert (shown.exit_code, shown.stderr) == (130, said)
+
+
+@pytest.mark.parametrize(
     ("text", "encoding", "shown"),
     [
         ("order ∞, é ± 1", "utf-8", "order ∞, é ± 1"),

@@ -11,8 +11,10 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from entropatch.cli.terminal import Interruptible
 
-class EitherNumber(TyperCommand):
+
+class EitherNumber(Interruptible):
     """A command that takes `--methods` where its option is `--method`, and the other way round; help has only one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

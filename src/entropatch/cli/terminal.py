@@ -8,11 +8,15 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperCommand
+
+CONTINUED = ("calibrate", "finetune", "search")  # commands that go on where they stopped
+INTERRUPTED = 130  # the exit status, as shells have it
 
 # What to write for letters an encoding lacks, where their decomposition does not say it.
 _PLAIN = {"∞": "inf", "→": "->", "←": "<-", "×": "x", "−": "-", "–": "-", "—": "-", "±": "+-", "·": "*", "•": "*"}
@@ -88,6 +92,17 @@ def progress_bar(
 def printer(console: Console) -> Callable[[str], None]:
     """A function that writes a line to the console as it is."""
     return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Interruptible(TyperCommand):
+    """A command that says so when it is interrupted, and whether it can be continued."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            goes_on = "; the same command continues" if self.name in CONTINUED else ""
+            fail(str(self.name), f"interrupted{goes_on}.", INTERRUPTED)
 
 
 def fail(command: str, error: Exception | str, status: int) -> NoReturn:
