@@ -19,7 +19,7 @@ pytest.importorskip("scipy")
 
 import entropatch
 from entropatch import cli
-from entropatch.cli.terminal import progress_bar, show_what_can_be_shown
+from entropatch.cli.terminal import ProgressLines, progress_bar, show_what_can_be_shown
 
 
 def main(monkeypatch, *arguments: str) -> tuple[int, str]:
@@ -31,6 +31,30 @@ def main(monkeypatch, *arguments: str) -> tuple[int, str]:
         cli.main()
     stream.flush()
     return int(end.value.code or 0), stream.buffer.getvalue().decode("cp1252")
+
+
+def test_a_stream_that_is_no_terminal_has_a_line_every_half_minute(monkeypatch):
+    clock = iter(range(0, 1000, 10))  # seconds: one call at the beginning, then one for each step
+    monkeypatch.setattr("entropatch.cli.terminal.monotonic", lambda: float(next(clock)))
+    stream = io.StringIO()
+    with progress_bar("measuring", 8, Console(file=stream, width=30), unit="timed calls") as step:
+        for _ in range(8):
+            step()
+    assert stream.getvalue().splitlines() == [
+        "measuring: 3 of 8 timed calls, about 0:00:50 left",
+        "measuring: 6 of 8 timed calls, about 0:00:20 left",
+    ]
+    phases, lines = io.StringIO(), iter([0.0, 20.0, 29.0, 50.0])
+    monkeypatch.setattr("entropatch.cli.terminal.monotonic", lambda: next(lines))
+    progress = ProgressLines(Console(file=phases, width=80))
+    for what, done in (("one", 1), ("one", 2), ("other", 1)):
+        progress.tell(what, done, 3, "batches")
+    assert phases.getvalue() == "other: 1 of 3 batches, about 0:00:42 left\n"  # it began when "one" ended
+    quick = io.StringIO()
+    monkeypatch.setattr("entropatch.cli.terminal.monotonic", lambda: 0.0)
+    with progress_bar("measuring", 8, Console(file=quick)) as step:
+        step()
+    assert quick.getvalue() == ""
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import data_of, entries, model_spec, pairs, weights_about
-from entropatch.cli.terminal import PROGRESS, fail
+from entropatch.cli.terminal import PROGRESS, ProgressLines, fail
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -177,11 +177,12 @@ def _is_first() -> bool:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each phase, where the error stream is a terminal."""
+    """A bar for each phase where the error stream is a terminal, else a line now and then."""
     console = Console(stderr=True)
     disable = not console.is_terminal or not _is_first()
     with Progress(*PROGRESS, console=console, transient=True, disable=disable) as progress:
         tasks: dict[str, Any] = {}
+        lines = ProgressLines(console)
 
         def tell(what: str, done: int, total: int) -> None:
             if what not in tasks:
@@ -189,5 +190,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
                     progress.update(task, visible=False)
                 tasks[what] = progress.add_task(what, total=total, unit="batches")
             progress.update(tasks[what], completed=done, total=total)
+            if _is_first():
+                lines.tell(what, done, total, "batches")
 
         yield tell

@@ -8,6 +8,9 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
+from time import monotonic
 from typing import Any, NoReturn
 
 import typer
@@ -17,6 +20,7 @@ from typer.core import TyperCommand
 
 CONTINUED = ("calibrate", "finetune", "search")  # commands that go on where they stopped
 INTERRUPTED = 130  # the exit status, as shells have it
+LINE_EVERY = 30.0  # seconds
 
 # What to write for letters an encoding lacks, where their decomposition does not say it.
 _PLAIN = {"∞": "inf", "→": "->", "←": "<-", "×": "x", "−": "-", "–": "-", "—": "-", "±": "+-", "·": "*", "•": "*"}
@@ -75,7 +79,7 @@ PROGRESS = (
 def progress_bar(
     what: str, steps: int, console: Console | None = None, unit: str = "steps"
 ) -> Iterator[Callable[[], None]]:
-    """A progress bar where the error stream is a terminal, as the function that moves it by one.
+    """A progress bar where the error stream is a terminal, else lines; as the function that moves it by one.
 
     Args:
         what: a word for what is done, such as "drawing".
@@ -85,8 +89,31 @@ def progress_bar(
     """
     console = console or Console(stderr=True)
     with Progress(*PROGRESS, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=steps, unit=unit)
-        yield lambda: progress.advance(task)
+        task, lines, done = progress.add_task(what, total=steps, unit=unit), ProgressLines(console), count(1)
+
+        def step() -> None:
+            progress.advance(task)
+            lines.tell(what, next(done), steps, unit)
+
+        yield step
+
+
+class ProgressLines:
+    """How far it is, as a line every half a minute, where the stream is no terminal: a log, or a notebook's cell."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._last = self._told = monotonic()
+        self._begun: dict[str, float] = {}
+
+    def tell(self, what: str, done: int, total: int, unit: str) -> None:
+        """So many of the total are done."""
+        now = monotonic()
+        began, self._told = self._begun.setdefault(what, self._told), now
+        if self._console.is_terminal or now - self._last < LINE_EVERY or not 0 < done < total:
+            return
+        self._last, left = now, (now - began) / done * (total - done)
+        printer(self._console)(f"{what}: {done} of {total} {unit}, about {timedelta(seconds=round(left))} left")
 
 
 def printer(console: Console) -> Callable[[str], None]:
