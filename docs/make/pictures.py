@@ -27,7 +27,7 @@ from entropatch.demo.settings import OVERVIEW, DemoSettings
 from entropatch.figures.pixels import remaining
 from entropatch.look.inspection import inspect_image, pruning_stages, stage_config
 from entropatch.methods import METHODS, default_method, method_label
-from entropatch.models.encoder import encoder_name, load_encoder
+from entropatch.models.encoder import encoder_name, load_bundled_encoder
 from entropatch.records.uncertainty import accuracy
 
 DOCS = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ SHOWN = ("cat", "rocket")  # of scikit-image, in the public domain
 
 def methods() -> None:
     """For every registered method that needs no training, what it keeps of two photographs after blocks 3, 6 and 9."""
-    model, _ = load_encoder(224)
+    model, _ = load_bundled_encoder(224)
     photographs = sample_photographs()
     (FOLDER / "methods").mkdir(parents=True, exist_ok=True)
     for name, method in METHODS.items():
@@ -67,7 +67,7 @@ def strip(pictures: list[np.ndarray]) -> Image.Image:
 def overview() -> None:
     """The picture at the head of the README: what `entropatch demo` draws, in fewer colours."""
     settings = DemoSettings()
-    model, source = load_encoder(settings.image_size)
+    model, source = load_bundled_encoder(settings.image_size)
     rate = settings.picture_keep_rate
     seen = {
         name: inspect_image(model, image, settings.picture_methods, rate)
