@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The GPU benchmarks: resolution × precision × eager or compiled, each at batches 1, 64 and 256, dense against random,
-# EViT, Shannon and Rényi pruning.
+# The GPU benchmarks: resolution × precision × eager, compiled or as CUDA graphs, each at batches 1, 64 and 256, dense
+# against random, EViT, Shannon and Rényi pruning.
 #
 #   benchmarks/run_gpu.sh [FOLDER]
 #
@@ -9,7 +9,7 @@
 # with the note "out of memory"; a combination with such rows, or without a result, stands in FOLDER/incomplete.txt with
 # the reason. A combination whose result exists is not measured again, so an interrupted run goes on where it stopped.
 #
-# A part of the matrix, by environment: SIZES="224 1024" PRECISIONS="bfloat16 amp" MODES="eager" BATCHES="1,256"
+# A part of the matrix, by environment: SIZES="224 1024" PRECISIONS="bfloat16 amp" MODES="eager graphs" BATCHES="1,256"
 # METHODS="dense,random,renyi-2" KEEP_RATES="0.7" REPEATS=20 LIMIT=1800 (seconds per combination) DEVICE="cuda".
 set -uo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -53,8 +53,11 @@ incomplete() { # name, reason; one line per combination, the latest
 
 measure() { # size, precision, mode
     local name="$1-$2-$3" mode="" rates="${KEEP_RATES:-0.7,0.5,0.3}" status=0
-    if [ "$3" = compiled ]; then
-        mode=--compile
+    case "$3" in
+        compiled) mode=--compile ;;
+        graphs) mode="--runtimes torch,cuda-graphs" ;;
+    esac
+    if [ -n "$mode" ]; then
         rates="${KEEP_RATES:-0.7}" # every row and batch size is a compilation of its own
     fi
     if [ -e "$folder/$name.json" ]; then
@@ -80,7 +83,7 @@ measure() { # size, precision, mode
 
 for size in ${SIZES:-224 384 518 1024}; do
     for precision in ${PRECISIONS:-bfloat16 float16 float32 amp}; do
-        for mode in ${MODES:-eager compiled}; do
+        for mode in ${MODES:-eager compiled graphs}; do
             measure "$size" "$precision" "$mode"
         done
     done

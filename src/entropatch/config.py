@@ -222,7 +222,7 @@ class PruneConfig:
         return json.dumps(self.to_dict(), indent=2)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `to_json` writes, of dictionaries, lists, texts and numbers alone."""
+        """What `to_json` writes, as JSON holds it: dictionaries, lists, texts, numbers, True, False and None."""
         saved = {
             "version": VERSION,
             "keep_rate": self.keep_rate,
@@ -244,16 +244,18 @@ class PruneConfig:
             ValueError, TypeError: broken JSON, a newer version, unknown fields, or a value that is out of range.
         """
         try:
-            return cls._from_data(json.loads(text))
+            return cls.from_dict(json.loads(text))
         except RecursionError:
             raise ValueError("a pruning config must be a flat JSON object, but this one is nested too deep.") from None
         except OverflowError as error:
             raise ValueError(f"a number of the pruning config is out of range: {error}.") from None
 
     @classmethod
-    def _from_data(cls, data: Any) -> PruneConfig:
+    def from_dict(cls, data: Any) -> PruneConfig:
+        """The setting that `to_dict` gave; as `from_json`, with its errors."""
         if not isinstance(data, dict):
             raise ValueError(f"a pruning config must be a JSON object, but got {type(data).__name__}.")
+        data = dict(data)
         version = data.pop("version", VERSION)
         if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= VERSION:
             raise ValueError(

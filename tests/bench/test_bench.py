@@ -315,10 +315,10 @@ def test_a_row_of_cuda_graphs_is_compiled_for_them_or_refused(monkeypatch, skips
     """What Inductor would run without a CUDA graph is no row of that runtime."""
     from torch._dynamo.utils import counters
 
-    modes, calls = [], []
+    asked, calls = [], []
 
-    def compile_(f: Any, mode: str | None, **options: Any) -> Any:
-        modes.append(mode)
+    def compile_(f: Any, options: dict[str, Any] | None, **rest: Any) -> Any:
+        asked.append(options)
         return called
 
     def called(images: torch.Tensor) -> None:
@@ -329,11 +329,15 @@ def test_a_row_of_cuda_graphs_is_compiled_for_them_or_refused(monkeypatch, skips
     row = Row(Variant("dense"), batch_size=1, runtime="cuda-graphs")
     chosen = settings(methods=("dense",))
     bench_run._probe(row, bench_run.created(chosen), bench_run.random_images(chosen, 1), chosen, None)
-    assert modes == ["reduce-overhead"]
+    assert asked == [{"triton.cudagraphs": True, "triton.cudagraph_or_error": True, "graph_partition": False}]
+    known = torch._inductor.config.get_config_copy()
+    assert set(asked[0]) <= set(known)
+    assert torch._inductor.list_mode_options("reduce-overhead").items() <= asked[0].items()
     assert len(calls) == 3
     assert (row.run is None) == bool(skips)
     assert row.notes == (
-        ["RuntimeError: Inductor made no CUDA graph of this row; TORCH_LOGS=perf_hints says why."] * skips
+        ["RuntimeError: Inductor ran this row without a CUDA graph; measure it with the runtime compile instead."]
+        * skips
     )
     assert row.peak is None
 

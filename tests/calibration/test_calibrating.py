@@ -329,9 +329,20 @@ def test_the_best_of_the_others_is_named_and_whoever_else_is_better() -> None:
     small = 0.001 * np.linspace(-1, 1, 10)
     said = verdict(image, image + 1, image + 1, image - 0.1 + small, image - 0.2 + small, image + 0.3).splitlines()
     assert said[2].startswith("The calibrated setting is worse than ToMe, the best of the others, at")
-    assert said[3:] == ["Better by more than two paired errors as well: EViT."]
+    assert said[3:] == ["It is worse than EViT by more than two paired errors."]
     said = verdict(image, image + 1, image + 1, image + 0.1 + small).splitlines()
     assert said[2].startswith("The calibrated setting beats EViT, the best of the others, at")
+    noisy = image - 0.2 + np.where(np.arange(10) % 2, 1.0, -1.0)
+    said = verdict(image, image + 1, image + 1, image - 0.1 + small, noisy, image * np.nan).splitlines()
+    assert said[2].startswith("The calibrated setting cannot be told from ToMe, the best of the others, at")
+    assert said[3:] == ["It is worse than EViT by more than two paired errors."]
+
+
+def test_few_images_tell_nothing_apart() -> None:
+    for images in (1, 2, 5):
+        said = verdict(*(np.full(images, value) for value in (0.1, 0.2, 0.3))).splitlines()
+        assert all("cannot be told from" in line for line in said)
+    assert "beats random" in verdict(*(np.full(6, value) for value in (0.1, 0.2, 0.3)))
 
 
 def test_files(tmp_path: Path, found: tuple[Any, Calibration, float]) -> None:

@@ -19,7 +19,7 @@ pytest.importorskip("scipy")
 
 import entropatch
 from entropatch import cli
-from entropatch.cli.terminal import ProgressLines, progress_bar, show_what_can_be_shown
+from entropatch.cli.terminal import CONTINUED, ProgressLines, progress_bar, show_what_can_be_shown
 
 
 def main(monkeypatch, *arguments: str) -> tuple[int, str]:
@@ -44,6 +44,12 @@ def test_a_stream_that_is_no_terminal_has_a_line_every_half_minute(monkeypatch):
         "measuring: 3 of 8 timed calls, about 0:00:50 left",
         "measuring: 6 of 8 timed calls, about 0:00:20 left",
     ]
+    added = io.StringIO()
+    clock = iter(range(0, 1000, 20))
+    with progress_bar("measuring", 3, Console(file=added)) as step:
+        for _ in range(6):  # three more than were planned
+            step()
+    assert added.getvalue().splitlines()[-1] == "measuring: 6 steps"
     phases, lines = io.StringIO(), iter([0.0, 20.0, 29.0, 50.0])
     monkeypatch.setattr("entropatch.cli.terminal.monotonic", lambda: next(lines))
     progress = ProgressLines(Console(file=phases, width=80))
@@ -55,6 +61,13 @@ def test_a_stream_that_is_no_terminal_has_a_line_every_half_minute(monkeypatch):
     with progress_bar("measuring", 8, Console(file=quick)) as step:
         step()
     assert quick.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "app_command"])
+def test_what_can_be_continued_is_known(name):
+    import_module(f"entropatch.cli.{name}")
+    shown = CliRunner().invoke(cli.app, [name, "--help"], terminal_width=1000)
+    assert ("the same command continues" in " ".join(shown.output.split())) == (name in CONTINUED)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,8 @@ def test_the_evidence_has_the_numbers_of_the_records(section: str, tag: str, tab
             named = head.rpartition(" ")[0] or named
             keys.append((next(data for data, title in DATA.items() if title == named), float(head.split()[-1])))
         assert len(rows) > 7
+        dense = [row for row in rows if row.startswith("| dense |")]
+        assert all(sum(cell.strip() != "" for cell in row.strip("|").split("|")[1:]) == len(DATA) for row in dense)
         for row in rows:
             label, *cells = [cell.strip(" *") for cell in row.strip("|").split("|")]
             for key, cell in zip(keys, cells, strict=True):

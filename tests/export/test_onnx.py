@@ -86,7 +86,7 @@ def test_it_says_what_it_is(written: Any) -> None:
     model, done, _ = written
     said = json.loads(session(done.path).get_modelmeta().custom_metadata_map["entropatch"])
     assert said == done.about == about_file(done.path)
-    setting = entropatch.PruneConfig.from_json(json.dumps(said["pruning"]))
+    setting = entropatch.PruneConfig.from_dict(said["pruning"])
     assert setting == entropatch.surgery.pruning_config(model)
     assert (said["opset"], said["backend"], said["outputs"]) == (20, "reference", ["logits"])
     assert said["input"] == ["batch", 3, 80, 80]

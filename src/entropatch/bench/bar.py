@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from entropatch.bench.runtimes import TORCH
+
 YES, NO, UNKNOWN = "yes", "no", "unknown"
 
 
@@ -34,4 +36,6 @@ def _shown(record: Mapping[str, Any]) -> str:
     if record["vs_random_low"] is not None:
         interval = f"{record['vs_random_low']:.3f} … {record['vs_random_high']:.3f}"
     rate = "" if record["keep_rate"] is None else f" {record['keep_rate']:g}"
-    return f"{record['label']}{rate} ({interval})"
+    runtime = record.get("runtime", TORCH), record.get("int8")
+    where = "" if runtime == (TORCH, None) else f" in {runtime[0]}{f', int8 {runtime[1]}' if runtime[1] else ''}"
+    return f"{record['label']}{rate}{where} ({interval})"

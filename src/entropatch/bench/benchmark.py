@@ -40,7 +40,8 @@ class BenchResult:
             rate too) with their 95 % intervals vs_…_low and _high (see `speed_ratio`), reaches (with a bar: "yes",
             "no" or "unknown"), peak_memory_mib, note; runtime and int8; with several of them vs_torch (to the same
             variant in PyTorch, as vs_dense) and difference (largest of an output from PyTorch's; with random weights
-            near ties show in it; None in the compiled ones). What could not be measured is None; the note says why.
+            near ties show in it; None in the compiled ones). Peak memory is PyTorch's: None of a file's runtime and
+            of CUDA graphs, which hold theirs. What could not be measured is None; the note says why.
         about: machine, versions and settings, which hold for all rows.
     """
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# The mode "reduce-overhead", which is the first of these, but all as one graph or not at all: it would split off what
+# cannot be part of one, or run without, and say so in a log alone.
+ONE_CUDA_GRAPH: dict[str, Any] = {
+    "triton.cudagraphs": True,
+    "triton.cudagraph_or_error": True,
+    "graph_partition": False,
+}
 
 
 def compiled(model: nn.Module, cuda_graphs: bool = False) -> Callable[[Tensor], object]:
@@ -19,14 +28,15 @@ def compiled(model: nn.Module, cuda_graphs: bool = False) -> Callable[[Tensor], 
     # Dynamo keeps its graphs by code object and tries all of one's in turn; a code object of its own keeps each row
     # from paying for the guards of the rows before it, and from the limit on recompilations.
     own = types.FunctionType(forward.__code__.replace(), globals(), "forward", None, forward.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False, mode="reduce-overhead" if cuda_graphs else None)
+    options = dict(ONE_CUDA_GRAPH) if cuda_graphs else None
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 
 def record_cuda_graph(run: Callable[[], object]) -> None:
     """Call it until its CUDA graph is recorded: the first call compiles, the second records, the third replays.
 
     Raises:
-        RuntimeError: Inductor found something that a CUDA graph cannot hold, and would run without one.
+        RuntimeError: there is something that a CUDA graph cannot hold, by Inductor's reason or by its count.
     """
     from torch._dynamo.utils import counters
 
@@ -35,7 +45,7 @@ def record_cuda_graph(run: Callable[[], object]) -> None:
         for _ in range(3):
             run()
     if counters["inductor"]["cudagraph_skips"] > before:
-        raise RuntimeError("Inductor made no CUDA graph of this row; TORCH_LOGS=perf_hints says why.")
+        raise RuntimeError("Inductor ran this row without a CUDA graph; measure it with the runtime compile instead.")
 
 
 @contextmanager

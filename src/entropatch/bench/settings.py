@@ -38,8 +38,9 @@ class BenchSettings:
         amp: float32 weights under autocast to `dtype`.
         device: "cpu" or "cuda".
         backend: what computes the entropies, as in `PruneConfig`; "auto" chooses, and the records say what.
-        compile: each row through `torch.compile`, as one graph; short for runtimes=("compile",).
-        runtimes: "torch", "compile" (`torch.compile`), "cuda-graphs" (its mode "reduce-overhead", on a CUDA device),
+        compile: each row through `torch.compile`, as one graph, and in no other runtime.
+        runtimes: "torch", "compile" (`torch.compile`), "cuda-graphs" (that as in its mode
+            "reduce-overhead", all of it one CUDA graph, on a CUDA device),
             "onnxruntime" and "openvino" (the exported ONNX file, on the CPU in float32). Where others than "torch" are
             named it is measured beside them.
         int8: "dynamic" or "static": the exported files in eight bits too, see `entropatch.export`.
@@ -136,14 +137,17 @@ def _runtimes(settings: BenchSettings) -> tuple[str, ...]:
     if unknown := [runtime for runtime in named if runtime not in RUNTIMES]:
         raise ValueError(f"runtimes must be of {', '.join(RUNTIMES)}, but got {unknown[0]!r}.")
     if settings.compile and named not in ((), (COMPILE,)):
-        raise ValueError('compile is short for runtimes=("compile",); name it among the runtimes instead.')
+        raise ValueError(
+            f"compile is the one runtime then, but got {', '.join(named)} too; name it among them instead."
+        )
+    on_cpu = settings.device.partition(":")[0] == "cpu"
     exported = [runtime for runtime in named if runtime in EXPORTED]
-    if exported and (settings.device != "cpu" or settings.dtype != "float32"):
+    if exported and (not on_cpu or settings.dtype != "float32"):
         raise ValueError(
             f"{exported[0]} runs the exported file on the CPU in float32, "
             f"but got device {settings.device} and dtype {settings.dtype}."
         )
-    if CUDA_GRAPHS in named and settings.device == "cpu":
+    if CUDA_GRAPHS in named and on_cpu:
         raise ValueError(f"{CUDA_GRAPHS} needs device cuda, but got {settings.device}; use {COMPILE} on a CPU.")
     if settings.int8 is not None and (settings.int8 not in INT8 or not exported):
         raise ValueError(

@@ -11,9 +11,10 @@ import numpy as np
 
 from entropatch.calibration.proposal import Cuts, config_of
 from entropatch.config import PruneConfig
+from entropatch.records.uncertainty import FEWEST, MULTIPLE
 
 CHOSEN, RANDOM, DEFAULT = "calibrated", "random", "default"
-AHEAD, BEHIND, LEVEL = "beats", "is worse than", "cannot be told from"
+BETTER, WORSE, ALIKE = "beats", "is worse than", "cannot be told from"
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,15 @@ class Calibration:
     @property
     def verdict(self) -> str:
         """Whether the chosen setting beats the floor, the default and the best of the other methods: by more than two
-        standard errors of the paired difference, without allowance for how many are compared."""
+        standard errors of the paired difference on at least six images, without allowance for how many are compared."""
         (_, *others) = self.rows
         lines = [self.missed] if self.missed else []
         lines += [self._against(row, row.label) for row in others if row.name in (RANDOM, DEFAULT)]
-        rest = sorted((row for row in others if row.name not in (RANDOM, DEFAULT)), key=lambda row: row.loss)
+        rest = [row for row in others if row.name not in (RANDOM, DEFAULT)]
+        rest.sort(key=lambda row: (math.isnan(row.loss), row.loss))
         lines += [self._against(row, f"{row.label}, the best of the others,") for row in rest[:1]]
-        better = [row.label for row in rest[1:] if self._gap(row) == BEHIND]
-        if better:
-            lines.append(f"Better by more than two paired errors as well: {', '.join(better)}.")
+        if better := [row.label for row in rest[1:] if self._gap(row) == WORSE]:
+            lines.append(f"It is worse than {', '.join(better)} by more than two paired errors.")
         return "\n".join(lines)
 
     def _against(self, row: Row, label: str) -> str:
@@ -113,7 +114,9 @@ class Calibration:
     def _gap(self, row: Row) -> str:
         difference = row.losses - self.rows[0].losses
         mean, error = float(difference.mean()), standard_error(difference)
-        return AHEAD if mean > 2 * error else BEHIND if mean < -2 * error else LEVEL
+        if len(difference) < FEWEST or not abs(mean) > MULTIPLE * error:
+            return ALIKE
+        return BETTER if mean > 0 else WORSE
 
 
 def singles_of(by: dict[Any, float]) -> tuple[dict[str, Any], ...]:

@@ -84,8 +84,10 @@ def refuse_other_goal(folder: str | Path, goal: str) -> None:
         return
     try:
         before = json.loads(file.read_text(encoding="utf-8"))["about"].get(GOAL)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it, or give a folder of its own (--output).") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(
+            f"{file} is damaged, or not a calibration's; give a folder of its own (--output), or remove that file."
+        ) from None
     if before is not None and before != goal:
         raise ValueError(
             f"{folder} holds the calibration for {before}, but got {goal}; give it a folder of its own (--output). "

@@ -50,8 +50,9 @@ def bench(
     runtimes: Annotated[
         str | None,
         typer.Option(
-            help="Of torch, compile, cuda-graphs (torch.compile in its mode reduce-overhead, on a GPU), onnxruntime, "
-            "openvino (exported files, on the CPU); commas between. What is named is measured beside torch."
+            help="Of torch, compile, cuda-graphs (torch.compile as in its mode reduce-overhead, on a GPU), "
+            "onnxruntime, openvino (exported files, on the CPU); commas between. What is named is measured "
+            "beside torch."
         ),
     ] = None,
     int8: Annotated[

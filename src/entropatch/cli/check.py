@@ -218,7 +218,7 @@ def foreground_table(result: ForegroundCheck) -> str:
 
 
 def _network(
-    model: str | None, library: str, weights: Path | None, image_size: int | None, device: str
+    model: str | None, library: str, weights: str | None, image_size: int | None, device: str
 ) -> tuple[Any, dict[str, str]]:
     from entropatch.extras import require
     from entropatch.models.pretrained import architecture, load_model

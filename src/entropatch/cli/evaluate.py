@@ -15,6 +15,7 @@ from entropatch.cli.options import (
     entries,
     input_side,
     model_spec,
+    named_configs,
     named_methods,
     names_group,
     pairs,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 @app.command()
 def evaluate(
     weights: Annotated[
-        str, typer.Option(help="pretrained, or a file; the file of a run knows its model, data and pruning.")
+        str,
+        typer.Option(help="pretrained, bundled, none, or a file; the file of a run knows its model, data and pruning."),
     ] = "pretrained",
     model: Annotated[str | None, typer.Option(help="A model of --library; default what the file is of.")] = None,
     library: parameters.SpecLibrary = None,
@@ -70,7 +72,7 @@ def evaluate(
 
     Accuracies have standard errors, and differences to dense and to random those of the pairs on the same images.
     """
-    from entropatch.look.naming import data_label
+    from entropatch.look.naming import data_label, pruning_label
     from entropatch.measure import environment
     from entropatch.measure.comparing import evaluation_table
     from entropatch.measure.evaluation import Speed, count_steps
@@ -93,7 +95,7 @@ def evaluate(
             names = [name for name in named_methods(methods) if name != DENSE]
             allowed = ",".join((DENSE, *possible(built, names, False, say)))
             settings = _settings(allowed, keep_rates, blocks, config or [], None)
-        say_untaught(settings, about, say)
+        say_untaught({pruning_label(one): one for one in settings.values() if one is not None}, about, say)
         correct: list[CorrectImages] = []
         with progress_bar(
             "evaluating", count_steps(opened, len(settings), batch_size, speed), unit="batches and timed calls"
@@ -149,7 +151,7 @@ def _settings(
     if methods is None and keep_rates is None and (own or configs):
         rows[DENSE] = None
         if own:
-            trained = PruneConfig.from_json(json.dumps(own))
+            trained = PruneConfig.from_dict(own)
             rows[f"as trained: {_row_name(trained)}"] = trained
     else:
         rates = entries(keep_rates or "0.7", float, "--keep-rates")
@@ -157,8 +159,7 @@ def _settings(
         for row in variants_of(named_methods(methods) or (DENSE, *compared_methods()), rates):
             rate = "" if row.keep_rate is None else f", {row.keep_rate:g}"
             rows[DENSE if row.method == DENSE else row.label + rate] = row.config(places)
-    loaded = {path.stem: PruneConfig.load(path) for path in configs}
-    return rows | {f"{stem}: {_row_name(setting)}": setting for stem, setting in loaded.items()}
+    return rows | {f"{name}: {_row_name(setting)}": setting for name, setting in named_configs(configs).items()}
 
 
 def _row_name(config: PruneConfig) -> str:

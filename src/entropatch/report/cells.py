@@ -30,6 +30,7 @@ KNOWN: dict[str, tuple[str, str]] = {
     "dense_images_per_second": ("dense images/s", ".1f"),
     "vs_dense": ("× dense", ".2f"),
     "vs_random": ("× random", ".3f"),
+    "vs_torch": ("× PyTorch", ".2f"),
     "p50_ms": ("p50 ms", ".1f"),
     "p95_ms": ("p95 ms", ".1f"),
     "peak_memory_mib": ("peak MiB", ".1f"),
@@ -48,7 +49,7 @@ SPREADS: dict[str, tuple[str, ...]] = {
     "auroc": ("standard_error",),
 }
 # Shown so too, value (low … high); of the others the error is enough.
-INTERVALS = ("vs_dense", "vs_random")
+INTERVALS = ("vs_dense", "vs_random", "vs_torch")
 MISSING = "—"
 
 

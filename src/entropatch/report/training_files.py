@@ -73,7 +73,7 @@ def pruning_text(settings: Mapping[str, Any]) -> str:
     if not isinstance(prune, Mapping):
         return "dense"
     try:
-        config = PruneConfig.from_json(json.dumps(prune))
+        config = PruneConfig.from_dict(prune)
         rate = f", keep rate {rates_text(config.keep_rate)}" if config.schedule.uses_keep_rate else ""
         return pruning_label(config) + rate
     except (ValueError, TypeError):

@@ -127,7 +127,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
     backbone = spec.build(0 if spec.library == "timm" else None, about["recipe"]["image_size"])
     segmenter = Segmenter(backbone, made["classes"], made["head"], channels=made["channels"])
     if about.get("prune") is not None:
-        prune_(segmenter, PruneConfig.from_json(json.dumps(about["prune"])))
+        prune_(segmenter, PruneConfig.from_dict(about["prune"]))
     segmenter.load_state_dict(load_weights(path))
     return segmenter.eval()
 
