@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from entropatch.config import PruneConfig, Stage
+from entropatch.criteria import Criterion
 from entropatch.criteria.learned import LearnedCriterion
 from entropatch.methods import default_method
+from entropatch.reductions import Reduction
 from entropatch.surgery.adapters.base import Adapter
 from entropatch.surgery.check import check_parts
 from entropatch.surgery.errors import UnsupportedModelError
@@ -219,13 +221,13 @@ def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None
         needs_class = reduction.needs_class_token or (reduction.needs_scores and criterion.needs_class_token)
         if needs_class and not adapter.has_class_token(model):
             raise UnsupportedModelError(
-                f"{type(criterion).__name__} with reduction={reduction.kind!r} needs a class token, but this "
-                f'{type(model).__name__} has none; use criterion=Renyi(order=…) with reduction="drop".'
+                f"{_called(config, criterion, reduction)} needs a class token, but this {type(model).__name__} has "
+                'none; use order=…, which is criterion=Renyi(order=…) with reduction="drop".'
             )
         closes = isinstance(criterion, LearnedCriterion) and criterion.closes
         if closes and (tower.reads == "tokens" or pools_patches(model)):
             raise UnsupportedModelError(
-                f"{type(criterion).__name__} makes the class token that the head reads, but what follows this "
+                f"{_called(config, criterion)} makes the class token that the head reads, but what follows this "
                 f"{type(model).__name__} reads patches; use a model that reads its class token alone (timm: "
                 "global_pool='token')."
             )
@@ -241,6 +243,14 @@ def _refuse_setting(tower: Tower, adapter: Adapter, config: PruneConfig) -> None
             )
 
 
+def _called(config: PruneConfig, criterion: Criterion, reduction: Reduction | None = None) -> str:
+    """How a message names what a setting scores by: by the method's name where it has one."""
+    text = type(criterion).__name__
+    if reduction is not None:
+        text += f" with reduction={reduction.kind!r}"
+    return text if config.named is None else f"{config.named.name} ({text})"
+
+
 def _refuse_predictions(model: nn.Module, config: PruneConfig) -> None:
     """Raise UnsupportedModelError for a criterion that predicts patches on a model that makes no map of them."""
     outer = getattr(model, "_orig_mod", model)
@@ -249,7 +259,7 @@ def _refuse_predictions(model: nn.Module, config: PruneConfig) -> None:
     for criterion, reduction, _ in config.parts:
         if criterion.predicts and reduction.needs_scores:
             raise UnsupportedModelError(
-                f"{type(criterion).__name__} predicts a class for each patch, which becomes part of a map, but this "
+                f"{_called(config, criterion)} predicts a class for each patch, which becomes part of a map, but this "
                 f"{type(outer).__name__} makes none; build an entropatch.Segmenter around it and prune that."
             )
 
