@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
@@ -219,10 +220,6 @@ class PruneConfig:
 
     def to_json(self) -> str:
         """This setting as a JSON object; `from_json` gives an equal one back."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `to_json` writes, as JSON holds it: dictionaries, lists, texts, numbers, True, False and None."""
         saved = {
             "version": VERSION,
             "keep_rate": self.keep_rate,
@@ -233,7 +230,11 @@ class PruneConfig:
             "backend": self.backend,
             "coverage": self.coverage,
         }
-        return json.loads(json.dumps(saved))
+        return json.dumps(saved, indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `to_json` writes, as JSON holds it: dictionaries, lists, texts, numbers, True, False and None."""
+        return json.loads(self.to_json())
 
     @classmethod
     def from_json(cls, text: str) -> PruneConfig:
@@ -243,16 +244,18 @@ class PruneConfig:
         Raises:
             ValueError, TypeError: broken JSON, a newer version, unknown fields, or a value that is out of range.
         """
-        try:
-            return cls.from_dict(json.loads(text))
-        except RecursionError:
-            raise ValueError("a pruning config must be a flat JSON object, but this one is nested too deep.") from None
-        except OverflowError as error:
-            raise ValueError(f"a number of the pruning config is out of range: {error}.") from None
+        with _readable():
+            data = json.loads(text)
+        return cls.from_dict(data)
 
     @classmethod
     def from_dict(cls, data: Any) -> PruneConfig:
         """The setting that `to_dict` gave; as `from_json`, with its errors."""
+        with _readable():
+            return cls._from_data(data)
+
+    @classmethod
+    def _from_data(cls, data: Any) -> PruneConfig:
         if not isinstance(data, dict):
             raise ValueError(f"a pruning config must be a JSON object, but got {type(data).__name__}.")
         data = dict(data)
@@ -291,6 +294,17 @@ class PruneConfig:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:  # broken JSON and broken UTF-8 are ValueErrors
             raise ValueError(f"{path} holds no pruning config: {error}") from error
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Say in a ValueError what of a saved setting Python itself cannot read."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError("a pruning config must be a flat JSON object, but this one is nested too deep.") from None
+    except OverflowError as error:
+        raise ValueError(f"a number of the pruning config is out of range: {error}.") from None
 
 
 def method_config(

@@ -277,6 +277,19 @@ def test_json_is_plain(tmp_path: Path) -> None:
     assert PruneConfig.load(str(path)) == config
 
 
+def test_a_dictionary_is_read_as_its_json_is() -> None:
+    config = PruneConfig(keep_rate=(0.9, 0.5), criterion=Renyi(math.inf), blocks=(3, 6), reduction="fuse")
+    saved = config.to_dict()
+    assert saved == json.loads(config.to_json())
+    assert PruneConfig.from_dict(saved) == config
+    assert saved == config.to_dict()  # reading it left it as it was
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match=r"order|nested too deep"):
+        PruneConfig.from_dict({"criterion": {"name": "Renyi", "order": deep}})
+
+
 def test_json_fields_left_out_take_their_defaults() -> None:
     assert PruneConfig.from_json("{}") == PruneConfig()
     assert PruneConfig.from_json('{"criterion": {"name": "Renyi"}, "blocks": null}') == PruneConfig()

@@ -12,10 +12,9 @@ import accuracy_tables
 import facts
 import hook
 import methods_page
-import numpy as np
 import pytest
 import tables
-from evidence import DATA, FREE, RESULTS, TRAINED, by_seed, runs
+from evidence import DATA, FREE, RESULTS, TRAINED, by_seed, runs, stacked
 from written import DOCS, ROOT, blocks
 
 import entropatch
@@ -182,7 +181,7 @@ def test_the_evidence_has_the_numbers_of_the_records(section: str, tag: str, tab
             for key, cell in zip(keys, cells, strict=True):
                 column = columns[key[0], None] if label == "dense" else columns[key]
                 runs_of = column.get("dense" if label == "dense" else EVIDENCE[label])
-                one = None if runs_of is None else accuracy(np.stack(list(runs_of.values())))
+                one = None if runs_of is None else accuracy(stacked(runs_of))
                 expected = "—" if one is None else f"{one.value:.1f} ± {one.standard_error:.1f}"
                 assert cell == expected or (label == "dense" and cell == ""), (size, label, key)
 

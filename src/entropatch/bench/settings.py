@@ -39,10 +39,9 @@ class BenchSettings:
         device: "cpu" or "cuda".
         backend: what computes the entropies, as in `PruneConfig`; "auto" chooses, and the records say what.
         compile: each row through `torch.compile`, as one graph, and in no other runtime.
-        runtimes: "torch", "compile" (`torch.compile`), "cuda-graphs" (that as in its mode
-            "reduce-overhead", all of it one CUDA graph, on a CUDA device),
-            "onnxruntime" and "openvino" (the exported ONNX file, on the CPU in float32). Where others than "torch" are
-            named it is measured beside them.
+        runtimes: "torch", "compile" (`torch.compile`), "cuda-graphs" (that as in its mode "reduce-overhead", all of it
+            one CUDA graph, on a CUDA device), "onnxruntime" and "openvino" (the exported ONNX file, on the CPU in
+            float32). Where others than "torch" are named it is measured beside them.
         int8: "dynamic" or "static": the exported files in eight bits too, see `entropatch.export`.
         repeats, warmup: timed and untimed rounds, as in `time_interleaved`.
         until_interval: add rounds until the 95 % interval of each ratio to random (to dense where random is not

@@ -99,24 +99,24 @@ class Calibration:
         rest = [row for row in others if row.name not in (RANDOM, DEFAULT)]
         rest.sort(key=lambda row: (math.isnan(row.loss), row.loss))
         lines += [self._against(row, f"{row.label}, the best of the others,") for row in rest[:1]]
-        if better := [row.label for row in rest[1:] if self._gap(row) == WORSE]:
+        if better := [row.label for row in rest[1:] if self._paired(row)[0] == WORSE]:
             lines.append(f"It is worse than {', '.join(better)} by more than two paired errors.")
         return "\n".join(lines)
 
     def _against(self, row: Row, label: str) -> str:
-        chosen = self.rows[0]
-        difference = row.losses - chosen.losses
+        word, mean, error = self._paired(row)
         return (
-            f"The calibrated setting {self._gap(row)} {label} at the same cost: {chosen.loss:.4g} against "
-            f"{row.loss:.4g}, paired difference {difference.mean():+.4g} ± {standard_error(difference):.2g}."
+            f"The calibrated setting {word} {label} at the same cost: {self.rows[0].loss:.4g} against "
+            f"{row.loss:.4g}, paired difference {mean:+.4g} ± {error:.2g}."
         )
 
-    def _gap(self, row: Row) -> str:
+    def _paired(self, row: Row) -> tuple[str, float, float]:
+        """What the paired difference of a row's losses says of the chosen setting, its mean and standard error."""
         difference = row.losses - self.rows[0].losses
         mean, error = float(difference.mean()), standard_error(difference)
         if len(difference) < FEWEST or not abs(mean) > MULTIPLE * error:
-            return ALIKE
-        return BETTER if mean > 0 else WORSE
+            return ALIKE, mean, error
+        return (BETTER if mean > 0 else WORSE), mean, error
 
 
 def singles_of(by: dict[Any, float]) -> tuple[dict[str, Any], ...]:

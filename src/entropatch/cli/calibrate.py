@@ -179,8 +179,8 @@ def _is_first() -> bool:
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each phase where the error stream is a terminal, else a line now and then."""
     console = Console(stderr=True)
-    disable = not console.is_terminal or not _is_first()
-    with Progress(*PROGRESS, console=console, transient=True, disable=disable) as progress:
+    first = _is_first()
+    with Progress(*PROGRESS, console=console, transient=True, disable=not console.is_terminal or not first) as progress:
         tasks: dict[str, Any] = {}
         lines = ProgressLines(console)
 
@@ -190,7 +190,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
                     progress.update(task, visible=False)
                 tasks[what] = progress.add_task(what, total=total, unit="batches")
             progress.update(tasks[what], completed=done, total=total)
-            if _is_first():
+            if first:
                 lines.tell(what, done, total, "batches")
 
         yield tell

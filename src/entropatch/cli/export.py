@@ -106,7 +106,6 @@ def _network(
     config: Path | None,
 ) -> nn.Module:
     """The model with its weights, pruned as the options or the weights file say."""
-
     from entropatch.config import PruneConfig
     from entropatch.methods import PAPER_METHOD
     from entropatch.surgery import prune_

@@ -150,22 +150,21 @@ def possible(model: nn.Module, names: Sequence[str], insist: bool, say: Callable
 
 
 def say_untaught(
-    rows: Mapping[str, Method | PruneConfig | None], about: Mapping[str, Any], say: Callable[[str], None]
+    rows: Mapping[str, Method | PruneConfig], about: Mapping[str, Any], say: Callable[[str], None]
 ) -> None:
     """Name the rows whose method must be trained with the model, where the weights do not say that they were."""
     from entropatch.criteria.learned import LearnedCriterion
 
-    def kinds(row: Method | PruneConfig | None) -> set[type]:
+    def kinds(row: Method | PruneConfig) -> set[type]:
         method = row.named if isinstance(row, PruneConfig) else row
         every = method is not None and method.trained
-        scoring = [] if row is None else [part[0] for part in row.parts]
-        return {type(criterion) for criterion in scoring if every or isinstance(criterion, LearnedCriterion)}
+        return {type(part[0]) for part in row.parts if every or isinstance(part[0], LearnedCriterion)}
 
     wanted = {name: found for name, row in rows.items() if (found := kinds(row))}
     if not wanted:
         return
     try:
-        taught = kinds(PruneConfig.from_dict(about["prune"]) if about.get("prune") else None)
+        taught = kinds(PruneConfig.from_dict(about["prune"])) if about.get("prune") else set()
     except (ValueError, TypeError):  # of a module that was not imported, or a newer version
         taught = set()
     names = [name for name, found in wanted.items() if found - taught]

