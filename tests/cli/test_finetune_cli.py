@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -41,11 +42,15 @@ def test_the_help_names_every_data_set():
     assert all(f"{name}," in named or f"{name}or" in named for name in DATASETS)
 
 
-def test_a_run_from_the_command_line_and_the_same_command_again(tmp_path):
+def test_a_run_from_the_command_line_and_the_same_command_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("entropatch.cli.progress.LINE_EVERY", 0.0)  # every step
     arguments = [*SMALL, "--method", "evit", "--keep-rate", "0.5,0.6", "--blocks", "1,2", "--output", tmp_path]
     shown = command(*arguments)
     assert shown.exit_code == 0, shown.output
     assert "epoch 2: loss" in shown.output
+    line = r"^training: 3 of 4 batches, about 0:00:\d\d left; epoch 2/2, loss \d\.\d{3}$"
+    assert re.search(line, shown.output, re.MULTILINE)
+    assert "testing: 1 batches; epoch 1/2\n" in shown.output
     assert "the learning rate starts at 6.25e-07 and falls to 3.12e-08" in shown.output  # 2e-5 and 1e-6, 16 / 512 of it
     assert json.loads((tmp_path / "run.json").read_text())["learning_rates"]["peak"] == 2e-5 * 16 / 512
     about = read_about(tmp_path / "final.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
-from rich.console import Console
 from typer.testing import CliRunner
 
 pytest.importorskip("scipy")
 
 import entropatch
 from entropatch import cli
-from entropatch.cli.terminal import CONTINUED, ProgressLines, progress_bar, show_what_can_be_shown
+from entropatch.cli.terminal import CONTINUED, show_what_can_be_shown
 
 
 def main(monkeypatch, *arguments: str) -> tuple[int, str]:
@@ -31,36 +29,6 @@ def main(monkeypatch, *arguments: str) -> tuple[int, str]:
         cli.main()
     stream.flush()
     return int(end.value.code or 0), stream.buffer.getvalue().decode("cp1252")
-
-
-def test_a_stream_that_is_no_terminal_has_a_line_every_half_minute(monkeypatch):
-    clock = iter(range(0, 1000, 10))  # seconds: one call at the beginning, then one for each step
-    monkeypatch.setattr("entropatch.cli.terminal.monotonic", lambda: float(next(clock)))
-    stream = io.StringIO()
-    with progress_bar("measuring", 8, Console(file=stream, width=30), unit="timed calls") as step:
-        for _ in range(8):
-            step()
-    assert stream.getvalue().splitlines() == [
-        "measuring: 3 of 8 timed calls, about 0:00:50 left",
-        "measuring: 6 of 8 timed calls, about 0:00:20 left",
-    ]
-    added = io.StringIO()
-    clock = iter(range(0, 1000, 20))
-    with progress_bar("measuring", 3, Console(file=added)) as step:
-        for _ in range(6):  # three more than were planned
-            step()
-    assert added.getvalue().splitlines()[-1] == "measuring: 6 steps"
-    phases, lines = io.StringIO(), iter([0.0, 20.0, 29.0, 50.0])
-    monkeypatch.setattr("entropatch.cli.terminal.monotonic", lambda: next(lines))
-    progress = ProgressLines(Console(file=phases, width=80))
-    for what, done in (("one", 1), ("one", 2), ("other", 1)):
-        progress.tell(what, done, 3, "batches")
-    assert phases.getvalue() == "other: 1 of 3 batches, about 0:00:42 left\n"  # it began when "one" ended
-    quick = io.StringIO()
-    monkeypatch.setattr("entropatch.cli.terminal.monotonic", lambda: 0.0)
-    with progress_bar("measuring", 8, Console(file=quick)) as step:
-        step()
-    assert quick.getvalue() == ""
 
 
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "app_command"])
@@ -163,19 +131,6 @@ def test_help_fits_80_columns_and_cuts_nothing_off(name, monkeypatch):
     # A line of help is filled before the next begins.
     helps = [line for line in text.splitlines() if line.startswith("  --")]
     assert len(helps) > 3
-
-
-def test_progress_says_of_what_and_how_long_within_80_columns():
-    shown = io.StringIO()
-    console = Console(file=shown, force_terminal=True, width=80, color_system=None)
-    with progress_bar("evaluating", 1000, console, unit="batches and timed calls") as step:
-        for _ in range(400):
-            step()
-    lines = [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", line).rstrip() for line in re.split(r"[\r\n]", shown.getvalue())]
-    last = [line for line in lines if "400/1000" in line][-1]
-    assert re.search(r"evaluating .* 400/1000 batches and timed calls, \d:\d\d:\d\d left$", last)
-    assert "━" in last
-    assert len(last) <= 80
 
 
 def test_the_version_is_shown() -> None:

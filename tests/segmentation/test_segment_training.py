@@ -50,7 +50,17 @@ class _StoppedError(Exception):
 def test_a_stopped_run_continues_to_the_same_bits(data: SegmentationSet, tmp_path: Path, monkeypatch: Any) -> None:
     about, seen, thresholds = {"model": SPEC.to_dict()}, [], []
     settings = {"prune": EXITS, "recipe": RECIPE, "about": about, "checkpoint_every": 2}
-    outcome = segment(made(), data, tmp_path / "whole", **settings, on_epoch=seen.append)  # type: ignore[arg-type]
+    told: list[tuple[str, int, int, str]] = []
+    outcome = segment(  # type: ignore[arg-type]
+        made(),
+        data,
+        tmp_path / "whole",
+        **settings,
+        on_epoch=seen.append,
+        on_step=lambda *said: told.append(said),
+    )
+    assert [said[:3] for said in told] == [("training", done, 9) for done in range(10)]
+    assert told[-1][3].startswith("epoch 3/3, loss ")
     assert [record["leaving"] for record in seen] == [False, False, True]
     assert outcome.miou == seen[-1]["miou"]
     losses = Segmenter.losses

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -290,6 +291,32 @@ def test_tensorboard_holds_each_epoch(tmp_path):
         (5 * record["epoch"], pytest.approx(record["top1"])) for record in records(tmp_path)
     ]
     assert [event.step for event in events.Scalars("training/loss")] == [10]
+
+
+def test_it_is_told_how_far_a_run_is_also_one_that_goes_on(tmp_path):
+    told = []
+
+    def on_step(what, done, total, note):
+        told.append((what, done, total, note))
+        if len(told) == 10:
+            raise KeyboardInterrupt  # after the seventh of the ten steps; the last checkpoint is of the fifth
+
+    batches = -(-40 // 32)  # twice as many images as in a step
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_step=on_step)
+    assert told[0] == ("training", 0, 10, "epoch 1/2")
+    assert [(what, done) for what, done, _, _ in told[1:6]] == [("training", step) for step in range(1, 6)]
+    assert all(re.fullmatch(r"epoch 1/2, loss \d\.\d{3}", note) for _, _, _, note in told[1:6])
+    tests = [("testing", done, batches, "epoch 1/2") for done in range(1, batches + 1)]
+    assert told[6 : 6 + batches] == tests
+    assert told[-1][3].startswith("epoch 2/2, loss ")
+    again = []
+    run(tmp_path, on_step=lambda *said: again.append(said))
+    resumed = again[0][1]
+    assert again[0][:3] == ("training", resumed, 10)
+    assert 5 <= resumed < 10
+    assert [done for what, done, _, _ in again if what == "training"] == list(range(resumed, 11))
+    assert again[-1] == ("testing", batches, batches, "epoch 2/2")
 
 
 # ------------------------------------------------------------------------------------------------------------- loss

@@ -9,7 +9,8 @@ import typer
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, named_configs, named_methods, names_group
-from entropatch.cli.terminal import fail, progress_bar
+from entropatch.cli.progress import progress_bar
+from entropatch.cli.terminal import fail
 
 
 @app.command()

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import data_of, entries, model_spec, pairs, weights_about
-from entropatch.cli.terminal import PROGRESS, ProgressLines, fail
+from entropatch.cli.progress import phases
+from entropatch.cli.terminal import fail, is_first_process
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,7 +98,7 @@ def calibrate(
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("calibrate", error, 2)
     try:
-        with _progress() as tell:
+        with phases("batches", shown=is_first_process()) as tell:
             result = calibrated(
                 network.to(device),
                 found,
@@ -115,7 +112,7 @@ def calibrate(
                 effort=effort,
                 seed=seed,
             )
-        if _is_first():
+        if is_first_process():
             said = {"model": spec.name, "weights": weights, "seed": seed, GOAL: goal.text}
             _report(result, output, said, device)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
@@ -169,28 +166,3 @@ def _device(device: str) -> str:
     from entropatch.extras import require
 
     return str(require("accelerate", "train").PartialState(cpu=device == "cpu").device)
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each phase where the error stream is a terminal, else a line now and then."""
-    console = Console(stderr=True)
-    first = _is_first()
-    with Progress(*PROGRESS, console=console, transient=True, disable=not console.is_terminal or not first) as progress:
-        tasks: dict[str, Any] = {}
-        lines = ProgressLines(console)
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                for task in tasks.values():
-                    progress.update(task, visible=False)
-                tasks[what] = progress.add_task(what, total=total, unit="batches")
-            progress.update(tasks[what], completed=done, total=total)
-            if first:
-                lines.tell(what, done, total, "batches")
-
-        yield tell

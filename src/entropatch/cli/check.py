@@ -15,7 +15,8 @@ from rich.console import Console
 from entropatch.cli import app, parameters
 from entropatch.cli.masked_images import masked_images
 from entropatch.cli.options import entries, named_methods, pairs
-from entropatch.cli.terminal import fail, printer, progress_bar
+from entropatch.cli.progress import progress_bar
+from entropatch.cli.terminal import fail, printer
 
 if TYPE_CHECKING:
     from entropatch.cli.masked_images import Pairs

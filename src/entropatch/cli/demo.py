@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from entropatch.cli import app, parameters
-from entropatch.cli.terminal import PROGRESS, fail, printer
+from entropatch.cli.progress import phases
+from entropatch.cli.terminal import fail, printer
 
 if TYPE_CHECKING:
     from entropatch.demo.showing import DemoResult
@@ -57,18 +57,17 @@ def demo(
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """One bar per phase on the error stream; a line per phase where that is no terminal."""
+    """A bar for each phase; where that is no terminal, a line when one begins and while it lasts."""
     from entropatch.demo.settings import UNITS
 
-    tasks: dict[str, TaskID] = {}
-    with Progress(*PROGRESS, console=console, disable=not console.is_terminal) as progress:
+    begun: set[str] = set()
+    with phases(UNITS, console, stay=True) as tell:
 
         def on_step(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = progress.add_task(phase, total=total, unit=UNITS[phase])
-                if not console.is_terminal:
-                    printer(console)(f"{phase}: {total} {UNITS[phase]} …")
-            progress.update(tasks[phase], completed=done)
+            if phase not in begun and not console.is_terminal:
+                printer(console)(f"{phase}: {total} {UNITS[phase]} …")
+            begun.add(phase)
+            tell(phase, done, total)
 
         yield on_step
 

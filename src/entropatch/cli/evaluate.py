@@ -23,7 +23,8 @@ from entropatch.cli.options import (
     say_untaught,
     weights_about,
 )
-from entropatch.cli.terminal import fail, progress_bar
+from entropatch.cli.progress import progress_bar
+from entropatch.cli.terminal import fail
 
 if TYPE_CHECKING:
     from entropatch.config import PruneConfig

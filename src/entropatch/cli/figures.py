@@ -13,7 +13,8 @@ from rich.console import Console
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, named_methods, names_group, possible, remarks_on
-from entropatch.cli.terminal import fail, printer, progress_bar
+from entropatch.cli.progress import progress_bar
+from entropatch.cli.terminal import fail, printer
 from entropatch.methods import pictured_methods
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import typer
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, model_spec, pairs, pruning, recipe_of, with_options
-from entropatch.cli.terminal import fail
+from entropatch.cli.progress import phases
+from entropatch.cli.terminal import fail, is_first_process
 from entropatch.extras import require
 from entropatch.methods import PAPER_METHOD
 
@@ -111,7 +112,6 @@ def finetune(
             compile=compiled,
             deterministic=deterministic,
             tensorboard=tensorboard,
-            bar=True,
         )
         options = pairs(data_option or [], "--data-option")
         opened = _open(data, root, download, train_limit, test_limit, options)
@@ -197,19 +197,21 @@ def _run(
         guide = dataclasses.replace(spec, weights=str(teacher), drop_path=0.0).build(
             classes, recipe.image_size, strict=True
         )
-    return train.finetune(
-        model,
-        data,
-        folder,
-        prune=prune,
-        recipe=recipe,
-        seed=seed,
-        teacher=guide,
-        runtime=runtime,
-        about={"model": spec.to_dict(), "image_size": recipe.image_size, "data": dict(data.description)},
-        on_epoch=_show_epoch,
-        on_text=lambda text: typer.echo(text, err=True),
-    )
+    with phases("batches", shown=is_first_process()) as tell:
+        return train.finetune(
+            model,
+            data,
+            folder,
+            prune=prune,
+            recipe=recipe,
+            seed=seed,
+            teacher=guide,
+            runtime=runtime,
+            about={"model": spec.to_dict(), "image_size": recipe.image_size, "data": dict(data.description)},
+            on_epoch=_show_epoch,
+            on_text=lambda text: typer.echo(text, err=True),
+            on_step=tell,
+        )
 
 
 def _show_epoch(record: dict[str, Any]) -> None:
@@ -229,7 +231,7 @@ def _report(outcomes: list[Outcome], seeds: tuple[int, ...], output: Path, about
     from entropatch.records.tables import plus_minus, write_records
     from entropatch.train import summarise
 
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return
     for seed, outcome in zip(seeds, outcomes, strict=True):
         typer.echo(

@@ -10,7 +10,8 @@ import typer
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, model_spec, pairs
-from entropatch.cli.terminal import fail, progress_bar
+from entropatch.cli.progress import phases, progress_bar
+from entropatch.cli.terminal import fail
 from entropatch.extras import require
 
 if TYPE_CHECKING:
@@ -87,12 +88,11 @@ def segment(
     try:
         from entropatch.train import segment as run
 
-        with progress_bar("training", recipe.epochs, unit="epochs") as step:
+        with phases("batches") as tell:
 
             def on_epoch(record: dict[str, Any]) -> None:
                 text = f"epoch {record['epoch']}: loss {record['loss']:.3f}, mIoU {record['miou']:.2f}"
                 typer.echo(text + (", patches leave" if record["leaving"] else ""), err=True)
-                step()
 
             run(
                 segmenter,
@@ -107,6 +107,7 @@ def segment(
                 about={"model": spec.to_dict()},
                 on_epoch=on_epoch,
                 on_text=lambda text: typer.echo(text, err=True),
+                on_step=tell,
             )
         _test(segmenter, data, prune, rates, recipe, output, device, batch_size, speed_batch_size, repeats)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:

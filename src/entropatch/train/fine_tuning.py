@@ -24,7 +24,7 @@ from entropatch.records.uncertainty import binomial
 from entropatch.surgery import is_pruned, prune_
 from entropatch.train.checkpoints import Checkpoints
 from entropatch.train.job import Job
-from entropatch.train.progress import Progress
+from entropatch.train.progress import OnStep, Progress
 from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import RunMismatchError, check_or_write, digest, locked, read_json
 from entropatch.train.runtime import Runtime, accelerator_for
@@ -79,6 +79,7 @@ def finetune(
     about: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_text: Callable[[str], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Outcome:
     """Fine-tune a timm model on a data set, pruned in training and in testing; or dense.
 
@@ -103,6 +104,8 @@ def finetune(
         on_epoch: called with the record of each epoch as it ends, on the main process.
         on_text: told in a line, on the main process, which learning rates are used, from where the run continues, and
             what was damaged or is left; by default these lines are logged, the first as information.
+        on_step: told on the main process after each batch what is done, "training" or "testing", how many batches of it
+            are, of the whole run or of this epoch's test, how many there are, and the epoch with its last loss.
 
     Returns:
         The `Outcome`; the same is in result.json.
@@ -160,7 +163,8 @@ def finetune(
                     for line in (recipe.learning_rates_text(), *said):
                         inform(line)
                     write_text(folder / "machine.json", json.dumps(environment(accelerator.device), indent=2) + "\n")
-                progress = Trainer(accelerator, job, say).train(_note(settings), on_epoch or (lambda record: None))
+                trainer = Trainer(accelerator, job, say, on_step)
+                progress = trainer.train(_note(settings), on_epoch or (lambda record: None))
                 if main:
                     text = json.dumps(asdict(_outcome(progress, folder)), indent=2)
                     write_text(folder / "result.json", text + "\n")

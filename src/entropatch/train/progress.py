@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+# Told what is done, "training" or "testing", how many batches of it are, how many there are, and where it stands.
+OnStep = Callable[[str, int, int, str], None]
+
 
 @dataclass
 class Progress:

@@ -30,7 +30,6 @@ class Runtime:
         compile_backend: its backend.
         deterministic: PyTorch's deterministic algorithms, for the same bits on an accelerator.
         tensorboard: write curves to the run's folder.
-        bar: show a progress bar on the error stream.
     """
 
     device: str = "auto"
@@ -44,7 +43,6 @@ class Runtime:
     compile_backend: str = "inductor"
     deterministic: bool = False
     tensorboard: bool = False
-    bar: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu"):

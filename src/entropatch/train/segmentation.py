@@ -30,9 +30,10 @@ from entropatch.segmenter import Segmenter
 from entropatch.surgery import is_pruned, prune_
 from entropatch.train.checkpoints import Checkpoints
 from entropatch.train.divergence import DivergedError
-from entropatch.train.progress import Progress
+from entropatch.train.progress import OnStep, Progress
 from entropatch.train.run_folder import check_or_write, digest, locked, read_json, write_epochs
 from entropatch.train.segmentation_recipe import SegmentationRecipe, has_exits, optimizer_of
+from entropatch.train.tracking import Far
 from entropatch.version import __version__
 
 
@@ -62,6 +63,7 @@ def segment(
     about: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_text: Callable[[str], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> SegmentationOutcome:
     """Train a segmenter on one device, pruned in training and in testing; or dense.
 
@@ -81,6 +83,7 @@ def segment(
         about: anything JSON holds, noted in run.json and in the weights file.
         on_epoch: called with the record of each epoch.
         on_text: told in a line from where a run continues, and of damage; by default logged.
+        on_step: told how far it is after each batch, as by `finetune`; of the tests nothing.
 
     Raises:
         ValueError: what does not fit together. RunMismatchError: the folder holds another run.
@@ -103,7 +106,7 @@ def segment(
         checkpoints = _checkpoints(folder, say)
         if not (folder / "result.json").exists():
             run = _Run(segmenter.to(device), data, folder, prune, recipe, seed, device, workers, checkpoint_every)
-            progress = run.train(checkpoints, say, on_epoch or (lambda record: None))
+            progress = run.train(checkpoints, say, on_epoch or (lambda record: None), on_step)
             last, seconds = progress.history[-1], sum(record["seconds"] for record in progress.history)
             save_weights(segmenter, folder / "final.safetensors", _note(settings))
             outcome = SegmentationOutcome(last["miou"], last["miou_se"], recipe.epochs, seconds, str(folder))
@@ -168,7 +171,11 @@ class _Run:
         self.total = recipe.epochs * self.batches.steps_per_epoch
 
     def train(
-        self, checkpoints: Checkpoints, say: Callable[[str], None], on_epoch: Callable[[dict[str, Any]], None]
+        self,
+        checkpoints: Checkpoints,
+        say: Callable[[str], None],
+        on_epoch: Callable[[dict[str, Any]], None],
+        on_step: OnStep | None,
     ) -> Progress:
         checkpoints.remove_drafts()
         found = checkpoints.resume(self.model, None, self.optimizer, None)
@@ -176,9 +183,11 @@ class _Run:
         if found is not None:
             say(f"continuing from {found[0]}: {progress.updates} of {self.total} steps are done")
             write_epochs(self.folder / "epochs.jsonl", progress.history)
+        far = Far(on_step, progress, self.recipe.epochs, self.batches.steps_per_epoch)
+        far.training()
         while progress.epoch < self.recipe.epochs:
             started = time.monotonic()
-            self._epoch(progress, checkpoints)
+            self._epoch(progress, checkpoints, far)
             record = self._tested(progress)
             record["seconds"] = progress.seconds + time.monotonic() - started
             progress.next_epoch(record)
@@ -187,7 +196,7 @@ class _Run:
             on_epoch(record)
         return progress
 
-    def _epoch(self, progress: Progress, checkpoints: Checkpoints) -> None:
+    def _epoch(self, progress: Progress, checkpoints: Checkpoints, far: Far) -> None:
         """The rest of the epoch at work."""
         self._set_exits(progress.epoch >= self.recipe.first_exit_epoch)
         self.model.train()
@@ -214,6 +223,7 @@ class _Run:
                 progress.updates + 1,
                 progress.loss + value,
             )
+            far.training(value)
             if progress.step % self.every == 0 and progress.step < self.batches.steps_per_epoch:
                 progress.seconds = before + time.monotonic() - started
                 checkpoints.save(progress, self.model, None, self.optimizer, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ from entropatch.measure.evaluation import Correct, count_correct
 from entropatch.records.correct import Bits
 
 
-def tested(model: nn.Module, testing: DataLoader[Any], accelerator: Any) -> Correct:
+def tested(model: nn.Module, testing: DataLoader[Any], accelerator: Any, on_batch: Callable[[], None]) -> Correct:
     """Top-1 and top-5 of a model over the whole test set, each process testing every so many-th image.
+
+    `on_batch` is called after each batch of this process.
 
     Raises:
         ValueError: no image could be read.
     """
     with accelerator.autocast():
-        part = count_correct({"": model}, testing, accelerator.device)[""]
+        part = count_correct({"": model}, testing, accelerator.device, on_batch=on_batch)[""]
     counts = torch.tensor([part.top1, part.top5, part.images], device=accelerator.device)
     top1, top5, images = accelerator.reduce(counts, "sum").tolist()
     damaged = tuple(gathered(list(part.damaged)))

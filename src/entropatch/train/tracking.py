@@ -1,8 +1,9 @@
-"""What a run shows while it goes: TensorBoard curves and a progress bar. Both may be off, and then do nothing."""
+"""What a run shows while it goes: TensorBoard curves, and how far it is. Both may be off, and then do nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from entropatch.extras import require
 from entropatch.regularisation import EntropyPenalty
+from entropatch.train.progress import OnStep, Progress
 
 EVERY = 10
 
@@ -64,32 +66,22 @@ class Curves:
             self.writer.close()
 
 
-class ProgressBar:
-    """Steps done of all steps, with the time left, on the error stream."""
+class Far:
+    """Tells how far a run is, by batches; see `OnStep`."""
 
-    task: Any
+    def __init__(self, on_step: OnStep | None, progress: Progress, epochs: int, steps: int):
+        self.on_step, self.progress, self.epochs, self.steps = on_step, progress, epochs, steps
 
-    def __init__(self, total: int, done: int, shown: bool):
-        self.bar: Any = None
-        if shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def training(self, loss: float | None = None) -> None:
+        """So many steps of the run are taken, the last with this loss."""
+        said = "" if loss is None else f", loss {loss:.3f}"
+        self._tell("training", self.progress.updates, self.epochs * self.steps, said)
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            console = Console(stderr=True)
-            self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-            self.task = self.bar.add_task("", total=total, completed=done)
+    def testing(self, batches: int) -> Callable[[], None]:
+        """To be called after each batch of an epoch's test."""
+        done = count(1)
+        return lambda: self._tell("testing", next(done), batches, "")
 
-    def step(self, text: str) -> None:
-        """One step further."""
-        if self.bar is not None:
-            self.bar.update(self.task, advance=1, description=text)
-
-    def __enter__(self) -> ProgressBar:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+    def _tell(self, what: str, done: int, total: int, said: str) -> None:
+        if self.on_step is not None:
+            self.on_step(what, done, total, f"epoch {min(self.progress.epoch + 1, self.epochs)}/{self.epochs}{said}")

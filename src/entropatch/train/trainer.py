@@ -31,13 +31,13 @@ from entropatch.train.feeding import few_test_images, loaders
 from entropatch.train.job import Job
 from entropatch.train.loss import TrainingLoss
 from entropatch.train.optimisation import hold_backbone, learning_rate, optimizer_of, schedule_of
-from entropatch.train.progress import Progress
+from entropatch.train.progress import OnStep, Progress
 from entropatch.train.recipe import Recipe
 from entropatch.train.run_folder import write_epochs
 from entropatch.train.runtime import Runtime
 from entropatch.train.shell import Shell
 from entropatch.train.testing import gathered, tested
-from entropatch.train.tracking import Curves, ProgressBar
+from entropatch.train.tracking import Curves, Far
 
 
 class Trainer:
@@ -53,7 +53,7 @@ class Trainer:
     training: DataLoader[Any]
     testing: DataLoader[Any]
 
-    def __init__(self, accelerator: Any, job: Job, on_text: Callable[[str], None] = lambda text: None):
+    def __init__(self, accelerator: Any, job: Job, on_text: Callable[[str], None], on_step: OnStep | None = None):
         from accelerate.utils import broadcast_object_list
 
         self.accelerator, self.device, self.main = accelerator, accelerator.device, accelerator.is_main_process
@@ -80,7 +80,7 @@ class Trainer:
             hashlib.sha256((job.folder / "run.json").read_bytes()).hexdigest(),
         )
         self.own: MethodLoss | None = None
-        self.on_text = on_text
+        self.on_text, self.on_step = on_text, on_step
         self.progress: Progress = Progress()
         self.skipped: Skipped = Skipped()
 
@@ -111,15 +111,15 @@ class Trainer:
         """
         self._resume()
         progress = self.progress
-        total = self.recipe.epochs * self.batches.steps_per_epoch
         curves = Curves(
             self.folder / "tensorboard" if self.runtime.tensorboard and self.main else None, progress.updates
         )
-        bar = ProgressBar(total, progress.updates, self.runtime.bar and self.main)
-        with curves, bar, self.entropy_term.over_a_run(), self._own_loss():
+        far = Far(self.on_step if self.main else None, progress, self.recipe.epochs, self.batches.steps_per_epoch)
+        far.training()
+        with curves, self.entropy_term.over_a_run(), self._own_loss():
             while progress.epoch < self.recipe.epochs:
-                self._steps(curves, bar)
-                record, entropies = self._finish_epoch(note)
+                self._steps(curves, far)
+                record, entropies = self._finish_epoch(note, far)
                 if self.main:
                     curves.epoch(record, entropies, progress.updates)
                     on_epoch(record)
@@ -159,7 +159,7 @@ class Trainer:
     def _state(self) -> tuple[nn.Module, nn.Module | None, Any, Any]:
         return self.model, None if self.ema is None else self.ema.module, self.optimizer, self.accelerator.scaler
 
-    def _steps(self, curves: Curves, bar: ProgressBar) -> None:
+    def _steps(self, curves: Curves, far: Far) -> None:
         """The rest of the epoch at work."""
         progress, steps = self.progress, self.batches.steps_per_epoch
         self.batches.start(progress.epoch, progress.step)
@@ -173,7 +173,7 @@ class Trainer:
             progress.loss += loss
             progress.seconds += time.monotonic() - started
             curves.step(loss, learning_rate(self.optimizer), penalties, progress.updates)
-            bar.step(f"epoch {progress.epoch + 1}/{self.recipe.epochs}, loss {loss:.3f}")
+            far.training(loss)
             if progress.step % self.runtime.checkpoint_every == 0 and progress.step < steps:
                 self._gather_damaged()
                 self.checkpoints.save(progress, *self._state())
@@ -241,14 +241,14 @@ class Trainer:
         self.progress.skipped += skipped
         self.skipped.step(skipped)
 
-    def _finish_epoch(self, note: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, Tensor]]:
+    def _finish_epoch(self, note: Mapping[str, Any], far: Far) -> tuple[dict[str, Any], dict[int, Tensor]]:
         """Test, record, save: in an order that loses nothing wherever it is interrupted.
 
         Returns the epoch's record, and on the main process the entropies of test images by block and head.
         """
         progress, steps = self.progress, self.batches.steps_per_epoch
         started = time.monotonic()
-        tested = self._test()
+        tested = self._test(far)
         with self.accelerator.autocast():
             entropies = {} if self.entropies is None else self.entropies.measured()
         self._gather_damaged()
@@ -278,12 +278,12 @@ class Trainer:
             write_epochs(self.folder / "epochs.jsonl", progress.history)
         return record, entropies
 
-    def _test(self) -> Correct:
+    def _test(self, far: Far) -> Correct:
         """Top-1 and top-5 over all processes, of the averaged weights if there are any, at the target keep rate."""
         if self.prune is not None and pruning_config(self.model) != self.prune:
             prune_(self.model, self.prune)
         set_seeds(derived_seed(self.seed, self.progress.epoch))
-        return tested(self._tested(), self.testing, self.accelerator)
+        return tested(self._tested(), self.testing, self.accelerator, far.testing(len(self.testing)))
 
     def _tested(self) -> nn.Module:
         return self.model if self.ema is None else self.ema.module
