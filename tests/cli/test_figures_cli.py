@@ -141,7 +141,7 @@ def test_nothing_of_an_image_stays_when_the_next_is_drawn(network, tmp_path, mon
         alive.extend([weakref.ref(batch), weakref.ref(batch.maps)])
         return batch
 
-    monkeypatch.setattr("entropatch.gallery.batch_statistics", noted)
+    monkeypatch.setattr("entropatch.gallery.images.batch_statistics", noted)
     gallery = Gallery(network, tmp_path, GallerySettings((2.0,), ("random",)))
     sizes = []
     for seed in range(4):
