@@ -26,6 +26,7 @@ from entropatch.cli import app
 from entropatch.config import method_config
 from entropatch.data.images import ImageError, cropped, image_files, load_image, to_tensor
 from entropatch.gallery import Gallery, GallerySettings, accuracy_records, draw_accuracy
+from entropatch.gallery.images import _parts
 from entropatch.look.inspection import entropy_maps, pruning_stages
 from entropatch.look.statistics import RunningStatistics, batch_statistics, rank_correlation
 from entropatch.measure import environment
@@ -112,6 +113,26 @@ def test_every_figure_and_the_numbers_behind_it(run, images, network, tmp_path):
     assert about["hardware"] == environment()["hardware"]
     assert about["date"][:10] in {datetime.now(timezone.utc).date().isoformat(), environment()["date"][:10]}
     assert about["model"] == "test_vit"
+
+
+def test_many_methods_are_several_pictures_with_the_same_blocks(run, images, tmp_path):
+    names_of = ["tome", "random", *(f"renyi-{order}" for order in range(2, 16))]
+    result = run(images[0], "--keep-rates", "0.5", "--methods", ",".join(names_of[:9]))
+    assert result.exit_code == 0, result.output
+    parts = [f"stages-a-0.5-part{part}" for part in (1, 2)]
+    assert {f"{part}.{suffix}" for part in parts for suffix in ("png", "svg", "npz")} <= names(tmp_path / "out")
+    assert "stages-a-0.5.png" not in names(tmp_path / "out")
+    seen, blocks = [], []
+    for part in parts:
+        with np.load(tmp_path / "out" / f"{part}.npz") as data:
+            seen.append(data["methods"].tolist())
+            blocks.append(data["blocks"].tolist())
+            assert len(data["kept"]) == len(seen[-1])
+    assert seen == [names_of[:4], names_of[4:9]]
+    assert blocks[0] == blocks[1]  # ToMe's, which merges in every block
+    assert len(blocks[0]) > 3
+    assert _parts(names_of) == [names_of[:8], names_of[8:]]
+    assert _parts(names_of[:8]) == [names_of[:8]]
 
 
 @pytest.mark.parametrize("damaged", ["c.png", "0.png"])  # after those that are drawn, and before

@@ -50,7 +50,7 @@ def test_a_run_from_the_command_line_and_the_same_command_again(tmp_path, monkey
     assert "epoch 2: loss" in shown.output
     line = r"^training: 3 of 4 batches, about 0:00:\d\d left; epoch 2/2, loss \d\.\d{3}$"
     assert re.search(line, shown.output, re.MULTILINE)
-    assert "testing: 1 batches; epoch 1/2\n" in shown.output
+    assert "testing" not in shown.output  # of one batch
     assert "the learning rate starts at 6.25e-07 and falls to 3.12e-08" in shown.output  # 2e-5 and 1e-6, 16 / 512 of it
     assert json.loads((tmp_path / "run.json").read_text())["learning_rates"]["peak"] == 2e-5 * 16 / 512
     about = read_about(tmp_path / "final.safetensors")

@@ -116,7 +116,8 @@ class ProgressLines:
         if begun is None or done < begun.done:
             begun = self._begun[what] = _Begun(self._told, 0, 0) if done <= 1 else _Begun(now, done, done)
         begun.done, self._told = done, now
-        if self._console.is_terminal or now - self._last < LINE_EVERY or done <= begun.before:
+        early = now - self._last < LINE_EVERY or done <= begun.before
+        if self._console.is_terminal or early or done == total:
             return
         self._last = now
         left = timedelta(seconds=round((now - begun.at) / (done - begun.before) * (total - done)))

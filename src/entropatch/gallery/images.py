@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from entropatch.look.statistics import RunningStatistics, batch_statistics, rank
 from entropatch.methods import pictured_methods, renyi_method
 from entropatch.records.tables import write_records
 
+COLUMNS = 8  # methods side by side in one picture, at most
 # What the numbers of "entropy-distance" say of all heads; 1: the further a head looks, the higher its entropy.
 SPEARMAN = "Spearman's rank correlation of the heads' entropy and attention distance (-1 … 1)"
 
@@ -69,7 +71,8 @@ class GallerySettings:
 class Gallery:
     """Draws the figures of one model into one folder; files of the same names there are replaced.
 
-    Per image NAME: entropy-NAME and, per keep rate, stages-NAME-RATE, each as .png, .svg and .npz. Of all images:
+    Per image NAME: entropy-NAME and, per keep rate, stages-NAME-RATE, each as .png, .svg and .npz; more than eight
+    methods are stages-NAME-RATE-part1 and so on, with the same blocks in each. Of all images:
     entropy-histograms (.png, .svg, .npz) and entropy-distance (.png, .svg, and its table as .md, .csv, .json).
 
     Args:
@@ -113,7 +116,11 @@ class Gallery:
             }
             at = common_blocks(stages.values())
             stages = {method: one.at(at) for method, one in stages.items()}
-            written += self._stages(f"{stem}-{rate:g}", name, crop, stages, rate)
+            parts = _parts(list(stages))
+            for number, methods in enumerate(parts, 1):
+                part, title = ("", name) if len(parts) == 1 else (f"-part{number}", f"{name}, {number} of {len(parts)}")
+                some = {method: stages[method] for method in methods}
+                written += self._stages(f"{stem}-{rate:g}{part}", title, crop, some, rate)
         return written
 
     def finish(self, about: Mapping[str, Any] | None = None) -> list[Path]:
@@ -180,3 +187,10 @@ class Gallery:
             stem = f"{clean or 'image'}-{number}"
         self._names.add(stem)
         return stem
+
+
+def _parts(methods: list[str]) -> list[list[str]]:
+    """The methods in as few pictures as hold them, about as many in each."""
+    parts = math.ceil(len(methods) / COLUMNS)
+    ends = [round(len(methods) * part / parts) for part in range(parts + 1)]
+    return [methods[start:end] for start, end in pairwise(ends)]
