@@ -6,7 +6,8 @@ entropy, and where that has a teacher, from the dense classifier, as DynamicViT'
 
 Each cell starts from the same dense classifier. A cell is a line of RECORDS/*.jsonl with the setting, the accuracy and,
 as packed bits in base 64, which test images were right; a cell that has its line is not computed again, so an
-interrupted run goes on where it stopped. Several processes share the work: --lane 0/4, 1/4, … on one device.
+interrupted run goes on where it stopped. Several processes share the work: --lane 0/4, 1/4, … on one device. With
+--like benchmarks/results/evidence/records the cells are those that the records there have, with their settings.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from cells import Wanted, cells, repeated
 from pixels import packed, random_crops
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from entropatch import PruneConfig, entropy_penalty, method_loss, prune_
-from entropatch.config import method_config
 from entropatch.criteria import Random
 from entropatch.data.batches import TrainingBatches
 from entropatch.data.loaders import data_config
@@ -44,24 +45,6 @@ from entropatch.train.recipe import RECIPES, Recipe
 
 METHODS = "random,evit,evit-drop,renyi-0.5,shannon,renyi-2,renyi-4,renyi-inf,class-renyi-2"
 TEST_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting: `name` is dense, a method, or of a config file; `seed` is None without training."""
-
-    name: str
-    keep_rate: float | None
-    blocks: str
-    seed: int | None
-
-    def config(self, files: dict[str, PruneConfig]) -> PruneConfig | None:
-        if self.name == "dense":
-            return None
-        if (named := f"{self.name}-{self.keep_rate}") in files:
-            return files[named]
-        blocks = None if self.blocks == "paper" else [int(block) for block in self.blocks.split(",")]
-        return method_config(self.name, self.keep_rate or 1.0, blocks)
 
 
 @dataclass
@@ -198,22 +181,6 @@ def chance(config: PruneConfig | None, seed: int | None) -> PruneConfig | None:
     return replace(config, criterion=Random(seed))
 
 
-def cells(
-    methods: list[str], rates: list[float], blocks: list[str], seeds: list[int | None], files: dict[str, PruneConfig]
-) -> list[Cell]:
-    """All cells, seed by seed, so that what an interrupted run has is whole seeds."""
-    found: list[Cell] = []
-    for seed in seeds:
-        found += [Cell("dense", None, "", seed)] * ("dense" in methods)
-        found += [
-            Cell(name, rate, place, seed) for rate in rates for place in blocks for name in methods if name != "dense"
-        ]
-        for stem in files:  # "calibrated-0.5" stands beside the methods at ρ = 0.5
-            name, _, rate = stem.rpartition("-")
-            found.append(Cell(name, float(rate), blocks[0], seed))
-    return found
-
-
 def recipe_of(
     epochs: int,
     batch_size: int,
@@ -260,7 +227,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the records.")],
     size: int = 196,
     model: str = "vit_small_patch14_dinov2",
-    methods: str = "dense," + METHODS,
+    methods: Annotated[
+        str | None, typer.Option(help=f"Commas between; dense,{METHODS} where not given, or all of --like.")
+    ] = None,
     keep_rates: str = "0.9,0.7,0.5,0.3",
     blocks: Annotated[list[str] | None, typer.Option(help='"paper", or numbers such as 5,8,10; repeatable.')] = None,
     config: Annotated[
@@ -269,10 +238,14 @@ def main(
             help="A pruning config file NAME-RATE.json, to stand beside the methods at that rate; repeatable."
         ),
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="A folder of records: of the cells asked for, those that it has, with their settings."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help='Commas between; "none" tests without training.')] = "0,1,2",
     epochs: int = 6,
     batch_size: int = 128,
-    learning_rate: Annotated[float, typer.Option(help="Per 512 images, as in entropatch's recipes.")] = 4e-4,
+    learning_rate: Annotated[float, typer.Option(help="Per 512 images, as in entropatch's recipes.")] = 8e-4,
     layer_decay: float = 0.75,
     weight_decay: float = 0.02,
     precision: str = "bfloat16",
@@ -292,12 +265,17 @@ def main(
     began = time.monotonic()
     recipe = recipe_of(epochs, batch_size, size, learning_rate, weight_decay, layer_decay, precision)
     bench = opened(data, root, weights, model, recipe, device, cache, workers, curve)
-    files = {path.stem: PruneConfig.load(path) for path in config or ()}
-    numbers = [None if text == "none" else int(text) for text in seeds.split(",")]
-    wanted = cells(
-        methods.split(",") if methods else [], [float(rate) for rate in keep_rates.split(",")], blocks or ["paper"],
-        numbers, files,
-    )  # fmt: skip
+    if methods is None and like is None:
+        methods = "dense," + METHODS
+    wanted = Wanted(
+        None if methods is None else methods.split(",") if methods else [],
+        [float(rate) for rate in keep_rates.split(",")],
+        [None if seed == "none" else int(seed) for seed in seeds.split(",")],
+    )
+    if like is None:
+        settings = cells(wanted, blocks or ["paper"], {path.stem: PruneConfig.load(path) for path in config or ()})
+    else:
+        settings = repeated(like, tag, data, size, wanted, recipe)
     output.mkdir(parents=True, exist_ok=True)
     number, count = map(int, lane.split("/"))
     about = {
@@ -313,13 +291,12 @@ def main(
         for line in map(json.loads, file.read_text().splitlines())
     }
     with (output / f"{tag}-{data}-{size}-{number}.jsonl").open("a") as records:
-        for cell in wanted[number::count]:
+        for cell, setting in list(settings.items())[number::count]:
             if (*asdict(cell).values(), data, size, tag) in done:
                 continue
             if deadline is not None and time.monotonic() - began > deadline:
                 typer.echo(f"lane {lane}: the deadline is reached; the rest is left for another run.")
                 break
-            setting = cell.config(files)
             name = f"{cell.name}-{cell.keep_rate}" if cell.keep_rate else cell.name
             kept = name in (keep or ()) and cell.seed == 0
             result = bench.run(setting, cell.seed, output / f"{data}-{size}-{name}.safetensors" if kept else None)

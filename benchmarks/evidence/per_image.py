@@ -21,11 +21,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from pixels import listed
 from torch import Tensor, nn
 
 from entropatch import CumulativeImportance, PruneConfig, SharedBudget, Threshold, calibrate_threshold, trace
 from entropatch.criteria import ClassAttention, Criterion, PerImageOrder, Renyi
-from entropatch.data import open_data
 from entropatch.data.loaders import evaluation_loader, evaluation_transform_of
 from entropatch.measure import count_flops, environment, time_interleaved
 from entropatch.measure.timing import speed_ratio
@@ -194,7 +194,7 @@ def main(
     """Measure, and write the record."""
     began = time.monotonic()
     dense = ModelSpec(model, str(weights), 0.0).build(None, size, strict=True).eval()
-    opened = open_data("folder", root, train_limit=calibration, test_limit=images)
+    opened = listed(data, root, train_limit=calibration, test_limit=images)
     transform = evaluation_transform_of(dense, size)
     unlabelled, _ = loaded(opened.train, transform)
     test = loaded(opened.test, transform)

@@ -1,5 +1,7 @@
 """The images of a split as tensors, read once and kept in a file, and the random crops that training takes of them.
 
+The images are those named in files/, of the official archive or of a copy in folders.
+
 What is tested is what `entropatch evaluate` sees: the package's own evaluation transform. What is trained on is the
 middle square of each image at 8/7 of the model's size, of which every step takes a random crop on the device.
 """
@@ -16,8 +18,16 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from entropatch.data import open_data
-from entropatch.data.base import LabelledImages
+from entropatch.data.base import DataSet, LabelledImages
 from entropatch.data.loaders import data_config, evaluation_loader, evaluation_transform
+
+FILES = Path(__file__).parent / "files"
+
+
+def listed(data: str, root: Path, **limits: int) -> DataSet:
+    """The images of a data set that its list in files/ names; all of them where it has no list."""
+    options = {"split": str(file)} if (file := FILES / f"{data}.txt").is_file() else {}
+    return open_data("folder" if (root / "train").is_dir() else data, root, **limits, **options)
 
 
 def packed(folder: Path, data: str, root: Path, size: int, model: nn.Module, workers: int = 0) -> dict[str, Tensor]:
@@ -27,7 +37,7 @@ def packed(folder: Path, data: str, root: Path, size: int, model: nn.Module, wor
     """
     file = folder / f"{data}-{size}.pt"
     if not file.exists():
-        opened = open_data("folder" if (root / "train").is_dir() else data, root)
+        opened = listed(data, root)
         side = size * 8 // 7
         square = v2.Compose([v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), v2.PILToTensor()])
         train, train_labels = _read(opened.train, square, workers)

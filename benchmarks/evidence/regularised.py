@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from grid import cells, opened, recipe_of
+from cells import Wanted, cells
+from grid import opened, recipe_of
 
 from entropatch import entropy_penalty
 from entropatch.measure import environment
@@ -44,7 +45,7 @@ def main(
     weight: Annotated[float, typer.Option(help="Of the penalty in the loss.")] = 3.0,
     epochs: int = 6,
     batch_size: int = 128,
-    learning_rate: float = 4e-4,
+    learning_rate: float = 8e-4,
     layer_decay: float = 0.75,
     weight_decay: float = 0.02,
     precision: str = "bfloat16",
@@ -76,8 +77,7 @@ def main(
             "machine": environment(bench.device),
         }  # fmt: skip
         lines = []
-        for cell in cells(["dense", *methods.split(",")], rates, ["paper"], [seed], {}):
-            setting = cell.config({})
+        for cell, setting in cells(Wanted(["dense", *methods.split(",")], rates, [seed]), ["paper"], {}).items():
             found = bench.test(copy.deepcopy(trained), setting, seed)
             text = None if setting is None else setting.to_dict()
             lines.append(json.dumps({**cell.__dict__, "config": text, "seconds": 0.0, **found, **about}) + "\n")
