@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -32,26 +34,40 @@ class Cell:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which cells are asked for, by name, keep rate and seed; None are all names that records have."""
+    """Which cells are asked for, by name, keep rate and seed; None are all that records have."""
 
     names: list[str] | None
-    rates: list[float]
-    seeds: list[int | None]
+    rates: list[float] | None
+    seeds: list[int | None] | None
+
+    def missing(self, cells: Iterable[Cell]) -> list[str]:
+        """What was asked for that none of the cells has."""
+        cells = list(cells)
+        return [
+            f"{what} {one}"
+            for what, asked in (("name", self.names), ("keep_rate", self.rates), ("seed", self.seeds))
+            for one in asked or []
+            if one not in {getattr(cell, what) for cell in cells}
+        ]
 
     def __contains__(self, cell: Cell) -> bool:
-        named = self.names is None or cell.name in self.names
-        return named and cell.seed in self.seeds and (cell.keep_rate is None or cell.keep_rate in self.rates)
+        return (
+            (self.names is None or cell.name in self.names)
+            and (self.rates is None or cell.keep_rate is None or cell.keep_rate in self.rates)
+            and (self.seeds is None or cell.seed in self.seeds)
+        )
 
 
-def cells(wanted: Wanted, blocks: list[str], files: dict[str, PruneConfig]) -> dict[Cell, PruneConfig | None]:
-    """All wanted cells with their settings, seed by seed, so that what an interrupted run has is whole seeds."""
-    names, found = wanted.names or [], dict[Cell, PruneConfig | None]()
-    for seed in wanted.seeds:
+def cells(
+    names: list[str], rates: list[float], seeds: list[int | None], blocks: list[str], files: dict[str, PruneConfig]
+) -> dict[Cell, PruneConfig | None]:
+    """All cells with their settings, seed by seed, so that what an interrupted run has is whole seeds."""
+    found: dict[Cell, PruneConfig | None] = {}
+    for seed in seeds:
         asked = [Cell("dense", None, "", seed)] * ("dense" in names)
         asked += [
-            Cell(name, rate, place, seed)
-            for rate in wanted.rates for place in blocks for name in names if name != "dense"
-        ]  # fmt: skip
+            Cell(name, rate, place, seed) for rate in rates for place in blocks for name in names if name != "dense"
+        ]
         found |= {cell: cell.config() for cell in asked}
         for stem, config in files.items():  # "calibrated-0.5" stands beside the methods at ρ = 0.5
             name, _, rate = stem.rpartition("-")
@@ -59,24 +75,24 @@ def cells(wanted: Wanted, blocks: list[str], files: dict[str, PruneConfig]) -> d
     return found
 
 
-def repeated(
-    folder: Path, tag: str, data: str, size: int, wanted: Wanted, recipe: Recipe
-) -> dict[Cell, PruneConfig | None]:
-    """The wanted cells that records have, with their settings.
+def repeated(folder: Path, same: dict[str, Any], wanted: Wanted, recipe: Recipe) -> dict[Cell, PruneConfig | None]:
+    """The wanted cells of the records with the `same` tag, data, size and model, with their settings.
 
     Raises:
-        BadParameter: there are none, or they were trained by another recipe (the precision may be another).
+        BadParameter: some are not there, or were trained by another recipe (the precision may be another).
     """
     found: dict[Cell, PruneConfig | None] = {}
     for line in (line for file in sorted(folder.glob("*.jsonl")) for line in map(json.loads, file.open())):
         cell = Cell(line["name"], line["keep_rate"], line["blocks"], line["seed"])
-        if (line["tag"], line["data"], line["size"]) != (tag, data, size) or cell not in wanted:
+        if any(line[key] != value for key, value in same.items()) or cell not in wanted:
             continue
         if cell.seed is not None:
             ours = recipe.to_dict() | {"precision": line["recipe"]["precision"]}
             if other := [f"{key} {value}" for key, value in line["recipe"].items() if ours.get(key) != value]:
                 raise typer.BadParameter(f"{cell} was trained with {', '.join(other)}; give the same.")
         found[cell] = None if line["config"] is None else PruneConfig.from_dict(line["config"])
-    if not found:
-        raise typer.BadParameter(f"no record in {folder} is of such cells, tagged {tag}, of {data} at {size} px.")
+    lacking = wanted.missing(found) if found else ["any such cell"]
+    if lacking:
+        described = ", ".join(f"{key} {value}" for key, value in same.items())
+        raise typer.BadParameter(f"of {described} the records in {folder} have not: {', '.join(lacking)}.")
     return found

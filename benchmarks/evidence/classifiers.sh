@@ -5,18 +5,18 @@
 #   CALTECH=FOLDER IMAGENETTE=FOLDER benchmarks/evidence/classifiers.sh [OUTPUT]
 #
 # Needs `pip install '.[demo,train]'` and the official archives of both data sets; benchmarks/evidence/files names the
-# images used, ALL=1 takes every one of the archives. On one H100 or H200 each run took one to two minutes, most of it
+# images used, ALL=1 takes every one of Imagenette. On one H100 or H200 each run took one to two minutes, most of it
 # reading images. Started again, it continues.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 export OMP_WAIT_POLICY=PASSIVE
-output="${1:-classifiers}"
+output="${1:-classifiers${ALL:+-all}}"
 
 train() { # name, data set, its folder, weights, size, epochs, further settings
     local name="$1" data="$2" root="$3" weights="$4" size="$5" epochs="$6"
     shift 6
     local images=(--data-option split="$here/files/$data.txt")
-    if [ -n "${ALL:-}" ]; then images=(); fi
+    if [ -n "${ALL:-}" ] && [ "$data" = imagenette ]; then images=(); fi # Caltech-101 has no split of its own
     entropatch finetune --data "$data" --root "$root" ${images[@]+"${images[@]}"} \
         --model vit_small_patch14_dinov2 --weights "$weights" --method dense --output "$output/$name" \
         --set image_size="$size" --set epochs="$epochs" --set batch_size=64 --set layer_decay=0.75 \

@@ -44,6 +44,8 @@ from entropatch.train.optimisation import optimizer_of, schedule_of
 from entropatch.train.recipe import RECIPES, Recipe
 
 METHODS = "random,evit,evit-drop,renyi-0.5,shannon,renyi-2,renyi-4,renyi-inf,class-renyi-2"
+KEEP_RATES = [0.9, 0.7, 0.5, 0.3]
+SEEDS: list[int | None] = [0, 1, 2]
 TEST_BATCH = 256
 
 
@@ -230,7 +232,7 @@ def main(
     methods: Annotated[
         str | None, typer.Option(help=f"Commas between; dense,{METHODS} where not given, or all of --like.")
     ] = None,
-    keep_rates: str = "0.9,0.7,0.5,0.3",
+    keep_rates: Annotated[str | None, typer.Option(help="0.9,0.7,0.5,0.3 where not given, or all of --like.")] = None,
     blocks: Annotated[list[str] | None, typer.Option(help='"paper", or numbers such as 5,8,10; repeatable.')] = None,
     config: Annotated[
         list[Path] | None,
@@ -242,7 +244,10 @@ def main(
         Path | None,
         typer.Option(help="A folder of records: of the cells asked for, those that it has, with their settings."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help='Commas between; "none" tests without training.')] = "0,1,2",
+    seeds: Annotated[
+        str | None,
+        typer.Option(help='"none" tests without training; 0,1,2 where not given, or all of --like.'),
+    ] = None,
     epochs: int = 6,
     batch_size: int = 128,
     learning_rate: Annotated[float, typer.Option(help="Per 512 images, as in entropatch's recipes.")] = 8e-4,
@@ -264,18 +269,19 @@ def main(
     """Compute the cells that have no record yet."""
     began = time.monotonic()
     recipe = recipe_of(epochs, batch_size, size, learning_rate, weight_decay, layer_decay, precision)
-    bench = opened(data, root, weights, model, recipe, device, cache, workers, curve)
-    if methods is None and like is None:
-        methods = "dense," + METHODS
-    wanted = Wanted(
-        None if methods is None else methods.split(",") if methods else [],
-        [float(rate) for rate in keep_rates.split(",")],
-        [None if seed == "none" else int(seed) for seed in seeds.split(",")],
-    )
+    names = None if methods is None else methods.split(",") if methods else []
+    rates = None if keep_rates is None else [float(rate) for rate in keep_rates.split(",")]
+    numbers = None if seeds is None else [None if seed == "none" else int(seed) for seed in seeds.split(",")]
     if like is None:
-        settings = cells(wanted, blocks or ["paper"], {path.stem: PruneConfig.load(path) for path in config or ()})
+        files = {path.stem: PruneConfig.load(path) for path in config or ()}
+        names = ["dense", *METHODS.split(",")] if names is None else names
+        settings = cells(names, rates or KEEP_RATES, numbers or SEEDS, blocks or ["paper"], files)
+    elif config or blocks:
+        raise typer.BadParameter("--like takes settings and blocks from the records; leave out --config and --blocks.")
     else:
-        settings = repeated(like, tag, data, size, wanted, recipe)
+        same = {"tag": tag, "data": data, "size": size, "model": model}
+        settings = repeated(like, same, Wanted(names, rates, numbers), recipe)
+    bench = opened(data, root, weights, model, recipe, device, cache, workers, curve)
     output.mkdir(parents=True, exist_ok=True)
     number, count = map(int, lane.split("/"))
     about = {

@@ -8,6 +8,7 @@ middle square of each image at 8/7 of the model's size, of which every step take
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from entropatch.data import open_data
-from entropatch.data.base import DataSet, LabelledImages
+from entropatch.data.base import DataSet, LabelledImages, listing_hash
 from entropatch.data.loaders import data_config, evaluation_loader, evaluation_transform
 
 FILES = Path(__file__).parent / "files"
@@ -33,11 +34,12 @@ def listed(data: str, root: Path, **limits: int) -> DataSet:
 def packed(folder: Path, data: str, root: Path, size: int, model: nn.Module, workers: int = 0) -> dict[str, Tensor]:
     """Training images (N, 3, 8/7·size, 8/7·size) in bytes, test images (M, 3, size, size) normalised, and labels.
 
-    Read from the folder's file if a call before has written it; damaged images are refused.
+    Read from the folder's file if a call before has written it for the same images; damaged images are refused.
     """
-    file = folder / f"{data}-{size}.pt"
+    opened = listed(data, root)
+    names = [str(root.resolve()), listing_hash(opened.train), listing_hash(opened.test)]
+    file = folder / f"{data}-{size}-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:12]}.pt"
     if not file.exists():
-        opened = listed(data, root)
         side = size * 8 // 7
         square = v2.Compose([v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), v2.PILToTensor()])
         train, train_labels = _read(opened.train, square, workers)

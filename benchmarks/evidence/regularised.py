@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from cells import Wanted, cells
+from cells import cells
 from grid import opened, recipe_of
 
 from entropatch import entropy_penalty
@@ -77,7 +77,7 @@ def main(
             "machine": environment(bench.device),
         }  # fmt: skip
         lines = []
-        for cell, setting in cells(Wanted(["dense", *methods.split(",")], rates, [seed]), ["paper"], {}).items():
+        for cell, setting in cells(["dense", *methods.split(",")], rates, [seed], ["paper"], {}).items():
             found = bench.test(copy.deepcopy(trained), setting, seed)
             text = None if setting is None else setting.to_dict()
             lines.append(json.dumps({**cell.__dict__, "config": text, "seconds": 0.0, **found, **about}) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from PIL import Image
 from entropatch import PruneConfig
 from entropatch.train import ModelSpec, save_weights
 
-pytest.importorskip("sklearn")
-
 EVIDENCE = Path(__file__).parents[2] / "benchmarks/evidence"
 RECORDS = EVIDENCE.parent / "results/evidence/records"
 pytestmark = pytest.mark.skipif(not RECORDS.is_dir(), reason="the records are in the repository alone")
@@ -28,7 +27,10 @@ BY_A_FILE = {"tome", "tome-falling", "calibrated", "star"}
 @pytest.fixture
 def script(monkeypatch) -> Any:
     monkeypatch.syspath_prepend(str(EVIDENCE))
-    return {name: import_module(name) for name in ("cells", "grid", "pixels")}
+    modules = {name: import_module(name) for name in ("cells", "grid", "pixels")}
+    for name in modules:
+        monkeypatch.delitem(sys.modules, name)
+    return modules
 
 
 @pytest.fixture
@@ -55,24 +57,38 @@ def recipe(script: Any, **given: Any) -> Any:
 
 @pytest.mark.parametrize("tag", EPOCHS)
 def test_the_command_has_the_recipe_of_the_records(script, tag):
-    rates, seeds = [0.9, 0.7, 0.5, 0.3], [0, 1, 2]
     size = 196 if tag in ("grid", "plateau") else 112
-    wanted = script["cells"].Wanted(None, rates, seeds)
+    wanted = script["cells"].Wanted(None, None, None)
     for data in ("caltech101", "imagenette"):
-        found = script["cells"].repeated(
-            RECORDS, tag, data, size, wanted, recipe(script, size=size, epochs=EPOCHS[tag], precision="float32")
-        )
+        same = {"tag": tag, "data": data, "size": size, "model": "vit_small_patch14_dinov2"}
+        ours = recipe(script, size=size, epochs=EPOCHS[tag], precision="float32")
+        found = script["cells"].repeated(RECORDS, same, wanted, ours)
         if tag == "grid":
             assert {cell.seed for cell in found} == {0, 1, 2}
-            assert {cell.keep_rate for cell in found} == {None, *rates}
+            assert {cell.keep_rate for cell in found} == {None, *script["grid"].KEEP_RATES}
             named = {cell: setting for cell, setting in found.items() if cell.name not in BY_A_FILE}
             assert named == {cell: cell.config() for cell in named}  # the names still say what was measured
-    with pytest.raises(typer.BadParameter, match=r"was trained with learning_rate 0\.0008, .*; give the same"):
-        script["cells"].repeated(
-            RECORDS, tag, data, size, wanted, recipe(script, size=size, epochs=EPOCHS[tag], learning_rate=4e-4)
-        )
-    with pytest.raises(typer.BadParameter, match=r"no record in .* tagged other, of imagenette at 196 px"):
-        script["cells"].repeated(RECORDS, "other", "imagenette", 196, wanted, recipe(script))
+        slower = recipe(script, size=size, epochs=EPOCHS[tag], learning_rate=4e-4)
+        with pytest.raises(typer.BadParameter, match=r"was trained with learning_rate 0\.0008, .*; give the same"):
+            script["cells"].repeated(RECORDS, same, wanted, slower)
+
+
+def test_what_records_have_not_is_refused(script):
+    same = {"tag": "grid", "data": "imagenette", "size": 196, "model": "vit_small_patch14_dinov2"}
+    wanted = script["cells"].Wanted(["shannon", "evitt"], [0.5, 0.55], [0, 7])
+    with pytest.raises(typer.BadParameter, match=r"have not: name evitt, keep_rate 0\.55, seed 7\.$"):
+        script["cells"].repeated(RECORDS, same, wanted, recipe(script))
+    for key, value in (("tag", "other"), ("model", "deit_small_patch16_224")):
+        with pytest.raises(typer.BadParameter, match=rf"{key} {value}.* have not: any such cell"):
+            script["cells"].repeated(
+                RECORDS, same | {key: value}, script["cells"].Wanted(None, None, None), recipe(script)
+            )
+    nothing = Path("nothing")
+    for given in ({"config": [nothing]}, {"blocks": ["3,6,9"]}):
+        with pytest.raises(typer.BadParameter, match="leave out --config and --blocks"):
+            _filled(script["grid"].main)(
+                data="tiny", root=nothing, weights=nothing, output=nothing, like=RECORDS, **given
+            )
 
 
 def test_the_listed_images_are_read(script, photographs, monkeypatch, tmp_path):
@@ -83,6 +99,9 @@ def test_the_listed_images_are_read(script, photographs, monkeypatch, tmp_path):
     read = script["pixels"].packed(tmp_path / "cache", "tiny", photographs, 32, ModelSpec("test_vit").build(2, 32))
     assert read["train_labels"].tolist() == [0] * 8 + [1] * 8
     assert read["test_labels"].tolist() == [0] * 4 + [1] * 4
+    (tmp_path / "tiny.txt").write_text("\n".join(line for line in lines if "/7." not in line) + "\n")
+    again = script["pixels"].packed(tmp_path / "cache", "tiny", photographs, 32, ModelSpec("test_vit").build(2, 32))
+    assert len(again["train_labels"]) == 14  # not those that were kept for the other list
 
 
 def test_cells_are_computed_once_and_repeated_from_records(script, photographs, tmp_path):

@@ -131,6 +131,10 @@ def test_many_methods_are_several_pictures_with_the_same_blocks(run, images, tmp
     assert seen == [names_of[:4], names_of[4:9]]
     assert blocks[0] == blocks[1]  # ToMe's, which merges in every block
     assert len(blocks[0]) > 3
+    for count in (1, 9, 1):  # in the same folder: no picture of a run before is left
+        assert run(images[0], "--keep-rates", "0.5", "--methods", ",".join(names_of[:count])).exit_code == 0
+        stages = {name for name in names(tmp_path / "out") if name.startswith("stages-") and name.endswith(".png")}
+        assert stages == ({"stages-a-0.5.png"} if count == 1 else {f"{part}.png" for part in parts})
     assert _parts(names_of) == [names_of[:8], names_of[8:]]
     assert _parts(names_of[:8]) == [names_of[:8]]
 

@@ -9,6 +9,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from terminal_screen import screen
 from training_case import records
 from typer.testing import CliRunner
 
@@ -40,6 +41,16 @@ def test_the_help_names_every_data_set():
     shown = command("--help")
     named = "".join(shown.output.split())  # names are broken at their hyphens
     assert all(f"{name}," in named or f"{name}or" in named for name in DATASETS)
+
+
+def test_a_terminal_keeps_each_epochs_line_and_no_bar(tmp_path, monkeypatch):
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "200")):
+        monkeypatch.setenv(name, value)
+    shown = command(*SMALL, "--seeds", "0,1", "--output", tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert "left; seed 1, epoch 2/2" in shown.stderr  # there were bars
+    lines = [line.partition(": ")[0] for line in screen(shown.stderr) if "the learning rate" not in line]
+    assert lines == [f"seed {seed}, epoch {epoch}" for seed in (0, 1) for epoch in (1, 2)]
 
 
 def test_a_run_from_the_command_line_and_the_same_command_again(tmp_path, monkeypatch):

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 
 import pytest
 from rich.console import Console
+from terminal_screen import screen
 
 from entropatch.cli.progress import ProgressLines, phases, progress_bar
+from entropatch.cli.terminal import printer
 
 
 @pytest.fixture
@@ -78,6 +80,28 @@ def test_a_phase_that_begins_anew_is_timed_anew(clock):
         "training: 1 of 4 batches, about 0:49:00 left",
         "testing: 2 of 4 batches, about 0:00:30 left",
     ]
+
+
+def test_what_is_said_between_stands_above_the_bar():
+    """As a terminal shows it in the end: each line once and whole, and no bar left."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    say = printer(console)
+    with phases("batches", console) as tell:
+        for epoch in (1, 2, 3):
+            tell("training", epoch, 3, f"epoch {epoch}/3, loss 2.345")
+            tell("testing", 1, 1, f"epoch {epoch}/3")
+            say(f"epoch {epoch}: loss 2.3450")
+    assert screen(stream.getvalue()) == [f"epoch {epoch}: loss 2.3450" for epoch in (1, 2, 3)]
+
+
+def test_a_narrow_terminal_has_the_numbers_before_the_words():
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=60, color_system=None)
+    with phases("batches", console, stay=True) as tell:
+        tell("training", 1234, 56280, "epoch 12/30, loss 0.123")
+    assert " 1234/56280 batches, -:--:-- left" in screen(stream.getvalue())[-1]
+    assert "epoch" not in stream.getvalue()
 
 
 @pytest.mark.parametrize("stay", [False, True])

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, model_spec, pairs, pruning, recipe_of, with_options
 from entropatch.cli.progress import phases
-from entropatch.cli.terminal import fail, is_first_process
+from entropatch.cli.terminal import fail, is_first_process, printer
 from entropatch.extras import require
 from entropatch.methods import PAPER_METHOD
 
@@ -130,6 +131,7 @@ def finetune(
                 seed,
                 teacher,
                 runtime,
+                f"seed {seed}, " if len(numbers) > 1 else "",
             )
             for seed in numbers
         ]
@@ -186,8 +188,9 @@ def _run(
     seed: int,
     teacher: Path | None,
     runtime: Runtime,
+    named: str,
 ) -> Outcome:
-    """One run, with a line for each epoch."""
+    """One run, with a line for each epoch that begins as it is `named`."""
     from entropatch import train
 
     classes = len(data.classes)
@@ -197,7 +200,9 @@ def _run(
         guide = dataclasses.replace(spec, weights=str(teacher), drop_path=0.0).build(
             classes, recipe.image_size, strict=True
         )
-    with phases("batches", shown=is_first_process()) as tell:
+    console = Console(stderr=True)
+    say = printer(console)
+    with phases("batches", console, shown=is_first_process()) as tell:
         return train.finetune(
             model,
             data,
@@ -208,21 +213,20 @@ def _run(
             teacher=guide,
             runtime=runtime,
             about={"model": spec.to_dict(), "image_size": recipe.image_size, "data": dict(data.description)},
-            on_epoch=_show_epoch,
-            on_text=lambda text: typer.echo(text, err=True),
-            on_step=tell,
+            on_epoch=lambda record: say(named + _epoch_line(record)),
+            on_text=say,
+            on_step=lambda what, done, total, note: tell(what, done, total, named + note),
         )
 
 
-def _show_epoch(record: dict[str, Any]) -> None:
+def _epoch_line(record: dict[str, Any]) -> str:
     damaged = len(record["damaged_training"]) + len(record["damaged_testing"])
     entropy = record.get("entropy")
-    typer.echo(
+    return (
         f"epoch {record['epoch']}: loss {record['loss']:.4f}, top-1 {record['top1']:.2f} %, "
         f"top-5 {record['top5']:.2f} %, {record['images_per_second']:.0f} images/s"
         + (f", entropy of blocks {min(entropy):.2f} … {max(entropy):.2f} of log n" if entropy else "")
-        + (f", {damaged} damaged images skipped" if damaged else ""),
-        err=True,
+        + (f", {damaged} damaged images skipped" if damaged else "")
     )
 
 

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from entropatch.cli.terminal import printer
 
 LINE_EVERY = 30.0  # seconds
+WIDE = 80  # letters, from which on a bar has room for where it stands
+SLOW = 600.0  # seconds, over which the speed is estimated
 
 # What is done, how much of it in which unit, the time it will still take, and where it stands; the bar takes what they
 # leave of the line.
@@ -51,19 +53,22 @@ def phases(
     """
     console = console or Console(stderr=True)
     hidden = not shown or not console.is_terminal
-    with Progress(*COLUMNS, console=console, transient=not stay, disable=hidden, expand=True) as progress:
+    with Progress(
+        *COLUMNS, console=console, transient=not stay, disable=hidden, expand=True, speed_estimate_period=SLOW
+    ) as progress:
         tasks: dict[str, TaskID] = {}
         lines = ProgressLines(console)
 
         def tell(what: str, done: int, total: int, note: str = "") -> None:
             counted = unit if isinstance(unit, str) else unit[what]
+            for name, task in tasks.items():  # before another is added, which is drawn at once
+                progress.update(task, visible=stay or name == what)
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=total, unit=counted, note="")
             elif done < progress.tasks[tasks[what]].completed:
                 progress.reset(tasks[what])
-            for name, task in tasks.items():
-                progress.update(task, visible=stay or name == what)
-            progress.update(tasks[what], completed=done, total=total, note=f"; {note}" if note else "")
+            shown_note = f"; {note}" if note and console.width >= WIDE else ""
+            progress.update(tasks[what], completed=done, total=total, note=shown_note)
             if shown:
                 lines.tell(what, done, total, counted, note)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import entries, model_spec, pairs
 from entropatch.cli.progress import phases, progress_bar
-from entropatch.cli.terminal import fail
+from entropatch.cli.terminal import fail, is_first_process, printer
 from entropatch.extras import require
 
 if TYPE_CHECKING:
@@ -88,11 +89,13 @@ def segment(
     try:
         from entropatch.train import segment as run
 
-        with phases("batches") as tell:
+        console = Console(stderr=True)
+        say = printer(console)
+        with phases("batches", console, shown=is_first_process()) as tell:
 
             def on_epoch(record: dict[str, Any]) -> None:
                 text = f"epoch {record['epoch']}: loss {record['loss']:.3f}, mIoU {record['miou']:.2f}"
-                typer.echo(text + (", patches leave" if record["leaving"] else ""), err=True)
+                say(text + (", patches leave" if record["leaving"] else ""))
 
             run(
                 segmenter,
@@ -106,7 +109,7 @@ def segment(
                 checkpoint_every=checkpoint_every,
                 about={"model": spec.to_dict()},
                 on_epoch=on_epoch,
-                on_text=lambda text: typer.echo(text, err=True),
+                on_text=say,
                 on_step=tell,
             )
         _test(segmenter, data, prune, rates, recipe, output, device, batch_size, speed_batch_size, repeats)

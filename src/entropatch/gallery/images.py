@@ -7,6 +7,7 @@ to all is kept as sums.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -117,6 +118,7 @@ class Gallery:
             at = common_blocks(stages.values())
             stages = {method: one.at(at) for method, one in stages.items()}
             parts = _parts(list(stages))
+            self._remove_parts(f"{stem}-{rate:g}", len(parts))
             for number, methods in enumerate(parts, 1):
                 part, title = ("", name) if len(parts) == 1 else (f"-part{number}", f"{name}, {number} of {len(parts)}")
                 some = {method: stages[method] for method in methods}
@@ -174,6 +176,14 @@ class Gallery:
             "crop": crop,
         }
         return self._write(f"stages-{stem}", figure, numbers)
+
+    def _remove_parts(self, stem: str, parts: int) -> None:
+        """What an earlier run in the folder drew of fewer or more methods, which these pictures would not replace."""
+        now = {stem} if parts == 1 else {f"{stem}-part{number}" for number in range(1, parts + 1)}
+        earlier = re.compile(rf"stages-({re.escape(stem)}(-part[0-9]+)?)\.(png|svg|npz)")
+        for path in self.folder.glob("stages-*"):
+            if (found := earlier.fullmatch(path.name)) and found[1] not in now:
+                path.unlink()
 
     def _write(self, stem: str, figure: Any, numbers: Mapping[str, np.ndarray] | None) -> list[Path]:
         return write_figure(figure, self.folder, stem, numbers)

@@ -104,8 +104,9 @@ def finetune(
         on_epoch: called with the record of each epoch as it ends, on the main process.
         on_text: told in a line, on the main process, which learning rates are used, from where the run continues, and
             what was damaged or is left; by default these lines are logged, the first as information.
-        on_step: told on the main process after each batch what is done, "training" or "testing", how many batches of it
-            are, of the whole run or of this epoch's test, how many there are, and the epoch with its last loss.
+        on_step: told on the main process, at the beginning and after each batch, what is done ("training" or
+            "testing"), how many batches of it are, of the whole run or of this epoch's test, how many there are, and in
+            words the epoch and the last loss.
 
     Returns:
         The `Outcome`; the same is in result.json.

@@ -33,7 +33,7 @@ from entropatch.train.divergence import DivergedError
 from entropatch.train.progress import OnStep, Progress
 from entropatch.train.run_folder import check_or_write, digest, locked, read_json, write_epochs
 from entropatch.train.segmentation_recipe import SegmentationRecipe, has_exits, optimizer_of
-from entropatch.train.tracking import Far
+from entropatch.train.tracking import Reports
 from entropatch.version import __version__
 
 
@@ -183,11 +183,11 @@ class _Run:
         if found is not None:
             say(f"continuing from {found[0]}: {progress.updates} of {self.total} steps are done")
             write_epochs(self.folder / "epochs.jsonl", progress.history)
-        far = Far(on_step, progress, self.recipe.epochs, self.batches.steps_per_epoch)
-        far.training()
+        reports = Reports(on_step, progress, self.recipe.epochs, self.batches.steps_per_epoch)
+        reports.training()
         while progress.epoch < self.recipe.epochs:
             started = time.monotonic()
-            self._epoch(progress, checkpoints, far)
+            self._epoch(progress, checkpoints, reports)
             record = self._tested(progress)
             record["seconds"] = progress.seconds + time.monotonic() - started
             progress.next_epoch(record)
@@ -196,7 +196,7 @@ class _Run:
             on_epoch(record)
         return progress
 
-    def _epoch(self, progress: Progress, checkpoints: Checkpoints, far: Far) -> None:
+    def _epoch(self, progress: Progress, checkpoints: Checkpoints, reports: Reports) -> None:
         """The rest of the epoch at work."""
         self._set_exits(progress.epoch >= self.recipe.first_exit_epoch)
         self.model.train()
@@ -223,7 +223,7 @@ class _Run:
                 progress.updates + 1,
                 progress.loss + value,
             )
-            far.training(value)
+            reports.training(value)
             if progress.step % self.every == 0 and progress.step < self.batches.steps_per_epoch:
                 progress.seconds = before + time.monotonic() - started
                 checkpoints.save(progress, self.model, None, self.optimizer, None)

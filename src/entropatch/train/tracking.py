@@ -66,8 +66,8 @@ class Curves:
             self.writer.close()
 
 
-class Far:
-    """Tells how far a run is, by batches; see `OnStep`."""
+class Reports:
+    """Reports how far a run is, by batches, to an `OnStep`."""
 
     def __init__(self, on_step: OnStep | None, progress: Progress, epochs: int, steps: int):
         self.on_step, self.progress, self.epochs, self.steps = on_step, progress, epochs, steps

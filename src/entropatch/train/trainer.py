@@ -37,7 +37,7 @@ from entropatch.train.run_folder import write_epochs
 from entropatch.train.runtime import Runtime
 from entropatch.train.shell import Shell
 from entropatch.train.testing import gathered, tested
-from entropatch.train.tracking import Curves, Far
+from entropatch.train.tracking import Curves, Reports
 
 
 class Trainer:
@@ -114,12 +114,14 @@ class Trainer:
         curves = Curves(
             self.folder / "tensorboard" if self.runtime.tensorboard and self.main else None, progress.updates
         )
-        far = Far(self.on_step if self.main else None, progress, self.recipe.epochs, self.batches.steps_per_epoch)
-        far.training()
+        reports = Reports(
+            self.on_step if self.main else None, progress, self.recipe.epochs, self.batches.steps_per_epoch
+        )
+        reports.training()
         with curves, self.entropy_term.over_a_run(), self._own_loss():
             while progress.epoch < self.recipe.epochs:
-                self._steps(curves, far)
-                record, entropies = self._finish_epoch(note, far)
+                self._steps(curves, reports)
+                record, entropies = self._finish_epoch(note, reports)
                 if self.main:
                     curves.epoch(record, entropies, progress.updates)
                     on_epoch(record)
@@ -159,7 +161,7 @@ class Trainer:
     def _state(self) -> tuple[nn.Module, nn.Module | None, Any, Any]:
         return self.model, None if self.ema is None else self.ema.module, self.optimizer, self.accelerator.scaler
 
-    def _steps(self, curves: Curves, far: Far) -> None:
+    def _steps(self, curves: Curves, reports: Reports) -> None:
         """The rest of the epoch at work."""
         progress, steps = self.progress, self.batches.steps_per_epoch
         self.batches.start(progress.epoch, progress.step)
@@ -173,7 +175,7 @@ class Trainer:
             progress.loss += loss
             progress.seconds += time.monotonic() - started
             curves.step(loss, learning_rate(self.optimizer), penalties, progress.updates)
-            far.training(loss)
+            reports.training(loss)
             if progress.step % self.runtime.checkpoint_every == 0 and progress.step < steps:
                 self._gather_damaged()
                 self.checkpoints.save(progress, *self._state())
@@ -241,14 +243,14 @@ class Trainer:
         self.progress.skipped += skipped
         self.skipped.step(skipped)
 
-    def _finish_epoch(self, note: Mapping[str, Any], far: Far) -> tuple[dict[str, Any], dict[int, Tensor]]:
+    def _finish_epoch(self, note: Mapping[str, Any], reports: Reports) -> tuple[dict[str, Any], dict[int, Tensor]]:
         """Test, record, save: in an order that loses nothing wherever it is interrupted.
 
         Returns the epoch's record, and on the main process the entropies of test images by block and head.
         """
         progress, steps = self.progress, self.batches.steps_per_epoch
         started = time.monotonic()
-        tested = self._test(far)
+        tested = self._test(reports)
         with self.accelerator.autocast():
             entropies = {} if self.entropies is None else self.entropies.measured()
         self._gather_damaged()
@@ -278,12 +280,12 @@ class Trainer:
             write_epochs(self.folder / "epochs.jsonl", progress.history)
         return record, entropies
 
-    def _test(self, far: Far) -> Correct:
+    def _test(self, reports: Reports) -> Correct:
         """Top-1 and top-5 over all processes, of the averaged weights if there are any, at the target keep rate."""
         if self.prune is not None and pruning_config(self.model) != self.prune:
             prune_(self.model, self.prune)
         set_seeds(derived_seed(self.seed, self.progress.epoch))
-        return tested(self._tested(), self.testing, self.accelerator, far.testing(len(self.testing)))
+        return tested(self._tested(), self.testing, self.accelerator, reports.testing(len(self.testing)))
 
     def _tested(self) -> nn.Module:
         return self.model if self.ema is None else self.ema.module
