@@ -11,9 +11,11 @@ from torch import nn
 
 import entropatch
 from entropatch.calibration import BudgetError, Calibration, Goal, calibrated
+from entropatch.calibration.sensitivity import Sensitivities
 from entropatch.calibration.writing import summary, write_calibration
 from entropatch.criteria import ColumnNorm, Renyi, ValueNormAttention
 from entropatch.measure import count_flops
+from entropatch.reductions import BipartiteMerge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 pytest.importorskip("fvcore")
@@ -99,6 +101,23 @@ def test_only_so_many_of_the_blocks_given_prune(share: float, settings: dict[str
     config = at(vit(), share, **settings).config
     assert set(config.blocks or ()) <= set(settings.get("blocks", range(4)))
     assert 1 <= len(config.blocks or ()) <= settings.get("most_blocks", 4)
+
+
+@pytest.mark.parametrize(("share", "blocks"), [(0.75, (2, 3)), (0.8, (2,))])
+def test_a_budget_that_pairs_cannot_meet_is_met_otherwise(
+    monkeypatch: pytest.MonkeyPatch, share: float, blocks: tuple[int, ...]
+) -> None:
+    """Also where ToMe's pairs, which leave half of the patches at least, are the best at every block."""
+    ranked = Sensitivities.ranked
+    monkeypatch.setattr(
+        Sensitivities,
+        "ranked",
+        lambda self, block: sorted(ranked(self, block), key=lambda c: not isinstance(c.reduction, BipartiteMerge)),
+    )
+    config = at(vit(), share, blocks=blocks, most_blocks=len(blocks)).config
+    assert set(config.blocks or ()) <= set(blocks)
+    reductions = config.reduction if isinstance(config.reduction, tuple) else (config.reduction,)
+    assert not all(isinstance(reduction, BipartiteMerge) for reduction in reductions)
 
 
 def test_a_budget_that_only_other_blocks_meet_is_refused() -> None:

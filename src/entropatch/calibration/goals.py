@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from entropatch.calibration.comparing import merging, usual
 from entropatch.calibration.judging import Judge
 from entropatch.calibration.planning import adding, planned
-from entropatch.calibration.proposal import LEAST_RATE, Cut, Cuts, config_of
+from entropatch.calibration.proposal import LEAST_RATE, Cut, Cuts, config_of, least_rate
 from entropatch.calibration.refining import Judged, Search
 from entropatch.calibration.sensitivity import FLOOR, Sensitivities
 from entropatch.calibration.spending import Spending
@@ -110,8 +110,18 @@ class Finder:
         if settings.most_blocks is None:
             every = [blocks] if settings.blocks is not None else [blocks, range(self.subject.depth)]
             met += [cuts for some in every for cuts in merging(self.subject, self.spending, budget, some).values()]
+        if not any(met):  # what is best at a block, such as ToMe's pairs, may not reduce as far as the budget asks
+            met += [self.spending.met(self._reducing_further(cuts), budget) for cuts in found if cuts]
         met += self.search.drawn(budget, drawn)
         return list(dict.fromkeys(cuts for cuts in met if cuts))
+
+    def _reducing_further(self, cuts: Cuts) -> Cuts:
+        """The same blocks and rates, each with the best choice that can leave as few patches as there may be."""
+        return tuple(
+            replace(cut, choice=choice)
+            for cut in cuts
+            for choice in [c for c in self.sensitivities.ranked(cut.block) if least_rate(c.reduction) <= LEAST_RATE][:1]
+        )
 
     def _may_be_chosen(self, cuts: Cuts) -> bool:
         """Whether a known schedule is not random, and keeps to the blocks, and to how many of them, if any were asked

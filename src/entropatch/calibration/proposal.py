@@ -74,12 +74,12 @@ def cuts_of(config: PruneConfig, depth: int) -> Cuts:
 
 def powered(cuts: Sequence[Cut], power: float) -> Cuts:
     """The same cuts with every rate ρ moved to ρ^power; those that keep all are left out."""
-    moved = (replace(cut, rate=max(rounded(cut.rate**power), _least(cut.choice.reduction))) for cut in cuts)
+    moved = (replace(cut, rate=max(rounded(cut.rate**power), least_rate(cut.choice.reduction))) for cut in cuts)
     return tuple(cut for cut in moved if cut.rate < 1)
 
 
 @cache
-def _least(reduction: Reduction) -> float:
+def least_rate(reduction: Reduction) -> float:
     """The share of the patches below which a reduction does not go, whatever the rate: ToMe's matching removes half."""
     return round(1 - reduction.most_removed(1000) / 1000, DIGITS)
 
