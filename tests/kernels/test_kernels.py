@@ -195,7 +195,8 @@ def test_gradients_match_those_of_the_float64_reference(backend: str, order: flo
         expected = gradients(exactly, "reference", parts)
         for got, right in zip(gradients(inputs, backend, parts), expected, strict=True):
             assert got.dtype == torch.float32
-            torch.testing.assert_close(got.double(), right, rtol=1e-4, atol=2e-5)
+            # Processors round otherwise; PyTorch's own attention in float32 is off by up to 2e-6 of the largest here.
+            torch.testing.assert_close(got.double(), right, rtol=1e-4, atol=max(2e-5, 4e-6 * right.abs().max().item()))
 
     def of_entropy(inputs: list[Tensor], backend: str) -> tuple[Tensor, ...]:
         q, k, _, bias = inputs
