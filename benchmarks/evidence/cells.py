@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,12 @@ def cells(
     return found
 
 
+def recorded(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of all records in a folder."""
+    for file in sorted(folder.glob("*.jsonl")):
+        yield from map(json.loads, file.read_text().splitlines())
+
+
 def repeated(folder: Path, same: dict[str, Any], wanted: Wanted, recipe: Recipe) -> dict[Cell, PruneConfig | None]:
     """The wanted cells of the records with the `same` tag, data, size and model, with their settings.
 
@@ -82,13 +88,14 @@ def repeated(folder: Path, same: dict[str, Any], wanted: Wanted, recipe: Recipe)
         BadParameter: some are not there, or were trained by another recipe (the precision may be another).
     """
     found: dict[Cell, PruneConfig | None] = {}
-    for line in (line for file in sorted(folder.glob("*.jsonl")) for line in map(json.loads, file.open())):
+    ours = recipe.to_dict()
+    for line in recorded(folder):
         cell = Cell(line["name"], line["keep_rate"], line["blocks"], line["seed"])
         if any(line[key] != value for key, value in same.items()) or cell not in wanted:
             continue
         if cell.seed is not None:
-            ours = recipe.to_dict() | {"precision": line["recipe"]["precision"]}
-            if other := [f"{key} {value}" for key, value in line["recipe"].items() if ours.get(key) != value]:
+            theirs = {key: value for key, value in line["recipe"].items() if key != "precision"}
+            if other := [f"{key} {value}" for key, value in theirs.items() if ours.get(key) != value]:
                 raise typer.BadParameter(f"{cell} was trained with {', '.join(other)}; give the same.")
         found[cell] = None if line["config"] is None else PruneConfig.from_dict(line["config"])
     lacking = wanted.missing(found) if found else ["any such cell"]

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from cells import Wanted, cells, repeated
+from cells import Wanted, cells, recorded, repeated
 from pixels import packed, random_crops
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -293,8 +293,7 @@ def main(
     }
     done = {
         (line["name"], line["keep_rate"], line["blocks"], line["seed"], line["data"], line["size"], line["tag"])
-        for file in output.glob("*.jsonl")
-        for line in map(json.loads, file.read_text().splitlines())
+        for line in recorded(output)
     }
     with (output / f"{tag}-{data}-{size}-{number}.jsonl").open("a") as records:
         for cell, setting in list(settings.items())[number::count]:
