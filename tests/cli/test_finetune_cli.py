@@ -11,10 +11,12 @@ import pytest
 import torch
 from terminal_screen import screen
 from training_case import records
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from entropatch.cli import app
 from entropatch.data import DATASETS
+from entropatch.measure.environment import available_cores
 from entropatch.records.correct import aligned, read_correct
 from entropatch.records.uncertainty import accuracy
 from entropatch.train import load_weights, read_about
@@ -41,6 +43,14 @@ def test_the_help_names_every_data_set():
     shown = command("--help")
     named = "".join(shown.output.split())  # names are broken at their hyphens
     assert all(f"{name}," in named or f"{name}or" in named for name in DATASETS)
+
+
+@pytest.mark.parametrize(("name", "most"), [("evaluate", 2), ("finetune", 4), ("search", 4), ("segment", 2)])
+def test_images_are_loaded_by_no_more_processes_than_cores(name, most):
+    """PyTorch warns of more."""
+    import_module(f"entropatch.cli.{name}")
+    (workers,) = (one for one in get_command(app).commands[name].params if one.name == "workers")
+    assert workers.default == min(most, available_cores())
 
 
 def test_a_terminal_keeps_each_epochs_line_and_no_bar(tmp_path, monkeypatch):

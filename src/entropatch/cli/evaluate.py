@@ -65,7 +65,7 @@ def evaluate(
     repeats: parameters.SpeedRepeats = 10,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: parameters.Device = "cpu",
-    workers: parameters.Workers = 2,
+    workers: parameters.Workers = parameters.TESTING_WORKERS,
     output: Annotated[Path | None, typer.Option(help="Folder for evaluate.md, .csv, .json and correct.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON in place of the table.")] = False,
 ) -> None:

@@ -70,7 +70,7 @@ def finetune(
     seeds: Annotated[str, typer.Option(help="One run for each; commas between.")] = "0",
     device: parameters.TrainingDevice = "auto",
     accumulate: parameters.Accumulate = 1,
-    workers: parameters.Workers = 4,
+    workers: parameters.Workers = parameters.TRAINING_WORKERS,
     checkpoint_every: parameters.CheckpointEvery = 500,
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="Leave the last two when the run is finished.")

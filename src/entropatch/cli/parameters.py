@@ -9,6 +9,7 @@ import typer
 
 from entropatch.cli.imports import import_modules
 from entropatch.data.registry import data_text
+from entropatch.measure.environment import available_cores
 from entropatch.methods import compared_methods, methods_text, needs_text
 
 TimmModel = Annotated[
@@ -63,7 +64,9 @@ StartWeights = Annotated[
 ]
 DropPath = Annotated[float, typer.Option(help="Stochastic depth while training, of timm's models.")]
 Accumulate = Annotated[int, typer.Option(help="Passes per batch, for batches that do not fit in memory.")]
-Workers = Annotated[int, typer.Option(help="Loading processes.")]
+Workers = Annotated[int, typer.Option(help="Loading processes; unless told, no more than there are cores.")]
+# PyTorch warns of more processes than there are cores.
+TESTING_WORKERS, TRAINING_WORKERS = min(2, available_cores()), min(4, available_cores())
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints within an epoch.")]
 GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")]
 SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.")]

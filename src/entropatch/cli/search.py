@@ -112,7 +112,7 @@ def search(
     batch_size: Annotated[int, typer.Option(help="Images per pass over the test set, without training.")] = 64,
     speed_batch_size: Annotated[int, typer.Option(help="Images per timed call.")] = 16,
     repeats: parameters.SpeedRepeats = 10,
-    workers: parameters.Workers = 4,
+    workers: parameters.Workers = parameters.TRAINING_WORKERS,
     checkpoint_every: parameters.CheckpointEvery = 500,
     gradient_checkpointing: parameters.GradientCheckpointing = False,
 ) -> None:

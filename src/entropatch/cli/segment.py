@@ -62,7 +62,7 @@ def segment(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the run.")] = 0,
     device: parameters.Device = "cpu",
-    workers: parameters.Workers = 2,
+    workers: parameters.Workers = parameters.TESTING_WORKERS,
     checkpoint_every: parameters.CheckpointEvery = 200,
     batch_size: Annotated[int, typer.Option(help="Images per pass in testing.")] = 8,
     speed_batch_size: Annotated[int, typer.Option(help="Images per timed call; 0 measures no speed.")] = 8,

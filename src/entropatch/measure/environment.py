@@ -30,7 +30,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, str | int | Non
         "device": str(device),
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cpu": cpu,
-        "cores": _available_cores(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
@@ -53,7 +53,8 @@ def load_average() -> float | None:
         return None
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
