@@ -21,7 +21,7 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = 
 
     Args:
         q: queries (…, n, d), any floating dtype.
-        k: keys (…, m, d), same leading shape, width and device.
+        k: keys (…, m, d), same leading shape, width and device; where its dtype is another, both take the wider one.
         order: α in (0, ∞]; 1 is Shannon, `math.inf` the min-entropy.
         scale: factor of the logits; 1/√d when None.
         backend: "auto"; or "reference" (forms the whole matrix), "streaming" (blocks of rows) or "triton" (CUDA).
@@ -54,6 +54,7 @@ def attention_entropy(q: Tensor, k: Tensor, order: float, scale: float | None = 
     if isinstance(scale, float) and not math.isfinite(scale):
         raise ValueError(f"scale must be finite, but got {scale}; leave it out for 1/√d.")
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    q, k = (x.to(torch.promote_types(q.dtype, k.dtype)) for x in (q, k))
     q4, k4 = (x.flatten(0, -4) if x.ndim > 4 else x.reshape(*(1,) * (4 - x.ndim), *x.shape) for x in (q, k))
     entropy = kernels.attention_entropy(q4, k4, order, factor, kernels.choose_backend(backend, q))
     return entropy.reshape(q.shape[:-1])

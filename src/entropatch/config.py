@@ -18,6 +18,7 @@ from entropatch.config_fields import (
     check_first,
     check_ignored,
     check_lengths,
+    check_order_used,
     check_rate,
     each,
     find_reduction,
@@ -130,6 +131,7 @@ class PruneConfig:
             object.__setattr__(self, "blocks", check_blocks(self.blocks))
         check_backend(self.backend)
         check_lengths({name: getattr(self, name) for name in _CHECKS}, self.blocks)
+        check_order_used(self.parts, order)
         check_ignored(self.parts, self.schedule, self.keep_rate, KEEP_RATE)
 
     @property

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from entropatch.criteria import Criterion, Renyi
+from entropatch.deciding import AboveZero
 from entropatch.methods import find_method, method_of
 from entropatch.named_method import coverage_text, joined
 from entropatch.reductions import Drop, Reduction
@@ -199,6 +200,16 @@ def check_ignored(
                 f"reduction {reduction.kind!r} does not choose by scores, so coverage={coverage} would have no effect; "
                 'leave it out, or use reduction="merge".'
             )
+        if schedule.chooses and coverage is not None:
+            raise ValueError(
+                f"{schedule!r} says which patches stay, so coverage={coverage} would have no effect; leave it out, "
+                "or use schedule=KeepRate()."
+            )
+        if isinstance(schedule, AboveZero) and not criterion.decides:
+            raise ValueError(
+                f"{schedule!r} keeps the patches that a criterion such as Halting() decides to keep, and {criterion!r} "
+                "only ranks them; use schedule=KeepRate()."
+            )
         if reduction.detours and not criterion.remembers:
             raise ValueError(
                 f"reduction {reduction.kind!r} chooses before a block's attention, so it needs a criterion that "
@@ -224,6 +235,15 @@ def check_ignored(
         raise ValueError(
             f"a schedule with a number for each image has at most {MOST_SIZES} sizes with 1.0, always one of them, "
             f"but {schedule!r} has {schedule.sizes}."
+        )
+
+
+def check_order_used(parts: Sequence[tuple[Criterion, Reduction, int | None]], order: Any) -> None:
+    """Raise ValueError for an order, also the usual one, where no block asks for scores."""
+    if order is not None and not any(reduction.needs_scores for _, reduction, _ in parts):
+        raise ValueError(
+            f"reduction {parts[0][1].kind!r} asks no criterion, so order={order!r} would have no effect; leave it out, "
+            'or use reduction="drop".'
         )
 
 

@@ -102,7 +102,8 @@ def renyi_entropy(probs: Tensor, order: float, dim: int = -1) -> Tensor:
         dim: the dimension that sums to one.
 
     Returns:
-        Entropies in nats, shaped as `probs` without `dim`; float32, or float64 for float64 input.
+        Entropies in nats, shaped as `probs` without `dim`; float32, or float64 for float64 input. Differentiable; a
+        probability of exactly 0 has no gradient, as a softmax that gave it passes none on.
 
     Raises:
         ValueError: order ≤ 0 or NaN; negative probabilities; sums that are not one; no probabilities.
@@ -111,8 +112,10 @@ def renyi_entropy(probs: Tensor, order: float, dim: int = -1) -> Tensor:
     order = check_order(order)
     check_probabilities(probs, dim)
     wide = probs.to(working_dtype(probs))
+    # At 0 the logarithm's slope is ∞, and times 0 no number: there it is a constant.
+    logs = torch.where(wide == 0, -math.inf, wide.masked_fill(wide == 0, 1).log())
     # The sum is a constant to the gradient, which therefore is that of the formula above.
-    return entropy_from_log_probs(wide.log() - wide.detach().sum(dim, keepdim=True).log(), order, dim)
+    return entropy_from_log_probs(logs - wide.detach().sum(dim, keepdim=True).log(), order, dim)
 
 
 def entropy_from_logits(logits: Tensor, order: float, dim: int = -1) -> Tensor:

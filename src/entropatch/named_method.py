@@ -172,6 +172,8 @@ def _covering(part: str, find: Callable[[str], Method]) -> Method:
         raise ValueError(f"{name}@SIDE takes the side of a cell in patches, at least 2, but got {part!r}.")
     if not method.needs_scores:
         raise ValueError(f"{name} does not choose by scores, so it covers no cells; leave @{side} out.")
+    if method.schedule.chooses:
+        raise ValueError(f"{name} says itself which patches stay, so it covers no cells; leave @{side} out.")
     return replace(
         method,
         name=f"{method.name}{COVERING}{side}",

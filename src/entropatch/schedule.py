@@ -72,6 +72,11 @@ class Schedule(Kind):
         """How many stay, in words, for labels; empty where the keep rate says it."""
         return "" if self.uses_keep_rate else type(self).__name__
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it says which patches stay (`chosen`), not only how many."""
+        return type(self).chosen is not Schedule.chosen
+
     def rounded(self, counts: Tensor, site: Site) -> Tensor:
         """Numbers of tokens (batch,) rounded up to `sizes`, which depend on no other image."""
         rounded = torch.full_like(counts, site.n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import entropatch
 from entropatch.cli import app
 from entropatch.cli import export as _registered  # noqa: F401
 from entropatch.export import about_file
+from entropatch.models.checkpoint import save_weights
+from entropatch.models.spec import ModelSpec
 
 SMALL = ["--model", "test_vit", "--weights", "none", "--image-size", "48", "--model-arg", "depth=1"]
 
@@ -32,6 +35,29 @@ def test_a_file_with_the_setting_that_was_asked_for(tmp_path: Path) -> None:
     assert next(line for line in lines if line.startswith("kept sets: equal for "))
     said = entropatch.PruneConfig.from_json(json.dumps(about_file(tmp_path / "model.onnx")["pruning"]))
     assert said == entropatch.PruneConfig(0.5, blocks=(0,), method="shannon")
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ([], {}),
+        (["--keep-rate", "0.25"], {"keep_rate": 0.25}),
+        (["--blocks", "1"], {"blocks": (1,)}),
+        (["--method", "random"], {"method": "random", "keep_rate": 0.7, "blocks": None}),
+    ],
+)
+def test_the_weights_of_a_run_are_pruned_as_trained_but_for_what_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], changes: dict[str, Any]
+) -> None:
+    trained = entropatch.PruneConfig(0.5, order=1.0, blocks=(0,))
+    spec = ModelSpec("test_vit", None, 0.0, {"depth": 2})
+    about = {"model": spec.to_dict(), "classes": 3, "image_size": 48, "prune": trained.to_dict()}
+    save_weights(spec.build(3, 48), tmp_path / "w.safetensors", about)
+    exported: list[Any] = []
+    monkeypatch.setattr(import_module("entropatch.export"), "export", lambda model, *_, **__: exported.append(model))
+    outcome = invoke(str(tmp_path / "m.pt2"), "--weights", str(tmp_path / "w.safetensors"), *options)
+    assert outcome.exit_code == 0, outcome.output
+    assert entropatch.surgery.pruning_config(exported[0]) == trained.changed(**changes)
 
 
 @pytest.mark.parametrize(

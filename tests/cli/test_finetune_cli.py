@@ -182,6 +182,11 @@ def test_a_run_that_goes_on_says_from_where(tmp_path):
         (["--data", "cifar"], "a data set is one of"),
         (["--device", "cuda:1"], 'device must be "auto" or "cpu"'),
         (["--seeds", ","], "--seeds takes at least one value"),
+        (["--seeds", "0,1,0"], "--seeds must be different, since equal ones are one run, but got 0,1,0."),
+        (["--teacher", "w.safetensors"], "nothing is distilled from --teacher w.safetensors, since distillation is 0"),
+        (["--config", "c.json", "--keep-rate", "0.3"], "--config says how to prune, so --keep-rate 0.3 would have no"),
+        (["--config", "c.json", "--method", "dense"], "so --method dense would have no effect"),
+        (["--method", "dense", "--keep-rate", "0.5", "--blocks", "1"], "so --keep-rate 0.5 and --blocks 1 would have"),
         (["--entropy-weight", "1"], "entropy_weight=1 needs an entropy_target"),
         (["--entropy-target", "0.5"], "have no effect without a weight"),
         (["--entropy-weight", "1", "--set", "entropy-weight=2"], "--entropy-weight and --set entropy_weight=… say"),
@@ -192,6 +197,18 @@ def test_settings_that_make_no_sense_are_one_line_and_status_2(tmp_path, argumen
     assert shown.exit_code == 2
     assert message in shown.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["bench", "calibrate", "evaluate", "finetune", "search", "segment"])
+def test_a_file_in_the_place_of_the_output_folder_is_found_at_once(tmp_path, name):
+    import_module(f"entropatch.cli.{name}")
+    (tmp_path / "file").touch()
+    needed = {"calibrate": ["--gflops", "1"], "finetune": ["--data", "digits"], "search": ["--data", "digits"]}
+    needed |= {"segment": ["--root", "nowhere"]}
+    needed |= {"evaluate": ["--data", "digits", "--weights", "none", "--model", "test_vit"]}
+    shown = CliRunner().invoke(app, [name, *needed.get(name, []), "--output", str(tmp_path / "file")])
+    assert shown.exit_code in (1, 2)
+    assert f"--output must be a folder, but {tmp_path / 'file'} is a file." in shown.output
 
 
 @pytest.mark.slow

@@ -382,3 +382,12 @@ def test_a_key_bias_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 def test_a_mask_of_booleans_is_refused() -> None:
     with pytest.raises(TypeError, match=r"key_bias must be a floating-point tensor, but got torch\.bool.*-inf"):
         block_attention(key_bias=torch.zeros(2, 9, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "streaming"])
+@pytest.mark.parametrize("kinds", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_queries_and_keys_of_two_types_take_the_wider(backend: str, kinds: tuple[torch.dtype, torch.dtype]) -> None:
+    q, k = (torch.randn(2, 3, 5, 4).to(kind) for kind in kinds)
+    found = attention_entropy(q, k, 2.0, backend=backend)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, attention_entropy(q.double(), k.double(), 2.0, backend="reference"))

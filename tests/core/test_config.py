@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entropatch import (
+    AboveZero,
     ClassAttention,
     CumulativeImportance,
     Drop,
@@ -339,6 +340,11 @@ def test_numpy_numbers_are_numbers() -> None:
         ({"r": 3, "keep_rate": 1.0}, "keep_rate=1.0 would have no effect"),
         ({"schedule": CumulativeImportance(), "keep_rate": 0.5}, r"would have no effect; .* schedule=KeepRate\(\)"),
         ({"reduction": "bipartite", "order": 3.0}, "'bipartite' asks no criterion"),
+        ({"method": "tome", "order": 2.0}, "'bipartite' asks no criterion, so order=2.0"),
+        ({"method": "ats", "coverage": 2}, "InverseTransform.* says which patches stay, so coverage=2"),
+        ({"method": "ats@2"}, "ats says itself which patches stay"),
+        ({"method": "a-vit", "coverage": 2}, "AboveZeroEverywhere.* says which patches stay"),
+        ({"order": 2.0, "schedule": AboveZero()}, r"AboveZero\(.*decides to keep, and Renyi\(order=2.0\) only ranks"),
         ({"reduction": "bipartite", "schedule": CumulativeImportance()}, "reads the scores .* 'bipartite' has none"),
         ({"method": "evit", "order": 2.0}, "has its own criterion"),
         ({"method": "evit", "r": 3}, "has its own schedule"),
@@ -348,6 +354,14 @@ def test_numpy_numbers_are_numbers() -> None:
 def test_what_would_have_no_effect_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         PruneConfig(**fields)
+
+
+@pytest.mark.parametrize("method", ["tome", "spvit", "a-vit"])
+def test_an_order_that_the_rest_of_a_setting_would_not_ask_is_refused_in_a_change(method: str) -> None:
+    """Even the default one: `prune_(model, order=2.0)` after such a method would change nothing, or prune nothing."""
+    with pytest.raises(ValueError, match=r"would have no effect|only ranks them"):
+        PruneConfig(method=method).changed(order=2.0)
+    assert PruneConfig(method=method).changed(method="renyi-2") == PruneConfig(order=2.0)
 
 
 def test_a_keep_rate_beside_a_schedule_of_its_own_is_refused_in_a_change_too() -> None:

@@ -197,6 +197,16 @@ def test_gradients_are_those_of_the_function(order: float) -> None:
     assert torch.autograd.gradcheck(lambda x: renyi_entropy(x.softmax(-1), order), logits)
 
 
+@pytest.mark.parametrize("order", [0.5, 0.9, 1.0, 1.1, 2.0, 3.0, math.inf])
+def test_gradients_where_a_probability_is_0(order: float) -> None:
+    """A softmax in float32 underflows; the same logits in float64 do not."""
+    logits = torch.tensor([[0.0, -200.0, -1.0], [3.0, 2.0, -400.0]], requires_grad=True)
+    (got,) = torch.autograd.grad(renyi_entropy(logits.softmax(-1), order).sum(), logits)
+    wide = logits.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(entropy_from_logits(wide, order).sum(), wide)
+    torch.testing.assert_close(got, expected.float(), atol=1e-6, rtol=1e-5)
+
+
 GRADIENT_ORDERS = [0.5, 0.93, 0.94, 0.999, 1 - 1e-6, 1.0, 1 + 1e-9, 1.001, 1.06, 1.07, 1.24, 2.0, 64.0, math.inf]
 
 

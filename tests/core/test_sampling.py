@@ -133,7 +133,7 @@ def test_rate_one_and_settings() -> None:
 
 
 def test_any_criterion_can_be_sampled() -> None:
-    setting: dict[str, Any] = {"criterion": ClassAttention(), "reduction": "fuse", "coverage": 2}
+    setting: dict[str, Any] = {"criterion": ClassAttention(), "reduction": "fuse"}
     model = prune_(create("deit"), schedule=InverseTransform(), **setting)
     images = photographs(model, batch=3)
     with torch.no_grad():

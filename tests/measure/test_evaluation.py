@@ -228,6 +228,20 @@ def command(*arguments):
     return shown
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size"),
+        (["--speed-batch-size", "-1"], "--speed-batch-size"),
+        (["--blocks", "0"], "--blocks 0 says where the rows of --methods and --keep-rates prune"),
+    ],
+)
+def test_options_that_make_no_sense_are_said(weights, options, message):
+    shown = command("--weights", weights, *options)
+    assert shown.exit_code in (1, 2)
+    assert message in shown.output
+
+
 def test_records_as_json_with_errors_and_pairs(weights, tmp_path):
     arguments = ["--test-limit", "60", "--speed-batch-size", "0", "--methods", "dense,random,shannon"]
     shown = command("--weights", weights, *arguments, "--keep-rates", "0.5", "--json", "--output", tmp_path / "out")

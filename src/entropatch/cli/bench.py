@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, named_configs, named_methods, names_group
+from entropatch.cli.options import check_folder, entries, named_configs, named_methods, names_group
 from entropatch.cli.progress import progress_bar
 from entropatch.cli.terminal import fail
 
@@ -111,6 +111,7 @@ def bench(
         )
         if table is not None:
             check_table(table, settings)
+        check_folder(output)
         if Path(name).name != name:
             raise ValueError(f"--name is a file name without folders, but got {name!r}; use --output for the folder.")
     except (TypeError, ValueError, OSError) as error:
@@ -120,8 +121,6 @@ def bench(
             result = run_bench(settings, step)
         shown, sentences = bench_table(result.records), bar_sentences(result.records, bar) if bar else []
         shown = "\n".join([shown, *sentences]) + "\n" * bool(sentences)
-        title = f"{settings.model} at {settings.image_size} px on {result.about['hardware']}"
-        paths = write_records(result.records, output, name, title=title, about=result.about, table=shown)
     except BudgetError as error:
         fail("bench", error, 2)
     except (ImportError, ValueError, OSError) as error:
@@ -129,6 +128,11 @@ def bench(
     typer.echo(shown)
     if table is not None:
         typer.echo(table_3(result.records))
+    title = f"{settings.model} at {settings.image_size} px on {result.about['hardware']}"
+    try:
+        paths = write_records(result.records, output, name, title=title, about=result.about, table=shown)
+    except (ValueError, OSError) as error:
+        fail("bench", error, 1)
     typer.echo("Written: " + ", ".join(str(path) for path in paths))
     if result.failed and methods is not None and names_group(methods):
         typer.echo(f"{len(result.failed)} rows are of methods that the model or the budget rules out.", err=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import data_of, entries, model_spec, pairs, weights_about
+from entropatch.cli.options import check_folder, data_of, entries, model_spec, pairs, weights_about
 from entropatch.cli.progress import phases
 from entropatch.cli.terminal import fail, is_first_process
 
@@ -87,6 +87,7 @@ def calibrate(
         from entropatch.calibration.writing import GOAL, refuse_other_goal
 
         goal = Goal(gflops, speedup, drop)
+        check_folder(output)
         refuse_other_goal(output, goal.text)
         about = weights_about(weights, model, "files" if images else data, library)
         spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"), library)

@@ -11,6 +11,7 @@ import typer
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import (
+    check_folder,
     data_of,
     entries,
     input_side,
@@ -60,8 +61,8 @@ def evaluate(
     image_size: Annotated[
         int | None, typer.Option(help="In pixels; default the file's; else 224, or the model's own.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per pass over the test set.")] = 64,
-    speed_batch_size: Annotated[int, typer.Option(help="Images per timed call; 0 measures no speed.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Images per pass over the test set.", min=1)] = 64,
+    speed_batch_size: Annotated[int, typer.Option(help="Images per timed call; 0 measures no speed.", min=0)] = 16,
     repeats: parameters.SpeedRepeats = 10,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: parameters.Device = "cpu",
@@ -83,6 +84,8 @@ def evaluate(
     from entropatch.records.tables import write_records
 
     try:
+        if output is not None:
+            check_folder(output)
         about = weights_about(weights, model, data, library)
         opened = data_of(about, data, root, download, test_limit, pairs(data_option or [], "--data-option"))
         spec = model_spec(about, weights, model, 0.0, pairs(model_arg or [], "--model-arg"), library)
@@ -150,6 +153,10 @@ def _settings(
 
     rows: dict[str, PruneConfig | None] = {}
     if methods is None and keep_rates is None and (own or configs):
+        if blocks is not None:
+            raise ValueError(
+                f"--blocks {blocks} says where the rows of --methods and --keep-rates prune; give one of them."
+            )
         rows[DENSE] = None
         if own:
             trained = PruneConfig.from_dict(own)

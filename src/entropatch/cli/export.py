@@ -36,7 +36,13 @@ def export(
             help=f"{parameters.METHOD_HELP} Default: what the file was trained with, or what prune_ does alone."
         ),
     ] = None,
-    keep_rate: Annotated[str, typer.Option(help="In (0, 1]; one, or one per block with commas between.")] = "0.7",
+    keep_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="In (0, 1]; one, or one per block with commas between. Default: what the weights were trained with, "
+            "else 0.7."
+        ),
+    ] = None,
     blocks: parameters.Blocks = None,
     config: Annotated[Path | None, typer.Option(help="A pruning config file instead.")] = None,
     imports: parameters.Imports = None,
@@ -101,22 +107,23 @@ def _network(
     about: dict[str, Any],
     image_size: int | None,
     method: str | None,
-    keep_rate: str,
+    keep_rate: str | None,
     blocks: str | None,
     config: Path | None,
 ) -> nn.Module:
     """The model with its weights, pruned as the options or the weights file say."""
     from entropatch.config import PruneConfig
-    from entropatch.methods import PAPER_METHOD
     from entropatch.surgery import prune_
 
     size = image_size or about.get("image_size", 224 if spec.library == "timm" else None)
     network = spec.build(None, size, strict=True, say=partial(typer.echo, err=True)).eval()
-    if method is None and config is None and about.get("prune"):
-        return prune_(network, PruneConfig.from_dict(about["prune"]))
-    setting = pruning(method or PAPER_METHOD, keep_rate, blocks, config)
+    setting = pruning(method, keep_rate, blocks, config)
     if setting is None:
         return network
+    if method is None and config is None and about.get("prune"):
+        given = {"keep_rate": keep_rate and setting.keep_rate, "blocks": setting.blocks}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return prune_(network, PruneConfig.from_dict(about["prune"]).changed(**changes))
     if method is None and config is None:  # how is left to `prune_`
         return prune_(network, keep_rate=setting.keep_rate, blocks=setting.blocks)
     return prune_(network, setting)

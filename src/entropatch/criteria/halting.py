@@ -55,6 +55,7 @@ class Halting(LearnedCriterion):
     """
 
     needs_class_token: ClassVar[bool] = True
+    decides: ClassVar[bool] = True
     has_weights: ClassVar[bool] = False
     closes: ClassVar[bool] = True
     every: ClassVar[bool] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,8 @@ class HeadSelector(TaughtCriterion):
         ratio_weight, token_weight: as above.
         seed: of the weights it starts from.
     """
+
+    decides: ClassVar[bool] = True
 
     @property
     def label(self) -> str:

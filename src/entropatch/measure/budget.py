@@ -47,8 +47,8 @@ def rate_for_gflops(gflops: Callable[[float], float], dense: float, target: floa
         )
     if gflops(1 - 1 / GFLOPS_STEPS) == least:
         raise BudgetError(
-            f"no keep rate meets a budget of {target:g} GFLOPs: the method needs {least:.3f} at any, since its weights "
-            "say how many patches stay; train it for that cost, and give no target."
+            f"a keep rate cannot be found for a budget of {target:g} GFLOPs: the method needs {least:.3f} at any, "
+            "since its weights say how many patches stay; train it for that cost, and give no target."
         )
     begin = None if near is None else round(near * GFLOPS_STEPS)
     return largest(lambda rate: gflops(rate) <= target, GFLOPS_STEPS, begin) / GFLOPS_STEPS
