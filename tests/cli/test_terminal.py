@@ -133,6 +133,13 @@ def test_help_fits_80_columns_and_cuts_nothing_off(name, monkeypatch):
     assert len(helps) > 3
 
 
+def test_a_missing_file_is_said_by_its_name() -> None:
+    import_module("entropatch.cli.bench")
+    shown = CliRunner().invoke(cli.app, ["bench", "--model", "test_vit", "--config", "nowhere.json"])
+    assert shown.exit_code == 2
+    assert shown.stderr == "entropatch bench: nowhere.json: no such file or directory.\n"
+
+
 def test_the_version_is_shown() -> None:
     outcome = CliRunner().invoke(cli.app, ["--version"])
     assert outcome.exit_code == 0

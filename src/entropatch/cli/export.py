@@ -62,7 +62,7 @@ def export(
     int8: Annotated[str | None, typer.Option(help="dynamic or static, by ONNX Runtime's quantiser.")] = None,
     kept: Annotated[bool, typer.Option("--kept", help="Give the patches each block keeps as outputs too.")] = False,
     tolerance: Annotated[
-        float, typer.Option(help="How far outputs may be from PyTorch's, per unit of the largest, at least 1.")
+        float, typer.Option(help="How far outputs may be from PyTorch's, per unit of the largest, at least 1.", min=0.0)
     ] = 1e-5,
 ) -> None:
     """Write a model as ONNX, as a torch.export program or as an AOTInductor package, and check what it computes.

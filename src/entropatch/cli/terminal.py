@@ -82,5 +82,7 @@ class Interruptible(TyperCommand):
 
 def fail(command: str, error: Exception | str, status: int) -> NoReturn:
     """Say why in one line, and leave with that exit status."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        error = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}."  # in place of "[Errno 2] …"
     typer.echo(f"entropatch {command}: {' '.join(str(error).split())}", err=True)
     raise typer.Exit(status)
