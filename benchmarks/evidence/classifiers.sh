@@ -5,8 +5,8 @@
 #   CALTECH=FOLDER IMAGENETTE=FOLDER benchmarks/evidence/classifiers.sh [OUTPUT]
 #
 # Needs `pip install '.[demo,train]'` and the official archives of both data sets; benchmarks/evidence/files names the
-# images used, ALL=1 takes every one of Imagenette. On one H100 or H200 each run took half a minute to a minute, most of it
-# reading images. Started again, it continues.
+# images used, ALL=1 takes every one of Imagenette. On one H100 or H200 each run took half a minute to a minute, most of
+# it reading images. Started again, it continues.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 export OMP_WAIT_POLICY=PASSIVE

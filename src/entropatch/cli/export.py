@@ -120,13 +120,13 @@ def _network(
     setting = pruning(method, keep_rate, blocks, config)
     if setting is None:
         return network
-    if method is None and config is None and about.get("prune"):
-        given = {"keep_rate": keep_rate and setting.keep_rate, "blocks": setting.blocks}
-        changes = {name: value for name, value in given.items() if value is not None}
-        return prune_(network, PruneConfig.from_dict(about["prune"]).changed(**changes))
-    if method is None and config is None:  # how is left to `prune_`
+    if method is not None or config is not None:
+        return prune_(network, setting)
+    if not about.get("prune"):  # how is left to `prune_`
         return prune_(network, keep_rate=setting.keep_rate, blocks=setting.blocks)
-    return prune_(network, setting)
+    changes: dict[str, Any] = {} if keep_rate is None else {"keep_rate": setting.keep_rate}
+    changes |= {} if blocks is None else {"blocks": setting.blocks}
+    return prune_(network, PruneConfig.from_dict(about["prune"]).changed(**changes))
 
 
 def _images(model: nn.Module, paths: list[Path] | None, limit: int) -> Tensor:
